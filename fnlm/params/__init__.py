@@ -1,0 +1,1 @@
+"""Parameters: trees, their description, and files that hold them."""

@@ -1,0 +1,230 @@
+"""Trees: nested dicts, tuples, lists and NamedTuples with tensors at the leaves.
+
+Parameters, gradients, optimizer states and caches are all trees, and one vocabulary serves them all. A frozen
+dataclass that was registered with `register_constant` (a model's config) has no leaves: every function here carries it
+along unchanged. This module alone knows which tree library does the work.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch.utils import _pytree as pytree
+
+Tree = Any
+Predicate = Callable[[str, Any], bool]
+C = TypeVar("C", bound=type)
+
+__all__ = [
+    "Tree", "cast", "count", "leaves", "map", "map_with_path", "merge", "named_leaves", "partition",
+    "register_constant", "select", "stack", "structure", "to", "unflatten", "unstack",
+]  # fmt: skip
+
+
+def register_constant(cls: C) -> C:
+    """Make a frozen, hashable class a tree node without leaves; usable as a decorator.
+
+    >>> from dataclasses import dataclass
+    >>> @register_constant
+    ... @dataclass(frozen=True)
+    ... class Width:
+    ...     size: int = 4
+    >>> leaves({"config": Width(), "weight": 1.0})
+    [1.0]
+    """
+    pytree.register_constant(cls)
+    return cls
+
+
+def structure(tree: Tree) -> Any:
+    """Return what is left of a tree without its leaves: comparable by `==`.
+
+    >>> structure({"a": 1}) == structure({"a": 2}), structure({"a": 1}) == structure({"b": 1})
+    (True, False)
+    """
+    return pytree.tree_structure(tree)
+
+
+def unflatten(like: Any, leaves: Sequence[Any]) -> Tree:
+    """Put leaves (in the order of `leaves`) into a structure.
+
+    >>> unflatten(structure({"a": 0, "b": (0,)}), [1, 2])
+    {'a': 1, 'b': (2,)}
+    """
+    return pytree.tree_unflatten(leaves, like)
+
+
+def leaves(tree: Tree) -> list[Any]:
+    """List the leaves, depth first, dict entries in their own order.
+
+    >>> leaves({"b": 1, "a": (2, 3)})
+    [1, 2, 3]
+    """
+    return pytree.tree_leaves(tree)
+
+
+def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
+    """List the leaves with their dotted paths, the names used in errors, predicates and files.
+
+    >>> named_leaves({"blocks": ({"weight": 1}, {"weight": 2})})
+    [('blocks.0.weight', 1), ('blocks.1.weight', 2)]
+    """
+    pairs, _ = pytree.tree_flatten_with_path(tree)
+    return [(_dotted(path), leaf) for path, leaf in pairs]
+
+
+def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply `fn` to each leaf (and to the leaves of `rest` at the same place).
+
+    >>> map(lambda x, y: x + y, {"a": 1}, {"a": 10})
+    {'a': 11}
+    """
+    return pytree.tree_map(fn, tree, *rest)
+
+
+def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+    """Apply `fn(path, leaf, ...)` to each leaf, `path` being the dotted name.
+
+    >>> map_with_path(lambda path, x: f"{path}={x}", {"a": {"b": 1}})
+    {'a': {'b': 'a.b=1'}}
+    """
+    return pytree.tree_map_with_path(lambda path, *xs: fn(_dotted(path), *xs), tree, *rest)
+
+
+def partition(tree: Tree, predicate: Predicate) -> tuple[Tree, Tree]:
+    """Split into two trees: leaves for which `predicate(path, leaf)` holds, and the others.
+
+    Dict entries without any chosen leaf are left out; a tuple keeps its length, so the two halves `merge` again.
+    A constant node (a config) goes with the second half.
+
+    >>> chosen, rest = partition({"a": 1, "b": (2, 3)}, lambda path, leaf: path == "b.1")
+    >>> chosen, rest
+    ({'b': ({}, 3)}, {'a': 1, 'b': (2, {})})
+    >>> merge(chosen, rest)
+    {'b': (2, 3), 'a': 1}
+    """
+    return _keep(tree, predicate, "", False), _keep(
+        tree, lambda path, leaf: not predicate(path, leaf), "", True
+    )
+
+
+def select(tree: Tree, predicate: Predicate) -> Tree:
+    """Return the first half of `partition`.
+
+    >>> select({"weight": 1, "bias": 2}, lambda path, leaf: path.endswith("bias"))
+    {'bias': 2}
+    """
+    return partition(tree, predicate)[0]
+
+
+def merge(first: Tree, second: Tree) -> Tree:
+    """Put the halves of a `partition` together; the opposite of it, up to the order of dict entries.
+
+    Raises:
+        ValueError: both trees have a leaf at the same place.
+
+    >>> merge({"a": 1}, {"b": 2})
+    {'a': 1, 'b': 2}
+    """
+    return _merge(first, second, "")
+
+
+def count(tree: Tree) -> int:
+    """Count the numbers in a tree: a leaf used twice by a model (a tie) is one leaf, counted once.
+
+    >>> count({"weight": torch.zeros(3, 4), "bias": torch.zeros(4)})
+    16
+    """
+    return sum(leaf.numel() for leaf in leaves(tree))
+
+
+def cast(tree: Tree, dtype: torch.dtype) -> Tree:
+    """Convert the floating-point leaves to `dtype`; integers and booleans stay.
+
+    >>> cast({"w": torch.zeros(2), "step": torch.tensor(3)}, torch.float64)["w"].dtype
+    torch.float64
+    """
+    return map(lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
+
+
+def to(tree: Tree, device: torch.device | str) -> Tree:
+    """Move every leaf to a device (`"meta"` gives shapes and types without memory).
+
+    >>> to({"w": torch.zeros(2)}, "meta")["w"].device.type
+    'meta'
+    """
+    return map(lambda x: x.to(device), tree)
+
+
+def stack(trees: Iterable[Tree]) -> Tree:
+    """Stack trees of one structure along a new first axis of every leaf: an ensemble for `torch.func.vmap`.
+
+    >>> stack([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"].shape
+    torch.Size([2, 2])
+    """
+    trees = list(trees)
+    if not trees:
+        raise ValueError("stack() needs at least one tree")
+    return map(lambda *xs: torch.stack(xs), *trees)
+
+
+def unstack(tree: Tree) -> list[Tree]:
+    """Undo `stack`: one tree for each index of the leaves' first axis.
+
+    >>> [t["w"].item() for t in unstack({"w": torch.tensor([1, 2])})]
+    [1, 2]
+    """
+    sizes = {leaf.shape[0] for leaf in leaves(tree)}
+    if len(sizes) != 1:
+        raise ValueError(f"unstack() needs one size of first axis, got {sorted(sizes)}")
+    return [map(lambda x, i=i: x[i], tree) for i in range(sizes.pop())]
+
+
+def _dotted(path: Iterable[Any]) -> str:
+    names = (getattr(e, "key", getattr(e, "idx", getattr(e, "name", None))) for e in path)
+    return ".".join(str(name) for name in names)
+
+
+def _join(path: str, name: object) -> str:
+    return f"{path}.{name}" if path else str(name)
+
+
+def _is_named_tuple(node: object) -> bool:
+    return isinstance(node, tuple) and hasattr(node, "_fields")
+
+
+def _rebuild(node: Any, children: list[Any]) -> Any:
+    return type(node)(*children) if _is_named_tuple(node) else type(node)(children)
+
+
+def _keep(node: Tree, predicate: Predicate, path: str, constants: bool) -> Tree:
+    """Keep the leaves that satisfy `predicate`; `{}` stands for a place with none."""
+    if isinstance(node, dict):
+        kept = {k: _keep(v, predicate, _join(path, k), constants) for k, v in node.items()}
+        return {k: v for k, v in kept.items() if not _is_empty(v)}
+    if isinstance(node, tuple | list):
+        return _rebuild(node, [_keep(v, predicate, _join(path, i), constants) for i, v in enumerate(node)])
+    if not leaves(node):
+        return node if constants else {}
+    return node if predicate(path, node) else {}
+
+
+def _is_empty(node: Tree) -> bool:
+    if isinstance(node, dict | tuple | list):
+        children = node.values() if isinstance(node, dict) else node
+        return all(_is_empty(child) for child in children)
+    return False
+
+
+def _merge(first: Tree, second: Tree, path: str) -> Tree:
+    if _is_empty(first):
+        return second
+    if _is_empty(second):
+        return first
+    if isinstance(first, dict) and isinstance(second, dict):
+        both = {k: _merge(v, second.get(k, {}), _join(path, k)) for k, v in first.items()}
+        return both | {k: v for k, v in second.items() if k not in first}
+    if isinstance(first, tuple | list) and type(first) is type(second) and len(first) == len(second):
+        pairs = zip(first, second, strict=True)
+        return _rebuild(first, [_merge(a, b, _join(path, i)) for i, (a, b) in enumerate(pairs)])
+    raise ValueError(f"merge() found a leaf in both trees at {path!r}; merge halves of one partition")
