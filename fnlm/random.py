@@ -1,0 +1,214 @@
+"""Randomness as values: keys, and numbers that are functions of a key.
+
+A key is an int64 tensor of shape []; a tensor of shape [...] is a batch of keys, and every function takes one where it
+takes the other: the result has shape [*key.shape, *shape]. Nothing here reads or writes a global generator, so the same
+key gives the same bits in a loop, under `vmap`, in any chunking, under recomputation and on every device.
+
+Element i of a draw is a hash of (key, i) in 32-bit integer arithmetic: two rounds of a multiply-xorshift mixer with
+half of the key put in before each. Derived keys (`split`, `fold_in`) use the 64-bit finalizer of SplitMix64.
+
+Sources: Salmon et al. 2011 (counter-based generators); Steele, Lea and Flood 2014 (SplitMix); the 32-bit multipliers
+are those of C. Wellons' "hash-prospector". Deviation: in 32 bits the shifts are arithmetic, one operation cheaper than
+logical ones; the highest bit of a draw is therefore 0, and counters below 2**31 do not collide in the first round.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["bernoulli", "categorical", "fold_in", "gumbel", "key", "normal", "split", "uniform"]
+
+
+def _signed(value: int, bits: int) -> int:
+    return value - (1 << bits) if value >> (bits - 1) else value
+
+
+_GAMMA = _signed(0x9E3779B97F4A7C15, 64)  # 2**64 / golden ratio, odd: multiples of it never collide
+_FOLD = _signed(0xD1B54A32D192ED03, 64)  # keeps fold_in(key, i) apart from split(key, n)[i]
+_MIX64 = (_signed(0xBF58476D1CE4E5B9, 64), _signed(0x94D049BB133111EB, 64))
+_MIX32 = (_signed(0x7FEB352D, 32), _signed(0x846CA68B, 32))
+
+
+def key(seed: int) -> Tensor:
+    """Make a key from an integer seed.
+
+    Args:
+        seed: -2**63 <= seed < 2**63. Neighbouring seeds give unrelated keys.
+
+    Returns:
+        int64 tensor of shape [].
+
+    >>> uniform(key(0), (3,)).equal(uniform(key(0), (3,)))
+    True
+    """
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ValueError(f"seed must fit in 64 signed bits, got {seed}")
+    return _mix64(torch.tensor(seed) + _GAMMA)
+
+
+def split(key: Tensor, n: int = 2) -> Tensor:
+    """Derive n keys, independent of each other and of the numbers drawn from `key` itself.
+
+    Args:
+        key: [...] keys.
+        n: how many; the first m of n are the same for every n >= m.
+
+    Returns:
+        [..., n] keys.
+
+    >>> for_init, for_dropout = split(key(0))
+    >>> split(for_init, 3).shape
+    torch.Size([3])
+    """
+    _check(key)
+    counter = torch.arange(1, n + 1, device=key.device)
+    return _mix64(_mix64(key).unsqueeze(-1) + counter * _GAMMA)
+
+
+def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
+    """Derive a key from a key and a number, such as the step of a training run or the index of a row.
+
+    Args:
+        key: [...] keys.
+        data: an integer, or an int64 tensor that broadcasts against `key`.
+
+    Returns:
+        keys of the broadcast shape.
+
+    >>> bool(fold_in(key(0), 7) == fold_in(key(0), torch.tensor(7)))
+    True
+    """
+    _check(key)
+    return _mix64(_mix64(key ^ _FOLD) + data * _GAMMA)
+
+
+def uniform(
+    key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Draw from the uniform distribution on [0, 1): multiples of 2**-24 (float64: of 2**-53).
+
+    Args:
+        key: [...] keys.
+        shape: shape of the draw for each key.
+        dtype: a floating-point type; half types are rounded from float32 (and may round up to 1).
+
+    Returns:
+        [..., *shape].
+
+    >>> uniform(split(key(0), 5), (2, 3)).shape
+    torch.Size([5, 2, 3])
+    """
+    if dtype == torch.float64:
+        high, low = split(key).unbind(-1)
+        fine = (_bits(low, shape) & 0x7FFFFFF).to(dtype)
+        return ((_bits(high, shape) & 0x3FFFFFF).to(dtype) * 2**27 + fine) * 2**-53
+    return _grid(key, shape).mul_(2**-24).to(dtype)
+
+
+def normal(
+    key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Draw from the standard normal distribution (Box-Muller; float32 draws stay within 5.8).
+
+    Args:
+        key: [...] keys.
+        shape: shape of the draw for each key.
+        dtype: a floating-point type; half types are rounded from float32.
+
+    Returns:
+        [..., *shape].
+
+    >>> bool(normal(key(0), (10_000,)).mean().abs() < 0.05)
+    True
+    """
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    radius, angle = split(key).unbind(-1)
+    r = (1 - uniform(radius, shape, wide)).log_().mul_(-2).sqrt_()
+    return r.mul_(uniform(angle, shape, wide).mul_(2 * math.pi).cos_()).to(dtype)
+
+
+def gumbel(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    """Draw from the standard Gumbel distribution, float32, resolved down to probabilities of 2**-24.
+
+    >>> gumbel(key(0), (4,)).shape
+    torch.Size([4])
+    """
+    return -torch.log(-torch.log1p(-(_grid(key, shape) + 0.5) * 2**-24))
+
+
+def bernoulli(key: Tensor, p: float, shape: tuple[int, ...] = ()) -> Tensor:
+    """Draw booleans that are True with probability p (rounded to a multiple of 2**-31).
+
+    Args:
+        key: [...] keys.
+        p: 0 <= p <= 1.
+        shape: shape of the draw for each key.
+
+    Returns:
+        bool [..., *shape].
+
+    >>> bernoulli(key(0), 1.0, (2,)).all()
+    tensor(True)
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be a probability, got {p}")
+    return _bits(key, shape) <= round(p * 2**31) - 1  # the bound of p = 1 would not fit "<"
+
+
+def categorical(key: Tensor, logits: Tensor) -> Tensor:
+    """Draw an index with probability softmax(logits), by the largest of logits + Gumbel noise.
+
+    Args:
+        key: [...] keys, one for each row; the leading axes of `logits` beyond these share a key.
+        logits: [..., *rows, V]; -inf excludes an index.
+
+    Returns:
+        int64 [..., *rows].
+
+    >>> categorical(split(key(0), 2), torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]))
+    tensor([0, 1])
+    """
+    if key.shape != logits.shape[: key.ndim] or key.ndim == logits.ndim:
+        raise ValueError(
+            f"key of shape {list(key.shape)} does not lead logits of shape {list(logits.shape)}: "
+            "give one key, or one key a row"
+        )
+    return (logits.float() + gumbel(key, tuple(logits.shape[key.ndim :]))).argmax(-1)
+
+
+def _check(key: Tensor) -> None:
+    if not isinstance(key, Tensor) or key.dtype != torch.int64:
+        found = f"{key.dtype} tensor" if isinstance(key, Tensor) else repr(key)
+        raise TypeError(f"key must be an int64 tensor made by random.key(seed), got {found}")
+
+
+def _mix64(x: Tensor) -> Tensor:
+    """SplitMix64's finalizer: a bijection of 64-bit integers. [...] -> [...]."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * _MIX64[0]
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * _MIX64[1]
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def _mix32_(x: Tensor) -> Tensor:
+    """Mix a fresh int32 tensor in place: memory traffic, not arithmetic, is what this costs."""
+    x.bitwise_xor_(x >> 16).mul_(_MIX32[0])
+    x.bitwise_xor_(x >> 15).mul_(_MIX32[1])
+    return x.bitwise_xor_(x >> 16)
+
+
+def _bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Hash (key, element number) to 31 good bits: non-negative int32 [*key.shape, *shape]."""
+    _check(key)
+    size = math.prod(shape)
+    if size >= 1 << 31:
+        raise ValueError(f"one key draws fewer than 2**31 numbers, asked for {size}: split the key")
+    first, second = key.to(torch.int32).unsqueeze(-1), (key >> 32).to(torch.int32).unsqueeze(-1)
+    counter = torch.arange(size, dtype=torch.int32, device=key.device)
+    mixed = _mix32_(_mix32_(counter ^ first).bitwise_xor_(second))
+    return mixed.reshape(*key.shape, *shape)
+
+
+def _grid(key: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Draw integers 0 ... 2**24 - 1 as float32, each exactly representable."""
+    return (_bits(key, shape) & 0xFFFFFF).to(torch.float32)
