@@ -1,0 +1,1 @@
+"""Tokenizers, one module a family; nothing here imports torch."""
