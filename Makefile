@@ -1,0 +1,52 @@
+# Works on a bare machine with Python 3.11 or newer and pip; everything else goes into .venv.
+
+CANDIDATES := python3 python3.14 python3.13 python3.12 python3.11 python
+PYTHON ?= $(shell for p in $(CANDIDATES); do \
+	"$$p" -c 'import sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
+
+# Two test processes with one thread each are faster on two cores than one process with two.
+WORKERS ?= 2
+
+.PHONY: demo test format docs bench clean
+
+demo: .venv/run  ## generate text and per-example gradients with the bundled model
+	$(BIN)/python examples/demo.py
+
+test: .venv/test  ## the whole gate: format, lint, types, tests, doctests, the code of README and docs
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 10
+
+format: .venv/test  ## put code into the form that the gate wants
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: .venv/test  ## write the pages that are made from the code
+	$(BIN)/python docs/api.py
+
+bench: .venv/bench  ## every benchmark, one after the other
+	set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:  ## remove the virtual environment and all caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+# Stamps: an environment is built once, and brought up to date when its description changes.
+.venv/made:
+	@test -n "$(PYTHON)" || { echo "fnlm needs Python 3.11 or newer with its venv module; name it: make PYTHON=/path/to/python3" >&2; exit 1; }
+	"$(PYTHON)" -m venv .venv
+	touch $@
+
+.venv/run: .venv/made pyproject.toml constraints.txt
+	$(INSTALL) .
+	touch $@
+
+.venv/test: .venv/made pyproject.toml constraints.txt
+	$(INSTALL) ".[test,docs]"
+	touch $@ .venv/run
+
+.venv/bench: .venv/made pyproject.toml constraints.txt
+	$(INSTALL) ".[bench,docs]"
+	touch $@ .venv/run
