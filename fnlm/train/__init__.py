@@ -1,0 +1,54 @@
+"""Training on trees and functions: optimizers, schedules, losses, per-example gradients and the state of a run."""
+
+from fnlm.train import losses, schedules
+from fnlm.train.links import (
+    AdamState,
+    Link,
+    Optimizer,
+    OptimizerState,
+    add_decayed_weights,
+    chain,
+    clip_global,
+    clip_per_tensor,
+    correct_bias,
+    decay_updated_weights,
+    everything,
+    except_bias_and_norm,
+    global_norm,
+    scale_by_adam,
+    scale_by_schedule,
+)
+from fnlm.train.optimizers import adamw, bert_adam, openai_adam
+from fnlm.train.per_example import per_example_grads, per_example_norms
+from fnlm.train.state import Metrics, TrainState, init_state, load_state, save_state, train_step
+
+__all__ = [
+    "AdamState",
+    "Link",
+    "Metrics",
+    "Optimizer",
+    "OptimizerState",
+    "TrainState",
+    "adamw",
+    "add_decayed_weights",
+    "bert_adam",
+    "chain",
+    "clip_global",
+    "clip_per_tensor",
+    "correct_bias",
+    "decay_updated_weights",
+    "everything",
+    "except_bias_and_norm",
+    "global_norm",
+    "init_state",
+    "load_state",
+    "losses",
+    "openai_adam",
+    "per_example_grads",
+    "per_example_norms",
+    "save_state",
+    "scale_by_adam",
+    "scale_by_schedule",
+    "schedules",
+    "train_step",
+]

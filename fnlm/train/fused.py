@@ -1,0 +1,126 @@
+"""The donated Adam step: one pass over memory, in the buffers of the arguments.
+
+A step of Adam reads parameters, gradients and two averages and writes three of them; arithmetic is
+nothing next to that. So the road for `donate=True` calls torch's fused kernel, which makes one
+pass, and expresses the three optimizers in its terms:
+
+    p <- p (1 - lr decay) - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + e)
+
+Without bias correction t is infinite. OpenAI's correction is a number that joins lr, and so does
+its decay of the *updated* weight, p <- (p - s u)(1 - d) = p (1 - d) - s (1 - d) u. Clipping needs
+one more pass, to read the norms; the factor is applied by the kernel.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["FusedStep", "can_fuse", "clip_divisors", "fused_adam_"]
+
+
+class FusedStep(NamedTuple):
+    """The numbers of one step."""
+
+    lr: float  # the factor of the update where weights do not decay
+    lr_decayed: float  # and where they do
+    shrink: float  # what decay takes off a decayed weight: p (1 - shrink)
+    t: float  # the step of the bias correction; infinite for none
+    b1: float
+    b2: float
+    e: float
+
+
+def clip_divisors(grads: list[Tensor], max_norm: float, *, per_tensor: bool) -> list[float]:
+    """Return for each gradient the number (at least 1) that it has to be divided by.
+
+    >>> clip_divisors([torch.tensor([3.0, 4.0]), torch.ones(1)], 1.0, per_tensor=True)
+    [5.0, 1.0]
+    """
+    if max_norm <= 0 or not grads:
+        return [1.0] * len(grads)
+    norms = [norm.double() for norm in torch._foreach_norm(grads)]
+    if len({norm.device for norm in norms}) > 1:
+        norms = [norm.cpu() for norm in norms]
+    stacked = torch.stack(norms)
+    if not per_tensor:
+        stacked = torch.linalg.vector_norm(stacked).expand(len(grads))
+    return [max((norm + 1e-6) / max_norm, 1.0) for norm in stacked.tolist()]
+
+
+def fused_adam_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    mu: list[Tensor],
+    nu: list[Tensor],
+    *,
+    step: FusedStep,
+    decayed: list[bool],
+    divisors: list[float],
+) -> None:
+    """Make one step of Adam in place on lists of tensors; gradients are overwritten where their divisor is not 1.
+
+    >>> p, m, v = torch.ones(1), torch.zeros(1), torch.zeros(1)
+    >>> step = FusedStep(lr=0.1, lr_decayed=0.1, shrink=0.0, t=1, b1=0.9, b2=0.999, e=1e-8)
+    >>> fused_adam_([p], [torch.ones(1)], [m], [v], step=step, decayed=[False], divisors=[1.0])
+    >>> p
+    tensor([0.9000])
+    """
+    groups: dict[tuple[torch.device, torch.dtype, bool, float], list[int]] = {}
+    for i, p in enumerate(params):
+        groups.setdefault((p.device, p.dtype, decayed[i], divisors[i]), []).append(i)
+    for (device, _, decay, divisor), group in groups.items():
+        t = torch.tensor(float(step.t), dtype=torch.float32, device=device)
+        scale = (
+            torch.tensor(divisor, dtype=torch.float32, device=device) if divisor != 1.0 else None
+        )
+        lr = step.lr_decayed if decay else step.lr
+        torch._fused_adamw_(
+            [params[i] for i in group],
+            [_laid_out_like(params[i], grads[i]) for i in group],
+            [mu[i] for i in group],
+            [nu[i] for i in group],
+            [],
+            [t] * len(group),
+            lr=lr,
+            beta1=step.b1,
+            beta2=step.b2,
+            weight_decay=step.shrink / lr if decay and lr else 0.0,
+            eps=step.e,
+            amsgrad=False,
+            maximize=False,
+            grad_scale=scale,
+        )
+
+
+def can_fuse(params: list[Tensor], mu: list[Tensor], nu: list[Tensor]) -> bool:
+    """Say whether the kernel takes these: floats on CPU or CUDA, averages laid out in memory as the parameters.
+
+    >>> can_fuse([torch.ones(2)], [torch.ones(2)], [torch.ones(2)])
+    True
+    """
+    return all(
+        p.device.type in ("cpu", "cuda")
+        and p.is_floating_point()
+        and _is_dense(p)
+        and p.stride() == m.stride() == v.stride()
+        and p.dtype == m.dtype == v.dtype
+        for p, m, v in zip(params, mu, nu, strict=True)
+    )
+
+
+def _laid_out_like(p: Tensor, g: Tensor) -> Tensor:
+    """Return the gradient with the strides and type of its parameter, as the kernel walks raw memory."""
+    if g.stride() == p.stride() and g.dtype == p.dtype:
+        return g
+    return torch.empty_like(p).copy_(g)
+
+
+def _is_dense(p: Tensor) -> bool:
+    """Say whether the elements fill one stretch of memory, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size != 1 and stride != expected:
+            return False
+        expected *= size
+    return True

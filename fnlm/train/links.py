@@ -1,0 +1,359 @@
+"""Links: the words of which optimizers are sentences.
+
+A link turns a tree of updates (first the gradients) into another one, with a state of its own:
+
+    init(params) -> state
+    update(updates, state, params, count) -> (updates, state)
+
+`count` is a 0-d int64 tensor: how many updates were made before this one. `chain` runs links one
+after the other and takes what comes out off the parameters. All of it is plain tensor arithmetic
+out of place, so an update can be differentiated, vmapped over members and compiled.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fnlm.params import tree
+from fnlm.params.tree import Predicate, Tree
+from fnlm.train.schedules import Schedule
+
+__all__ = [
+    "AdamState", "Link", "Optimizer", "OptimizerState", "add_decayed_weights", "chain", "clip_global",
+    "clip_per_tensor", "correct_bias", "decay_updated_weights", "everything", "except_bias_and_norm", "global_norm",
+    "scale_by_adam", "scale_by_schedule",
+]  # fmt: skip
+
+
+class Link(NamedTuple):
+    """A pair of pure functions; see the module's first lines."""
+
+    init: Callable[[Tree], Tree]
+    update: Callable[[Tree, Tree, Tree, Tensor], tuple[Tree, Tree]]
+
+
+class UpdateFn(Protocol):
+    """The second half of an optimizer."""
+
+    def __call__(
+        self, grads: Tree, state: "OptimizerState", params: Tree, *, donate: bool = False
+    ) -> tuple[Tree, "OptimizerState"]: ...
+
+
+class Optimizer(NamedTuple):
+    """A pair of functions: `init(params) -> state`, `update(grads, state, params) -> (params, state)`.
+
+    `update` changes none of its arguments. With `donate=True` it may use their memory: the tensors
+    of `params`, `grads` and `state` are consumed (the first and the last are the results, the
+    gradients hold something unspecified).
+
+    >>> import torch
+    >>> from fnlm.train import adamw
+    >>> optimizer, params = adamw(0.1), {"w": torch.ones(2)}
+    >>> state = optimizer.init(params)
+    >>> params, state = optimizer.update({"w": torch.ones(2)}, state, params)
+    >>> params["w"], state.step
+    (tensor([0.8990, 0.8990]), tensor(1))
+    """
+
+    init: Callable[[Tree], "OptimizerState"]
+    update: UpdateFn
+
+
+class OptimizerState(NamedTuple):
+    """What an optimizer remembers: a tree of tensors, saved, stacked and vmapped like parameters."""
+
+    step: Tensor  # [] int64, how many updates were made
+    links: tuple[Any, ...]  # the state of each link, () where it has none
+
+
+class AdamState(NamedTuple):
+    """The moving averages of `scale_by_adam`."""
+
+    mu: Tree  # shapes and types of the parameters: average of the gradients
+    nu: Tree  # shapes and types of the parameters: average of their squares
+
+
+Donated = Callable[[Tree, OptimizerState, Tree], tuple[Tree, OptimizerState]]
+
+
+def chain(*links: Link, donated: Donated | None = None) -> Optimizer:
+    """Compose links into an optimizer: params - links[-1](... links[0](grads)).
+
+    Args:
+        links: in the order in which they act.
+        donated: does the same in the buffers of its arguments, for `donate=True`. Left out, the
+            pure update is made and copied into the buffers.
+
+    >>> import torch
+    >>> sgd = chain(clip_global(1.0), scale_by_schedule(lambda step: 0.5))
+    >>> params = {"w": torch.tensor([1.0, 1.0])}
+    >>> sgd.update({"w": torch.tensor([0.0, 4.0])}, sgd.init(params), params)[0]
+    {'w': tensor([1.0000, 0.5000])}
+    """
+
+    def init(params: Tree) -> OptimizerState:
+        device = next((leaf.device for leaf in tree.leaves(params)), None)
+        count = torch.zeros((), dtype=torch.int64, device=device)
+        return OptimizerState(count, tuple(link.init(params) for link in links))
+
+    def pure(updates: Tree, state: OptimizerState, params: Tree) -> tuple[Tree, OptimizerState]:
+        states = []
+        for link, link_state in zip(links, state.links, strict=True):
+            updates, link_state = link.update(updates, link_state, params, state.step)
+            states.append(link_state)
+        params = tree.map(lambda p, u: p - u, params, updates)
+        return params, OptimizerState(state.step + 1, tuple(states))
+
+    def copied(grads: Tree, state: OptimizerState, params: Tree) -> tuple[Tree, OptimizerState]:
+        with torch.no_grad():
+            results = pure(grads, state, params)
+            tree.map(lambda buffer, value: buffer.copy_(value), (params, state), results)
+        return params, state
+
+    def update(
+        grads: Tree, state: OptimizerState, params: Tree, *, donate: bool = False
+    ) -> tuple[Tree, OptimizerState]:
+        _check(grads, params)
+        return ((donated or copied) if donate else pure)(grads, state, params)
+
+    return Optimizer(init, update)
+
+
+def clip_per_tensor(max_norm: float) -> Link:
+    """Scale each gradient tensor down to a Euclidean norm of at most `max_norm`; not above 0, leave all as they are.
+
+    Source: `torch.nn.utils.clip_grad_norm_` called on one tensor (the quotient has 1e-6 under it).
+
+    >>> import torch
+    >>> clip_per_tensor(1.0).update({"a": torch.tensor([3.0, 4.0])}, (), {}, torch.tensor(0))[0]
+    {'a': tensor([0.6000, 0.8000])}
+    """
+
+    def clip(g: Tensor) -> Tensor:
+        return g * _clip_factor(torch.linalg.vector_norm(g), max_norm)
+
+    return _stateless(
+        lambda updates, params, count: tree.map(clip, updates) if max_norm > 0 else updates
+    )
+
+
+def clip_global(max_norm: float) -> Link:
+    """Scale all gradients together down to a Euclidean norm of at most `max_norm`; not above 0, leave them.
+
+    Source: `torch.nn.utils.clip_grad_norm_`.
+
+    >>> import torch
+    >>> grads = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+    >>> clip_global(1.0).update(grads, (), {}, torch.tensor(0))[0]
+    {'a': tensor([0.6000]), 'b': tensor([0.8000])}
+    """
+
+    def clip(updates: Tree, params: Tree, count: Tensor) -> Tree:
+        if max_norm <= 0:
+            return updates
+        factor = _clip_factor(global_norm(updates), max_norm)
+        return tree.map(lambda g: _times(g, factor), updates)
+
+    return _stateless(clip)
+
+
+def scale_by_adam(
+    b1: float = 0.9, b2: float = 0.999, e: float = 1e-8, *, bias_correction: bool = True
+) -> Link:
+    """Divide an average of the gradients by the root of an average of their squares.
+
+        mu <- b1 mu + (1 - b1) g        nu <- b2 nu + (1 - b2) g^2        update = mu / (sqrt(nu) +
+        e)
+
+    With `bias_correction`, mu / (1 - b1^t) and nu / (1 - b2^t) stand in the last formula, t = count
+    + 1.
+
+    Deviation: nu is taken as at least the smallest normal number under the root, which changes no
+    digit of a sum with e >= 1e-12, and keeps derivatives of the update finite where a gradient is
+    exactly 0.
+
+    >>> import torch
+    >>> link, params = scale_by_adam(), {"w": torch.zeros(2)}
+    >>> link.update({"w": torch.tensor([3.0, -0.1])}, link.init(params), params, torch.tensor(0))[0]
+    {'w': tensor([ 1.0000, -1.0000])}
+    """
+
+    def init(params: Tree) -> AdamState:
+        return AdamState(tree.map(torch.zeros_like, params), tree.map(torch.zeros_like, params))
+
+    def update(
+        grads: Tree, state: AdamState, params: Tree, count: Tensor
+    ) -> tuple[Tree, AdamState]:
+        mu = tree.map(lambda m, g: (m * b1).add(g, alpha=1 - b1), state.mu, grads)
+        nu = tree.map(lambda v, g: (v * b2).addcmul(g, g, value=1 - b2), state.nu, grads)
+        if bias_correction:
+            c1, c2 = _bias_corrections(b1, b2, count)
+            updates = tree.map(lambda m, v: _over(m, c1) / (_root(_over(v, c2)) + e), mu, nu)
+        else:
+            updates = tree.map(lambda m, v: m / (_root(v) + e), mu, nu)
+        return updates, AdamState(mu, nu)
+
+    return Link(init, update)
+
+
+def correct_bias(b1: float, b2: float) -> Link:
+    """Multiply by sqrt(1 - b2^t) / (1 - b1^t), t = count + 1: Adam's bias correction with e outside of it.
+
+    Source: the last paragraph of section 2 of the Adam paper (arXiv:1412.6980), as OpenAI's GPT
+    used it.
+
+    >>> import torch
+    >>> correct_bias(0.9, 0.99).update({"w": torch.ones(1)}, (), {}, torch.tensor(0))[0]
+    {'w': tensor([1.0000])}
+    """
+
+    def correct(updates: Tree, params: Tree, count: Tensor) -> Tree:
+        c1, c2 = _bias_corrections(b1, b2, count)
+        return tree.map(lambda u: _times(u, c2.sqrt() / c1), updates)
+
+    return _stateless(correct)
+
+
+def add_decayed_weights(weight_decay: float, where: Predicate | None = None) -> Link:
+    """Add `weight_decay * params` at the leaves for which `where(path, leaf)` holds (everywhere, left out).
+
+    >>> import torch
+    >>> params = {"weight": torch.ones(1), "bias": torch.ones(1)}
+    >>> updates = {"weight": torch.zeros(1), "bias": torch.zeros(1)}
+    >>> add_decayed_weights(0.1, except_bias_and_norm).update(updates, (), params, torch.tensor(0))[0]
+    {'weight': tensor([0.1000]), 'bias': tensor([0.])}
+    """
+    where = where or everything
+
+    def decay(path: str, p: Tensor, u: Tensor) -> Tensor:
+        return u + weight_decay * p if where(path, p) else u
+
+    return _stateless(
+        lambda updates, params, count: (
+            tree.map_with_path(decay, params, updates) if weight_decay else updates
+        )
+    )
+
+
+def scale_by_schedule(schedule: Schedule, first: int = 0) -> Link:
+    """Multiply by `schedule(count + first)`: the first update reads the schedule at the step `first`.
+
+    >>> import torch
+    >>> scale_by_schedule(lambda step: 0.5 ** step).update({"w": torch.ones(1)}, (), {}, torch.tensor(2))[0]
+    {'w': tensor([0.2500])}
+    """
+
+    def scale(updates: Tree, params: Tree, count: Tensor) -> Tree:
+        value = schedule(count + first)
+        return tree.map(lambda u: _times(u, value), updates)
+
+    return _stateless(scale)
+
+
+def decay_updated_weights(
+    weight_decay: float, schedule: Schedule, first: int = 0, where: Predicate | None = None
+) -> Link:
+    """Decay the weights that the update leads to: u + rate * weight_decay * (p - u), rate = schedule(count + first).
+
+    To stand behind the links that scale by the learning rate.
+
+    >>> import torch
+    >>> link = decay_updated_weights(0.1, lambda step: 0.5)
+    >>> link.update({"w": torch.tensor([1.0])}, (), {"w": torch.tensor([3.0])}, torch.tensor(0))[0]
+    {'w': tensor([1.1000])}
+    """
+    where = where or everything
+
+    def decay(updates: Tree, params: Tree, count: Tensor) -> Tree:
+        if not weight_decay:
+            return updates
+        rate = schedule(count + first) * weight_decay
+        return tree.map_with_path(
+            lambda path, p, u: u + _times(p - u, rate) if where(path, p) else u, params, updates
+        )
+
+    return _stateless(decay)
+
+
+def everything(path: str, leaf: Any) -> bool:
+    """Choose every leaf: the predicate to decay all weights.
+
+    >>> everything("norm.bias", None)
+    True
+    """
+    del path, leaf  # every leaf is chosen
+    return True
+
+
+def except_bias_and_norm(path: str, leaf: Any) -> bool:
+    """Choose the leaves that are neither a bias nor the scale of a norm: what fine-tuning recipes decay.
+
+    >>> [except_bias_and_norm(path, None) for path in ("mlp.up.weight", "mlp.up.bias", "norm.scale")]
+    [True, False, False]
+    """
+    del leaf  # the name says it
+    return path.rpartition(".")[2] not in ("bias", "scale")
+
+
+def global_norm(updates: Tree) -> Tensor:
+    """Return the Euclidean norm of all leaves together, as a 0-d tensor.
+
+    >>> import torch
+    >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    tensor(5.)
+    """
+    norms = [torch.linalg.vector_norm(leaf) for leaf in tree.leaves(updates)]
+    if not norms:
+        raise ValueError("global_norm() needs a tree with at least one leaf, got one with none")
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def _stateless(update: Callable[[Tree, Tree, Tensor], Tree]) -> Link:
+    return Link(
+        lambda params: (),
+        lambda updates, state, params, count: (update(updates, params, count), state),
+    )
+
+
+def _times(x: Tensor, factor: Any) -> Tensor:
+    """Multiply by a number or a 0-d tensor, in the type of `x`."""
+    return x * (factor.to(x.dtype) if isinstance(factor, Tensor) else factor)
+
+
+def _over(x: Tensor, divisor: Tensor) -> Tensor:
+    return x / divisor.to(x.dtype)
+
+
+def _root(v: Tensor) -> Tensor:
+    return v.clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+
+
+def _clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    return (max_norm / (norm + 1e-6)).clamp_max(1.0)
+
+
+def _bias_corrections(b1: float, b2: float, count: Tensor) -> tuple[Tensor, Tensor]:
+    """Return 1 - b1^t and 1 - b2^t, t = count + 1, as float64 0-d tensors."""
+    t = (count + 1).to(torch.float64)
+    return 1 - b1**t, 1 - b2**t
+
+
+def _check(grads: Tree, params: Tree) -> None:
+    """Refuse gradients that do not belong to the parameters."""
+    expected = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(params)}
+    given = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(grads)}
+    if given == expected and tree.structure(grads) == tree.structure(params):
+        return
+    for path in expected.keys() | given.keys():
+        if expected.get(path) != given.get(path):
+            raise ValueError(
+                f"grads do not fit params at {path!r}: shape {given.get(path, 'absent')} against "
+                f"{expected.get(path, 'absent')}; take gradients with respect to these params"
+            )
+    raise ValueError(
+        "grads and params have the same leaves in different containers; take gradients with respect to these params "
+        "(torch.func.grad keeps the containers, the config included)"
+    )

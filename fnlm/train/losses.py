@@ -1,0 +1,99 @@
+"""Losses: logits and labels to one number.
+
+Letters: C classes, T time, V vocabulary; `...` any leading dimensions.
+
+Pure arithmetic with fixed shapes, so every loss works under grad, vmap, jvp and second derivatives.
+Half precision logits are taken to float32 first, as a sum over a vocabulary of 50,000 has no digits
+left in bfloat16.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["cross_entropy", "language_model", "multiple_choice"]
+
+IGNORE = -1
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
+    """Return the mean of -log softmax(logits)[label] over the labels that count.
+
+    Args:
+        logits: [..., C], floating point.
+        labels: [...] integers in [0, C), or `ignore_index` where nothing is to be predicted.
+        ignore_index: the label that does not count.
+
+    Returns:
+        [] float32 (float64 for float64 logits); 0, with gradient 0, where no label counts.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> cross_entropy(torch.zeros(3, 8), torch.tensor([5, -1, 0]))
+    tensor(2.0794)
+
+    Source: `torch.nn.functional.cross_entropy`, which the ancestor calls with ignore_index=-1.
+    Deviation: that one is NaN where no label counts.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise ValueError(
+            f"labels must have the shape of logits without the last dimension: labels {tuple(labels.shape)}, "
+            f"logits {tuple(logits.shape)}"
+        )
+    counted = labels != ignore_index
+    log_probs = torch.log_softmax(_at_least_float32(logits), dim=-1)
+    chosen = log_probs.gather(-1, torch.where(counted, labels, 0).long().unsqueeze(-1)).squeeze(-1)
+    return -torch.where(counted, chosen, 0.0).sum() / counted.sum().clamp_min(1)
+
+
+def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the mean cross entropy of each token given those before it.
+
+    Args:
+        logits: [..., T, V]; those at t predict the token at t + 1, and the last are not used.
+        ids: [..., T] token ids; -1 is never predicted.
+        mask: [..., T] True (or 1) at real tokens, False at padding; predicted are the real tokens
+            that stand right after a real one.
+
+    Returns:
+        [] float32 (float64 for float64 logits); 0 where nothing is predicted.
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> ids = torch.tensor([[3, 1, 2, 0]])
+    >>> language_model(torch.zeros(1, 4, 5), ids, mask=torch.tensor([[1, 1, 1, 0]]))
+    tensor(1.6094)
+
+    Source: the loss of `GPT2LMHeadModel` in pytorch-pretrained-bert 0.6.2. Deviation: the mask.
+    """
+    labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], IGNORE)], dim=-1)
+    if mask is not None:
+        if mask.shape != ids.shape:
+            raise ValueError(
+                f"mask must have the shape of ids: mask {tuple(mask.shape)}, ids {tuple(ids.shape)}"
+            )
+        real = mask.bool()
+        following = torch.cat([real[..., 1:], torch.zeros_like(real[..., :1])], dim=-1)
+        labels = torch.where(real & following, labels, IGNORE)
+    return cross_entropy(logits, labels)
+
+
+def multiple_choice(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross entropy of the right choice.
+
+    Args:
+        logits: [..., C], one number a choice.
+        labels: [...] the right choice, or -1 where it is not known.
+
+    Returns:
+        [] float32 (float64 for float64 logits); 0 where no choice is known.
+
+    >>> multiple_choice(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
+    tensor(0.6931)
+    """
+    return cross_entropy(logits, labels)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

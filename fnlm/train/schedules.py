@@ -1,0 +1,179 @@
+"""Learning-rate schedules: functions from a step to a multiplier of the learning rate.
+
+Every factory here returns `schedule(step)`. The step is a Python number (the multiplier is then a
+`float`) or a 0-d tensor (the multiplier is then a float64 0-d tensor, and the schedule works under
+`vmap` and `compile`). Both roads evaluate one formula over the progress x = step / t_total:
+
+    constant                            1
+    warmup_constant                     1                           after the warm-up
+    warmup_linear                       max((1 - x) / (1 - w), 0)   after the warm-up
+    warmup_cosine                       (1 + cos(2 pi c y)) / 2     after the warm-up, y = (x - w) /
+    (1 - w) warmup_cosine_with_hard_restarts    (1 + cos(pi frac(c y))) / 2 after the warm-up
+    warmup_cosine_with_warmup_restarts  warm-up and half a cosine, c times, each over 1 / c of the
+    steps
+
+with w the share of the steps that warm up (there the multiplier is x / w) and c the number of
+cycles. A negative `t_total` means that the length is not known: the multiplier is 1 at every step.
+
+Source: the schedules of pytorch-pretrained-bert 0.6.2, equal at every step, beyond `t_total` too.
+Deviation: nothing is logged and nothing remembered; a schedule that ran past its end is the
+business of the loop that ran it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "Schedule",
+    "constant",
+    "warmup_constant",
+    "warmup_cosine",
+    "warmup_cosine_with_hard_restarts",
+    "warmup_cosine_with_warmup_restarts",
+    "warmup_linear",
+]
+
+
+class Schedule(Protocol):
+    """A function from a step (a number or a 0-d tensor) to a number or a 0-d tensor."""
+
+    def __call__(self, step: Any, /) -> Any: ...
+
+
+def constant(warmup: float = -1, t_total: float = -1) -> Schedule:
+    """Return the multiplier 1 at every step; the arguments are those of the other schedules.
+
+    >>> constant()(1000)
+    1.0
+    """
+    return _schedule(warmup, t_total, lambda x, warmup: _like(x, 1.0))
+
+
+def warmup_constant(warmup: float = 0.002, t_total: float = -1) -> Schedule:
+    """Rise from 0 to 1 over the first `warmup * t_total` steps, then stay.
+
+    >>> [warmup_constant(0.5, 4)(step) for step in range(5)]
+    [0.0, 0.5, 1.0, 1.0, 1.0]
+    """
+    return _schedule(warmup, t_total, lambda x, warmup: _warm_up(x, warmup, _like(x, 1.0)))
+
+
+def warmup_linear(warmup: float = 0.002, t_total: float = -1) -> Schedule:
+    """Rise from 0 to 1 over the first `warmup * t_total` steps, fall to 0 at `t_total`, then stay at 0.
+
+    >>> [warmup_linear(0.5, 4)(step) for step in range(6)]
+    [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
+    """
+
+    def multiplier(x: Any, warmup: float) -> Any:
+        return _warm_up(x, warmup, _at_least_zero((x - 1.0) / (warmup - 1.0)))
+
+    return _schedule(warmup, t_total, multiplier)
+
+
+def warmup_cosine(warmup: float = 0.002, t_total: float = -1, cycles: float = 0.5) -> Schedule:
+    """Rise from 0 to 1, then follow `cycles` periods of a cosine between 1 and 0.
+
+    The half period of the default ends at 0; beyond `t_total` the cosine goes on (and rises again).
+
+    >>> [round(warmup_cosine(0.0, 4)(step), 3) for step in range(5)]
+    [1.0, 0.854, 0.5, 0.146, 0.0]
+    """
+
+    def multiplier(x: Any, warmup: float) -> Any:
+        y = (x - warmup) / (1 - warmup)
+        return _warm_up(x, warmup, 0.5 * (1.0 + _cos(math.pi * cycles * 2 * y)))
+
+    return _schedule(warmup, t_total, multiplier)
+
+
+def warmup_cosine_with_hard_restarts(
+    warmup: float = 0.002, t_total: float = -1, cycles: float = 1.0
+) -> Schedule:
+    """Rise from 0 to 1, then fall to 0 along half a cosine `cycles` times, jumping back to 1 in between.
+
+    Raises:
+        ValueError: `cycles` is below 1.
+
+    >>> [round(warmup_cosine_with_hard_restarts(0.0, 4, cycles=2)(step), 3) for step in range(5)]
+    [1.0, 0.5, 1.0, 0.5, 1.0]
+    """
+    _check_cycles(cycles)
+
+    def multiplier(x: Any, warmup: float) -> Any:
+        y = (x - warmup) / (1 - warmup)
+        return _warm_up(x, warmup, 0.5 * (1.0 + _cos(math.pi * ((cycles * y) % 1))))
+
+    return _schedule(warmup, t_total, multiplier)
+
+
+def warmup_cosine_with_warmup_restarts(
+    warmup: float = 0.002, t_total: float = -1, cycles: float = 1.0
+) -> Schedule:
+    """Divide the steps in `cycles` equal parts; in each rise from 0 to 1, then fall to 0 along half a cosine.
+
+    `warmup` is a share of all steps, spent once in every part.
+
+    Raises:
+        ValueError: `cycles` is below 1, or the warm-ups together are not below 1.
+
+    >>> [round(warmup_cosine_with_warmup_restarts(0.25, 8, cycles=2)(step), 3) for step in range(5)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    _check_cycles(cycles)
+    if warmup * cycles >= 1:
+        raise ValueError(
+            f"warmup * cycles must be below 1, got {warmup} * {cycles}; every cycle spends one warmup"
+        )
+
+    def multiplier(x: Any, warmup: float) -> Any:
+        part = x * cycles % 1.0
+        y = (part - warmup) / (1 - warmup)
+        return _warm_up(part, warmup, 0.5 * (1.0 + _cos(math.pi * y)))
+
+    return _schedule(warmup * cycles if warmup >= 0 else warmup, t_total, multiplier)
+
+
+def _schedule(warmup: float, t_total: float, multiplier: Callable[[Any, float], Any]) -> Schedule:
+    """Make a schedule of a formula `multiplier(progress, warmup)`."""
+    if warmup != -1 and not 0 <= warmup < 1:
+        raise ValueError(f"warmup must be a share in [0, 1), or -1 for none, got {warmup}")
+    if t_total == 0:
+        raise ValueError("t_total must be positive, or -1 for a multiplier that is always 1, got 0")
+    share = max(float(warmup), 0.0)
+
+    def schedule(step: Any, /) -> Any:
+        step = step.to(torch.float64) if isinstance(step, Tensor) else float(step)
+        return _like(step, 1.0) if t_total < 0 else multiplier(step / float(t_total), share)
+
+    return schedule
+
+
+def _check_cycles(cycles: float) -> None:
+    if cycles < 1:
+        raise ValueError(f"cycles must be at least 1, got {cycles}")
+
+
+def _warm_up(x: Any, warmup: float, after: Any) -> Any:
+    """Choose x / warmup before the end of the warm-up, `after` from there on."""
+    if warmup == 0:
+        return after
+    if isinstance(x, Tensor):
+        return torch.where(x < warmup, x / warmup, after)
+    return x / warmup if x < warmup else after
+
+
+def _like(x: Any, value: float) -> Any:
+    return torch.full_like(x, value) if isinstance(x, Tensor) else value
+
+
+def _cos(x: Any) -> Any:
+    return torch.cos(x) if isinstance(x, Tensor) else math.cos(x)
+
+
+def _at_least_zero(x: Any) -> Any:
+    return x.clamp_min(0.0) if isinstance(x, Tensor) else max(x, 0.0)

@@ -1,0 +1,180 @@
+"""The state of a training run, the step from one to the next, and its file."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.func import grad_and_value
+
+from fnlm import random
+from fnlm.params import tree
+from fnlm.params.tree import Tree
+from fnlm.train.links import Optimizer, global_norm
+
+__all__ = ["Metrics", "TrainState", "init_state", "load_state", "save_state", "train_step"]
+
+Loss = Callable[..., Tensor]
+
+
+class TrainState(NamedTuple):
+    """All that a run needs to go on."""
+
+    params: Tree  # what is trained
+    opt_state: Tree  # of the optimizer
+    key: Tensor  # [] int64, the source of all randomness of the run; never changes
+    step: Tensor  # [] int64, how many steps were made
+
+
+class Metrics(NamedTuple):
+    """What a step reports."""
+
+    loss: Tensor  # [] before the update
+    gradient_norm: Tensor  # [] Euclidean norm of the gradient, before any clipping
+
+
+StepFn = Callable[..., tuple[TrainState, Metrics]]
+
+
+def init_state(params: Tree, optimizer: Optimizer, key: Tensor) -> TrainState:
+    """Return the state before the first step.
+
+    Args:
+        params: what will be trained; the state holds these very tensors.
+        optimizer: the one given to `train_step`.
+        key: [] int64, from `fnlm.random.key`.
+
+    >>> from fnlm.train import adamw
+    >>> init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0)).step
+    tensor(0)
+    """
+    return TrainState(params, optimizer.init(params), key, torch.zeros_like(key))
+
+
+def train_step(
+    loss: Loss, optimizer: Optimizer, *, accumulate: int = 1, donate: bool = False
+) -> StepFn:
+    """Make the function `step(state, *batch) -> (state, metrics)`: gradient, update, count.
+
+    Args:
+        loss: `loss(params, *batch, key=key) -> []`. The key is `fold_in(state.key, state.step)`
+            (folded once more with the number of the part, where the batch is cut in parts), so a
+            run that resumes draws what it would have drawn.
+        optimizer: what to do with the gradient.
+        accumulate: number of equal parts in which to cut the first axis of the batch, to bound
+            memory. The step takes the mean of the losses of the parts: that of the batch where all
+            parts count the same number of labels.
+        donate: reuse the memory of the state, which is consumed: its tensors are those of the
+            result.
+
+    Returns:
+        the step, which is pure (without `donate`): it can be vmapped over states and compiled.
+
+    >>> from fnlm.train import adamw
+    >>> step = train_step(lambda params, x, key: ((params["w"] - x) ** 2).sum(), adamw(0.1))
+    >>> state = init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0))
+    >>> state, metrics = step(state, torch.ones(2))
+    >>> state.step, metrics.loss
+    (tensor(1), tensor(2.))
+    """
+    if accumulate < 1:
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+    differentiate = grad_and_value(lambda params, *batch, key: loss(params, *batch, key=key))
+
+    def gradient(params: Tree, key: Tensor, batch: tuple[Any, ...]) -> tuple[Tree, Tensor]:
+        if accumulate == 1:
+            return differentiate(params, *batch, key=key)
+        total: Any = None
+        for i, part in enumerate(_parts(batch, accumulate)):
+            one = differentiate(params, *part, key=random.fold_in(key, i))
+            total = one if total is None else tree.map(torch.add, total, one)
+        return tree.map(lambda x: x / accumulate, total)
+
+    def step(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
+        grads, value = gradient(state.params, random.fold_in(state.key, state.step), batch)
+        metrics = Metrics(value, global_norm(grads))
+        params, opt_state = optimizer.update(grads, state.opt_state, state.params, donate=donate)
+        return TrainState(params, opt_state, state.key, state.step + 1), metrics
+
+    return step
+
+
+def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
+    """Write a tree of tensors (a `TrainState`) to one safetensors file, under the dotted paths of its leaves.
+
+    The file appears whole or not at all: a run killed while it writes leaves the former file.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_state({"w": torch.ones(2)}, f"{folder}/state.safetensors")
+    ...     load_state(f"{folder}/state.safetensors", like={"w": torch.zeros(2)})
+    {'w': tensor([1., 1.])}
+    """
+    path = Path(path)
+    tensors = {name: _alone(leaf) for name, leaf in tree.named_leaves(state)}
+    partial = path.with_name(f"{path.name}.partial")
+    save_file(tensors, partial, metadata={"format": "pt"})
+    os.replace(partial, path)
+
+
+def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
+    """Read a tree that `save_state` wrote.
+
+    Args:
+        path: the file.
+        like: a tree of the same structure, shapes and types, for example `init_state(...)` of a new
+            run; its values are not read. Devices, memory layouts and constants (a config) are taken
+            from it.
+
+    Returns:
+        The tree, bit for bit what was saved.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the names, shapes or types differ; the message lists them.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no state at {path}; save_state writes one")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    _check(path, tensors, dict(tree.named_leaves(like)))
+    return tree.map_with_path(lambda name, leaf: torch.empty_like(leaf).copy_(tensors[name]), like)
+
+
+def _parts(batch: tuple[Any, ...], number: int) -> list[tuple[Any, ...]]:
+    """Cut the first axis of every leaf in equal parts."""
+    for path, leaf in tree.named_leaves(batch):
+        if leaf.ndim == 0 or leaf.shape[0] % number:
+            raise ValueError(
+                f"accumulate={number} must divide the first axis of batch.{path}, which has shape {tuple(leaf.shape)}"
+            )
+    cut = tree.map(lambda leaf: leaf.unflatten(0, (number, -1)), batch)
+    return [tree.map(lambda leaf, i=i: leaf[i], cut) for i in range(number)]
+
+
+def _alone(leaf: Tensor) -> Tensor:
+    """Return the tensor in memory of its own, in the order of its dimensions, as the file wants it."""
+    leaf = leaf.detach().contiguous()
+    return leaf if leaf.untyped_storage().nbytes() == leaf.nbytes else leaf.clone()
+
+
+def _check(
+    path: str | os.PathLike[str], found: dict[str, Tensor], wanted: dict[str, Tensor]
+) -> None:
+    problems = [f"missing {name}" for name in wanted.keys() - found.keys()]
+    problems += [f"unexpected {name}" for name in found.keys() - wanted.keys()]
+    for name in wanted.keys() & found.keys():
+        a, b = found[name], wanted[name]
+        if a.shape != b.shape or a.dtype != b.dtype:
+            problems.append(
+                f"mismatched {name}: {tuple(a.shape)} {a.dtype} in the file, {tuple(b.shape)} {b.dtype} in `like`"
+            )
+    if problems:
+        raise ValueError(
+            f"{path} is not a state like `like` ({'; '.join(sorted(problems))}); pass the state of a run with the same "
+            "model and optimizer"
+        )
