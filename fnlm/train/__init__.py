@@ -1,4 +1,4 @@
-"""Training on trees and functions: optimizers, schedules, losses, per-example gradients and the state of a run."""
+"""Training on trees and functions: optimizers, losses, per-example gradients, state of a run."""
 
 from fnlm.train import losses, schedules
 from fnlm.train.links import (

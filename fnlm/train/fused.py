@@ -58,7 +58,7 @@ def fused_adam_(
     decayed: list[bool],
     divisors: list[float],
 ) -> None:
-    """Make one step of Adam in place on lists of tensors; gradients are overwritten where their divisor is not 1.
+    """Make one step of Adam in place; a gradient is overwritten where its divisor is not 1.
 
     >>> p, m, v = torch.ones(1), torch.zeros(1), torch.zeros(1)
     >>> step = FusedStep(lr=0.1, lr_decayed=0.1, shrink=0.0, t=1, b1=0.9, b2=0.999, e=1e-8)
@@ -94,7 +94,7 @@ def fused_adam_(
 
 
 def can_fuse(params: list[Tensor], mu: list[Tensor], nu: list[Tensor]) -> bool:
-    """Say whether the kernel takes these: floats on CPU or CUDA, averages laid out in memory as the parameters.
+    """Say whether the kernel takes these: floats on CPU or CUDA, averages laid out as parameters.
 
     >>> can_fuse([torch.ones(2)], [torch.ones(2)], [torch.ones(2)])
     True
@@ -110,7 +110,7 @@ def can_fuse(params: list[Tensor], mu: list[Tensor], nu: list[Tensor]) -> bool:
 
 
 def _laid_out_like(p: Tensor, g: Tensor) -> Tensor:
-    """Return the gradient with the strides and type of its parameter, as the kernel walks raw memory."""
+    """Return the gradient in the layout and type of its parameter: the kernel walks raw memory."""
     if g.stride() == p.stride() and g.dtype == p.dtype:
         return g
     return torch.empty_like(p).copy_(g)

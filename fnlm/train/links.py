@@ -21,9 +21,9 @@ from fnlm.params.tree import Predicate, Tree
 from fnlm.train.schedules import Schedule
 
 __all__ = [
-    "AdamState", "Link", "Optimizer", "OptimizerState", "add_decayed_weights", "chain", "clip_global",
-    "clip_per_tensor", "correct_bias", "decay_updated_weights", "everything", "except_bias_and_norm", "global_norm",
-    "scale_by_adam", "scale_by_schedule",
+    "AdamState", "Link", "Optimizer", "OptimizerState", "add_decayed_weights", "chain",
+    "clip_global", "clip_per_tensor", "correct_bias", "decay_updated_weights", "everything",
+    "except_bias_and_norm", "global_norm", "scale_by_adam", "scale_by_schedule",
 ]  # fmt: skip
 
 
@@ -43,7 +43,7 @@ class UpdateFn(Protocol):
 
 
 class Optimizer(NamedTuple):
-    """A pair of functions: `init(params) -> state`, `update(grads, state, params) -> (params, state)`.
+    """Two functions: `init(params) -> state`, `update(grads, state, params) -> (params, state)`.
 
     `update` changes none of its arguments. With `donate=True` it may use their memory: the tensors
     of `params`, `grads` and `state` are consumed (the first and the last are the results, the
@@ -63,7 +63,7 @@ class Optimizer(NamedTuple):
 
 
 class OptimizerState(NamedTuple):
-    """What an optimizer remembers: a tree of tensors, saved, stacked and vmapped like parameters."""
+    """What an optimizer remembers: a tree of tensors, saved, stacked, vmapped like parameters."""
 
     step: Tensor  # [] int64, how many updates were made
     links: tuple[Any, ...]  # the state of each link, () where it has none
@@ -123,7 +123,7 @@ def chain(*links: Link, donated: Donated | None = None) -> Optimizer:
 
 
 def clip_per_tensor(max_norm: float) -> Link:
-    """Scale each gradient tensor down to a Euclidean norm of at most `max_norm`; not above 0, leave all as they are.
+    """Scale each gradient tensor down to a norm of at most `max_norm` (not above 0: leave them).
 
     Source: `torch.nn.utils.clip_grad_norm_` called on one tensor (the quotient has 1e-6 under it).
 
@@ -141,7 +141,7 @@ def clip_per_tensor(max_norm: float) -> Link:
 
 
 def clip_global(max_norm: float) -> Link:
-    """Scale all gradients together down to a Euclidean norm of at most `max_norm`; not above 0, leave them.
+    """Scale all gradients together to a norm of at most `max_norm` (not above 0: leave them).
 
     Source: `torch.nn.utils.clip_grad_norm_`.
 
@@ -200,7 +200,7 @@ def scale_by_adam(
 
 
 def correct_bias(b1: float, b2: float) -> Link:
-    """Multiply by sqrt(1 - b2^t) / (1 - b1^t), t = count + 1: Adam's bias correction with e outside of it.
+    """Multiply by sqrt(1 - b2^t) / (1 - b1^t), t = count + 1: Adam's bias correction, e outside.
 
     Source: the last paragraph of section 2 of the Adam paper (arXiv:1412.6980), as OpenAI's GPT
     used it.
@@ -218,12 +218,13 @@ def correct_bias(b1: float, b2: float) -> Link:
 
 
 def add_decayed_weights(weight_decay: float, where: Predicate | None = None) -> Link:
-    """Add `weight_decay * params` at the leaves for which `where(path, leaf)` holds (everywhere, left out).
+    """Add `weight_decay * params` where `where(path, leaf)` holds (left out: everywhere).
 
     >>> import torch
     >>> params = {"weight": torch.ones(1), "bias": torch.ones(1)}
     >>> updates = {"weight": torch.zeros(1), "bias": torch.zeros(1)}
-    >>> add_decayed_weights(0.1, except_bias_and_norm).update(updates, (), params, torch.tensor(0))[0]
+    >>> link = add_decayed_weights(0.1, except_bias_and_norm)
+    >>> link.update(updates, (), params, torch.tensor(0))[0]
     {'weight': tensor([0.1000]), 'bias': tensor([0.])}
     """
     where = where or everything
@@ -239,10 +240,11 @@ def add_decayed_weights(weight_decay: float, where: Predicate | None = None) -> 
 
 
 def scale_by_schedule(schedule: Schedule, first: int = 0) -> Link:
-    """Multiply by `schedule(count + first)`: the first update reads the schedule at the step `first`.
+    """Multiply by `schedule(count + first)`: the first update reads the schedule at `first`.
 
     >>> import torch
-    >>> scale_by_schedule(lambda step: 0.5 ** step).update({"w": torch.ones(1)}, (), {}, torch.tensor(2))[0]
+    >>> link = scale_by_schedule(lambda step: 0.5**step)
+    >>> link.update({"w": torch.ones(1)}, (), {}, torch.tensor(2))[0]
     {'w': tensor([0.2500])}
     """
 
@@ -256,7 +258,9 @@ def scale_by_schedule(schedule: Schedule, first: int = 0) -> Link:
 def decay_updated_weights(
     weight_decay: float, schedule: Schedule, first: int = 0, where: Predicate | None = None
 ) -> Link:
-    """Decay the weights that the update leads to: u + rate * weight_decay * (p - u), rate = schedule(count + first).
+    """Decay the weights that the update leads to.
+
+        u + rate weight_decay (p - u),   rate = schedule(count + first)
 
     To stand behind the links that scale by the learning rate.
 
@@ -289,9 +293,9 @@ def everything(path: str, leaf: Any) -> bool:
 
 
 def except_bias_and_norm(path: str, leaf: Any) -> bool:
-    """Choose the leaves that are neither a bias nor the scale of a norm: what fine-tuning recipes decay.
+    """Choose what is neither a bias nor the scale of a norm: what fine-tuning recipes decay.
 
-    >>> [except_bias_and_norm(path, None) for path in ("mlp.up.weight", "mlp.up.bias", "norm.scale")]
+    >>> [except_bias_and_norm(path, None) for path in ("up.weight", "up.bias", "norm.scale")]
     [True, False, False]
     """
     del leaf  # the name says it
@@ -354,6 +358,6 @@ def _check(grads: Tree, params: Tree) -> None:
                 f"{expected.get(path, 'absent')}; take gradients with respect to these params"
             )
     raise ValueError(
-        "grads and params have the same leaves in different containers; take gradients with respect to these params "
-        "(torch.func.grad keeps the containers, the config included)"
+        "grads and params have the same leaves in different containers; take gradients with "
+        "respect to these params (torch.func.grad keeps the containers, the config included)"
     )

@@ -37,8 +37,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
     """
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
-            f"labels must have the shape of logits without the last dimension: labels {tuple(labels.shape)}, "
-            f"logits {tuple(logits.shape)}"
+            "labels must have the shape of logits without the last dimension: "
+            f"labels {tuple(labels.shape)}, logits {tuple(logits.shape)}"
         )
     counted = labels != ignore_index
     log_probs = torch.log_softmax(_at_least_float32(logits), dim=-1)

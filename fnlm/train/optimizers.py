@@ -62,7 +62,7 @@ def bert_adam(
     max_grad_norm: float = 1.0,
     decay: Predicate = everything,
 ) -> Optimizer:
-    """Make the Adam of BERT: no bias correction, decoupled weight decay, gradients clipped tensor by tensor.
+    """Make the Adam of BERT: no bias correction, decoupled decay, clipping tensor by tensor.
 
         p <- p - lr schedule(count) (mu / (sqrt(nu) + e) + weight_decay p)
 
@@ -118,7 +118,7 @@ def openai_adam(
     vector_l2: bool = False,
     max_grad_norm: float = -1,
 ) -> Optimizer:
-    """Make the Adam of OpenAI GPT: bias correction, decay of the weights after the update, matrices only.
+    """Make the Adam of OpenAI GPT: bias correction, and decay after the update, of matrices only.
 
         p <- p - rate sqrt(1 - b2^t) / (1 - b1^t) mu / (sqrt(nu) + e),   rate = lr schedule(t),   t
         = count + 1 p <- p - rate weight_decay p
@@ -137,7 +137,7 @@ def openai_adam(
     Returns:
         the optimizer; its state holds two averages of the size of the parameters.
 
-    >>> optimizer = openai_adam(6.25e-5, warmup=0.002, t_total=1000, max_grad_norm=1.0, weight_decay=0.01)
+    >>> optimizer = openai_adam(6.25e-5, warmup=0.002, t_total=1000, weight_decay=0.01)
 
     Source: `OpenAIAdam` of pytorch-pretrained-bert 0.6.2; the schedule is read after the count
     advanced.
@@ -176,7 +176,7 @@ def adamw(
     max_grad_norm: float = -1,
     decay: Predicate = everything,
 ) -> Optimizer:
-    """Make AdamW: bias correction of both averages, decoupled weight decay, clipping by the global norm.
+    Source: Decoupled Weight Decay Regularization (arXiv:1711.05101); `torch.optim.AdamW`.
 
         p <- p - rate (mu / (1 - b1^t) / (sqrt(nu / (1 - b2^t)) + e) + weight_decay p),   rate =
         lr(count)
@@ -225,7 +225,7 @@ class _Clip(NamedTuple):
 def _donated(
     chained: Optimizer, numbers: Callable[[int], fused.FusedStep], where: Predicate, clip: _Clip
 ) -> Donated:
-    """Make the donated road of an Adam: `chained` says it in links, `numbers` gives a step's numbers."""
+    """Make the donated road of an Adam: `chained` says it by links, `numbers` by numbers."""
 
     def update(grads: Tree, state: OptimizerState, params: Tree) -> tuple[Tree, OptimizerState]:
         adam = next(link for link in state.links if isinstance(link, AdamState))

@@ -7,13 +7,13 @@ Every factory here returns `schedule(step)`. The step is a Python number (the mu
     constant                            1
     warmup_constant                     1                           after the warm-up
     warmup_linear                       max((1 - x) / (1 - w), 0)   after the warm-up
-    warmup_cosine                       (1 + cos(2 pi c y)) / 2     after the warm-up, y = (x - w) /
-    (1 - w) warmup_cosine_with_hard_restarts    (1 + cos(pi frac(c y))) / 2 after the warm-up
-    warmup_cosine_with_warmup_restarts  warm-up and half a cosine, c times, each over 1 / c of the
-    steps
+    warmup_cosine                       (1 + cos(2 pi c y)) / 2     after the warm-up
+    warmup_cosine_with_hard_restarts    (1 + cos(pi frac(c y))) / 2 after the warm-up
+    warmup_cosine_with_warmup_restarts  warm-up and half a cosine, over each 1 / c of the steps
 
-with w the share of the steps that warm up (there the multiplier is x / w) and c the number of
-cycles. A negative `t_total` means that the length is not known: the multiplier is 1 at every step.
+with w the share of the steps that warm up (there the multiplier is x / w), c the number of cycles
+and y = (x - w) / (1 - w). A negative `t_total` means that the length is not known: the multiplier
+is 1 at every step.
 
 Source: the schedules of pytorch-pretrained-bert 0.6.2, equal at every step, beyond `t_total` too.
 Deviation: nothing is logged and nothing remembered; a schedule that ran past its end is the
@@ -63,7 +63,7 @@ def warmup_constant(warmup: float = 0.002, t_total: float = -1) -> Schedule:
 
 
 def warmup_linear(warmup: float = 0.002, t_total: float = -1) -> Schedule:
-    """Rise from 0 to 1 over the first `warmup * t_total` steps, fall to 0 at `t_total`, then stay at 0.
+    """Rise from 0 to 1 over the first `warmup * t_total` steps, fall to 0 at `t_total`, stay there.
 
     >>> [warmup_linear(0.5, 4)(step) for step in range(6)]
     [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
@@ -94,7 +94,7 @@ def warmup_cosine(warmup: float = 0.002, t_total: float = -1, cycles: float = 0.
 def warmup_cosine_with_hard_restarts(
     warmup: float = 0.002, t_total: float = -1, cycles: float = 1.0
 ) -> Schedule:
-    """Rise from 0 to 1, then fall to 0 along half a cosine `cycles` times, jumping back to 1 in between.
+    """Rise from 0 to 1, then fall to 0 along half a cosine `cycles` times, each time from 1.
 
     Raises:
         ValueError: `cycles` is below 1.
@@ -114,7 +114,7 @@ def warmup_cosine_with_hard_restarts(
 def warmup_cosine_with_warmup_restarts(
     warmup: float = 0.002, t_total: float = -1, cycles: float = 1.0
 ) -> Schedule:
-    """Divide the steps in `cycles` equal parts; in each rise from 0 to 1, then fall to 0 along half a cosine.
+    """In each of `cycles` equal parts rise from 0 to 1, then fall to 0 along half a cosine.
 
     `warmup` is a share of all steps, spent once in every part.
 
@@ -127,7 +127,7 @@ def warmup_cosine_with_warmup_restarts(
     _check_cycles(cycles)
     if warmup * cycles >= 1:
         raise ValueError(
-            f"warmup * cycles must be below 1, got {warmup} * {cycles}; every cycle spends one warmup"
+            f"warmup * cycles must be below 1, got {warmup} * {cycles}: each cycle has a warmup"
         )
 
     def multiplier(x: Any, warmup: float) -> Any:

@@ -104,7 +104,7 @@ def train_step(
 
 
 def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
-    """Write a tree of tensors (a `TrainState`) to one safetensors file, under the dotted paths of its leaves.
+    """Write a tree of tensors (a `TrainState`) to a safetensors file, by dotted paths.
 
     The file appears whole or not at all: a run killed while it writes leaves the former file.
 
@@ -150,14 +150,15 @@ def _parts(batch: tuple[Any, ...], number: int) -> list[tuple[Any, ...]]:
     for path, leaf in tree.named_leaves(batch):
         if leaf.ndim == 0 or leaf.shape[0] % number:
             raise ValueError(
-                f"accumulate={number} must divide the first axis of batch.{path}, which has shape {tuple(leaf.shape)}"
+                f"accumulate={number} must divide the first axis of batch.{path}, "
+                f"which has shape {tuple(leaf.shape)}"
             )
     cut = tree.map(lambda leaf: leaf.unflatten(0, (number, -1)), batch)
     return [tree.map(lambda leaf, i=i: leaf[i], cut) for i in range(number)]
 
 
 def _alone(leaf: Tensor) -> Tensor:
-    """Return the tensor in memory of its own, in the order of its dimensions, as the file wants it."""
+    """Return the tensor in memory of its own, in the order of its dimensions, for the file."""
     leaf = leaf.detach().contiguous()
     return leaf if leaf.untyped_storage().nbytes() == leaf.nbytes else leaf.clone()
 
@@ -171,10 +172,11 @@ def _check(
         a, b = found[name], wanted[name]
         if a.shape != b.shape or a.dtype != b.dtype:
             problems.append(
-                f"mismatched {name}: {tuple(a.shape)} {a.dtype} in the file, {tuple(b.shape)} {b.dtype} in `like`"
+                f"mismatched {name}: {tuple(a.shape)} {a.dtype} in the file, "
+                f"{tuple(b.shape)} {b.dtype} in `like`"
             )
     if problems:
         raise ValueError(
-            f"{path} is not a state like `like` ({'; '.join(sorted(problems))}); pass the state of a run with the same "
-            "model and optimizer"
+            f"{path} is not a state like `like` ({'; '.join(sorted(problems))}); "
+            "pass the state of a run with the same model and optimizer"
         )
