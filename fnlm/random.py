@@ -80,7 +80,8 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     True
     """
     _check(key)
-    return _mix64(_mix64(key ^ _FOLD) + data * _GAMMA)
+    number = data if isinstance(data, Tensor) else torch.tensor(data, device=key.device)
+    return _mix64(_mix64(key ^ _FOLD) + number * _GAMMA)
 
 
 def uniform(

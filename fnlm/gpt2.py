@@ -1,0 +1,347 @@
+"""GPT-2: a causal transformer with pre-norm blocks, learned positions and a tied output.
+
+Dimensions: B batch (any leading axes), T new tokens, S cached tokens, V vocabulary, N positions, D width, H heads,
+Dh width of a head, L layers, C choices.
+
+Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2, `src/model.py`;
+pytorch-pretrained-bert 0.6.2, `modeling_gpt2.py`. Deviations: dropout (the published code has none) is on when a key is
+given; padding is understood; the cache is a value.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnlm import heads as task_heads
+from fnlm import random
+from fnlm.layers import cache as kv
+from fnlm.layers.activation import ACTIVATIONS
+from fnlm.layers.attention import attend, causal_mask, merge_heads, split_heads
+from fnlm.layers.cache import Cache, FixedCache
+from fnlm.layers.dropout import dropout
+from fnlm.layers.embedding import lookup
+from fnlm.layers.linear import linear
+from fnlm.layers.mlp import mlp
+from fnlm.layers.norm import layer_norm
+from fnlm.params import io
+from fnlm.params import spec as describe
+from fnlm.params.config import BaseConfig
+from fnlm.params.rules import gpt2 as rules
+from fnlm.params.spec import Spec
+from fnlm.params.tree import Tree, register_constant
+
+__all__ = [
+    "Cache", "Config", "FixedCache", "HEADS", "apply", "double_heads", "hidden_states", "init", "init_cache", "load",
+    "save", "spec",
+]  # fmt: skip
+
+HEADS = ("multiple_choice",)
+Params = dict[str, Any]
+
+
+@register_constant
+@dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+    """The fields of a published config.json; the defaults are those of the smallest GPT-2."""
+
+    vocab_size: int = 50257
+    n_positions: int = 1024
+    n_ctx: int = 1024
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    n_inner: int | None = None
+    activation_function: str = "gelu_new"
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+
+    def __post_init__(self) -> None:
+        """Refuse what could not run."""
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+        if self.activation_function not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"activation_function={self.activation_function!r} is not one of {known}")
+
+
+def init_cache(params: Params, batch_size: int, capacity: int) -> FixedCache:
+    """Make an empty cache of fixed capacity, for compiled decoding (`apply` needs none to start: it makes its own).
+
+    Args:
+        params: only shapes and types are read.
+        batch_size: B.
+        capacity: tokens it can hold, at most `n_positions`.
+
+    Returns:
+        a cache whose every successor has the same shapes.
+
+    Raises:
+        ValueError: capacity is more than `n_positions`.
+    """
+    config: Config = params["config"]
+    if not 0 < capacity <= config.n_positions:
+        raise ValueError(f"capacity must be from 1 to n_positions={config.n_positions}, got {capacity}")
+    table = params["embed"]["token"]
+    shape = (batch_size, config.n_head, capacity, config.n_embd // config.n_head)
+    keys = tuple(table.new_zeros(shape) for _ in range(config.n_layer))
+    values = tuple(table.new_zeros(shape) for _ in range(config.n_layer))
+    valid = torch.zeros(batch_size, capacity, dtype=torch.bool, device=table.device)
+    return FixedCache(keys, values, valid, torch.zeros((), dtype=torch.int64, device=table.device))
+
+
+def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
+    """Describe the parameters: a tree of `Spec`.
+
+    Raises:
+        ValueError: a head is not one of `HEADS`.
+    """
+    width, std = config.n_embd, config.initializer_range
+    inner = config.n_inner or 4 * width
+    block = {
+        "norm_1": describe.norm(width),
+        "attention": {
+            "qkv": describe.linear(width, 3 * width, std),
+            "out": describe.linear(width, width, std),
+        },
+        "norm_2": describe.norm(width),
+        "mlp": {
+            "up": describe.linear(width, inner, std),
+            "down": describe.linear(inner, width, std),
+        },
+    }
+    tree: Tree = {
+        "config": config,
+        "embed": {
+            "token": Spec((config.vocab_size, width), "normal", std),
+            "position": Spec((config.n_positions, width), "normal", std),
+        },
+        "blocks": (block,) * config.n_layer,
+        "norm": describe.norm(width),
+    }
+    if unknown := set(heads) - set(HEADS):
+        raise ValueError(f"heads={tuple(heads)}: {sorted(unknown)} not among {HEADS}")
+    if heads:
+        tree["heads"] = {"multiple_choice": describe.linear(width, 1, std)}
+    return tree
+
+
+def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
+    """Make random parameters: weights normal with `initializer_range`, biases 0, scales 1.
+
+    >>> params = init(Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3), random.key(0))
+    >>> params["blocks"][0]["attention"]["qkv"]["weight"].shape
+    torch.Size([12, 36])
+    """
+    return describe.init(spec(config, heads), key)
+
+
+def _attention(
+    x: Tensor, past: tuple, allowed: Tensor, qkv: Tree, out: Tree, *, config: Config, keys: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attend to the past and to x itself: [..., T, D] -> the same, with the new keys and values."""
+    q, k, v = split_heads(linear(x, **qkv), config.n_head, parts=3)
+    k, v = k.contiguous(), v.contiguous()
+    old_keys, old_values = past
+    attended = attend(
+        q, (*old_keys, k), (*old_values, v), allowed, rate=config.attn_pdrop, key=_key(keys, 0)
+    )
+    x = linear(merge_heads(attended), **out)
+    return dropout(x, config.resid_pdrop, _key(keys, 1)), k, v
+
+
+def _block(
+    x: Tensor, block: Tree, past: tuple, allowed: Tensor, *, config: Config, keys: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Norm before each half, add after it: [..., T, D] -> the same, with the new keys and values."""
+    epsilon = config.layer_norm_epsilon
+    normed = layer_norm(x, **block["norm_1"], epsilon=epsilon)
+    attended, k, v = _attention(normed, past, allowed, **block["attention"], config=config, keys=keys)
+    x = x + attended
+    normed = layer_norm(x, **block["norm_2"], epsilon=epsilon)
+    activation = ACTIVATIONS[config.activation_function]
+    return x + dropout(mlp(normed, **block["mlp"], activation=activation), config.resid_pdrop, _key(keys, 2)), k, v
+
+
+def hidden_states(
+    params: Params,
+    ids: Tensor,
+    cache: Cache | FixedCache | None = None,
+    *,
+    positions: Tensor | None = None,
+    token_types: Tensor | None = None,
+    mask: Tensor | None = None,
+    key: Tensor | None = None,
+) -> tuple[Tensor, Cache | FixedCache]:
+    """Run the transformer without its output layer: same arguments as `apply`.
+
+    Returns:
+        the hidden states after the last norm [..., T, D], and the cache that includes the new tokens.
+    """
+    config: Config = params["config"]
+    _check(config, ids, cache, mask)
+    new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
+    if positions is None:
+        positions = _positions(cache, new_valid)
+    keys = None if key is None else random.split(key, 3 * config.n_layer + 1)
+    embed = params["embed"]
+    x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
+    if token_types is not None:
+        x = x + lookup(embed["token"], token_types, "token_types")
+    x = dropout(x, config.embd_pdrop, _key(keys, -1))
+    allowed = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])
+    new_keys, new_values = [], []
+    for layer, block in enumerate(params["blocks"]):
+        own = None if keys is None else keys[..., 3 * layer : 3 * layer + 3]
+        x, k, v = _block(x, block, kv.past(cache, layer), allowed, config=config, keys=own)
+        new_keys.append(k)
+        new_values.append(v)
+    hidden = layer_norm(x, **params["norm"], epsilon=config.layer_norm_epsilon)
+    return hidden, kv.append(cache, tuple(new_keys), tuple(new_values), new_valid)
+
+
+def apply(
+    params: Params,
+    ids: Tensor,
+    cache: Cache | FixedCache | None = None,
+    *,
+    positions: Tensor | None = None,
+    token_types: Tensor | None = None,
+    mask: Tensor | None = None,
+    key: Tensor | None = None,
+) -> tuple[Tensor, Cache | FixedCache]:
+    """Score the next token after each token.
+
+    Args:
+        params: from `init` or `load`.
+        ids: int64 [..., T], each 0 <= id < V.
+        cache: of the tokens before `ids`, from an earlier call; it stays usable.
+        positions: int64, broadcastable to [..., T]; by default each row counts its real tokens, the cached included.
+        token_types: ids [..., T] whose embeddings are added.
+        mask: [..., T], nonzero for real tokens, 0 for padding on either side; the cache remembers it.
+        key: turns dropout on; one key, or keys for the leading axes of `ids`.
+
+    Returns:
+        logits [..., T, V], and the cache that includes the new tokens.
+
+    Raises:
+        ValueError: more than `n_positions` tokens; a cache or mask that does not fit.
+        IndexError: ids or positions out of range.
+
+    >>> params = init(Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3), random.key(0))
+    >>> ids = torch.tensor([[3, 1, 4, 1, 5]])
+    >>> whole, _ = apply(params, ids)
+    >>> first, cache = apply(params, ids[:, :3])
+    >>> second, cache = apply(params, ids[:, 3:], cache)
+    >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
+    True
+    """
+    hidden, cache = hidden_states(
+        params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
+    )
+    return task_heads.tied_logits(hidden, params["embed"]["token"]), cache
+
+
+def double_heads(
+    params: Params,
+    ids: Tensor,
+    choice_positions: Tensor,
+    cache: Cache | FixedCache | None = None,
+    *,
+    positions: Tensor | None = None,
+    token_types: Tensor | None = None,
+    mask: Tensor | None = None,
+    key: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Score the next tokens, and each choice as a whole.
+
+    Args:
+        params: with the head "multiple_choice".
+        ids: int64 [..., C, T].
+        choice_positions: int64 [..., C], the token whose hidden state stands for the choice.
+        cache: see `apply`, as for the other arguments.
+
+    Returns:
+        language-model logits [..., C, T, V] and choice logits [..., C].
+
+    Raises:
+        KeyError: the parameters have no such head.
+    """
+    if "multiple_choice" not in params.get("heads", {}):
+        raise KeyError(
+            "params have no head 'multiple_choice': make it with init(..., heads=('multiple_choice',)) "
+            "or load(..., heads=('multiple_choice',), key=key)"
+        )
+    hidden, _ = hidden_states(
+        params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
+    )
+    lm = task_heads.tied_logits(hidden, params["embed"]["token"])
+    return lm, task_heads.choice_logits(hidden, choice_positions, **params["heads"]["multiple_choice"])
+
+
+def _positions(cache: Cache | FixedCache | None, new_valid: Tensor) -> Tensor:
+    """Count real tokens, row by row: [..., T], padding taking the number of its neighbour."""
+    counted = new_valid.cumsum(-1) - 1
+    if cache is not None:
+        counted = counted + cache.valid.sum(-1, keepdim=True)
+    return counted.clamp(min=0)
+
+
+def _key(keys: Tensor | None, site: int) -> Tensor | None:
+    return None if keys is None else keys[..., site]
+
+
+def _check(config: Config, ids: Tensor, cache: Cache | FixedCache | None, mask: Tensor | None) -> None:
+    """Compare shapes: no value is read, so this costs no wait for a device and works under every transform."""
+    total = ids.shape[-1] + (0 if isinstance(cache, FixedCache) else kv.length(cache))
+    if total > config.n_positions:
+        raise ValueError(
+            f"{total} tokens (cached ones included) are more than n_positions={config.n_positions}: "
+            "shorten ids, or drop the oldest tokens and start a new cache"
+        )
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(
+            f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree "
+            "(the mask speaks of the new tokens alone, the cache remembers the earlier ones)"
+        )
+    if cache is not None:
+        keys = kv.past(cache, 0)[0][0]
+        layers = len(cache.keys if isinstance(cache, FixedCache) else cache.segments[0].keys)
+        found = (layers, *keys.shape[:-2], keys.shape[-1])
+        wanted = (config.n_layer, *ids.shape[:-1], config.n_head, config.n_embd // config.n_head)
+        if found != wanted:
+            raise ValueError(
+                f"cache is for (layers, *batch, heads, head width) = {found}, the model and ids need {wanted}: "
+                "use a cache that this model made for this batch"
+            )
+
+
+def load(
+    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None
+) -> Params:
+    """Read parameters: a directory, a .safetensors file beside its config.json, a bundled model or a hub name.
+
+    Args:
+        name_or_path: where; a path that exists wins over a name.
+        heads: the heads wanted; None takes those of the file.
+        key: lets wanted heads that the file lacks be initialised; without it they are an error.
+
+    Returns:
+        params, memory-mapped: a tensor is read from disk when it is first used.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: a tensor is missing, unexpected or of another shape; another family's config; a damaged file.
+    """
+    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
+
+
+def save(params: Params, directory: str | Path) -> None:
+    """Write model.safetensors and config.json in the form that `transformers` loads."""
+    io.save(params, directory, rules.FAMILY)

@@ -1,0 +1,97 @@
+"""Attention arithmetic in plain operations, which every transform of `torch.func` knows.
+
+Keys and values come in pieces (cached segments, then the new tokens) that are never copied together: the scores are.
+"""
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from fnlm.layers.dropout import dropout
+
+__all__ = ["MASKED_SCORE", "attend", "causal_mask", "merge_heads", "split_heads"]
+
+MASKED_SCORE = -1e4  # finite, as in the reference: a row without any allowed key stays finite
+
+
+def split_heads(x: Tensor, heads: int, parts: int = 1) -> Tensor:
+    """Cut the last axis into parts and heads: [..., T, parts H Dh] -> [parts, ..., H, T, Dh].
+
+    >>> split_heads(torch.zeros(2, 5, 12), heads=2, parts=3).shape
+    torch.Size([3, 2, 2, 5, 2])
+    """
+    return rearrange(x, "... t (p h d) -> p ... h t d", p=parts, h=heads)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Put the heads side by side: [..., H, T, Dh] -> [..., T, H Dh].
+
+    >>> merge_heads(torch.zeros(2, 3, 5, 4)).shape
+    torch.Size([2, 5, 12])
+    """
+    return rearrange(x, "... h t d -> ... t (h d)")
+
+
+def causal_mask(valid: Tensor, new: int) -> Tensor:
+    """Say which keys each new token may attend to: the valid ones up to itself.
+
+    Args:
+        valid: bool [..., S + T], which keys are real tokens; the last T belong to the new tokens.
+        new: T.
+
+    Returns:
+        bool [..., 1, T, S + T].
+
+    >>> causal_mask(torch.tensor([True, False, True]), 2).int()
+    tensor([[[1, 0, 0],
+             [1, 0, 1]]], dtype=torch.int32)
+    """
+    total = valid.shape[-1]
+    keys = torch.arange(total, device=valid.device)
+    reach = keys <= keys[total - new :, None]  # [T, S + T]
+    return rearrange(valid, "... s -> ... 1 1 s") & reach
+
+
+def attend(
+    q: Tensor,
+    keys: tuple[Tensor, ...],
+    values: tuple[Tensor, ...],
+    allowed: Tensor,
+    *,
+    rate: float = 0.0,
+    key: Tensor | None = None,
+) -> Tensor:
+    """Return softmax(q k^T / sqrt(Dh)) v, with scores that are not allowed replaced by `MASKED_SCORE`.
+
+    Args:
+        q: [..., H, T, Dh].
+        keys: pieces [..., H, Si, Dh]; together they have S = sum of Si tokens.
+        values: pieces of the same shapes.
+        allowed: bool, broadcastable to [..., H, T, S].
+        rate: of the dropout on the attention weights.
+        key: of that dropout.
+
+    Returns:
+        [..., H, T, Dh].
+
+    >>> x = torch.randn(2, 3, 4)
+    >>> out = attend(x, (x,), (x,), torch.ones(1, 3, 3, dtype=torch.bool))
+    >>> pieces = (x[:, :1], x[:, 1:])
+    >>> torch.allclose(out, attend(x, pieces, pieces, torch.ones(1, 3, 3, dtype=torch.bool)))
+    True
+    """
+    q = q * (1 / math.sqrt(q.shape[-1]))
+    scores = _join([q @ k.mT for k in keys])
+    weights = torch.where(allowed, scores, MASKED_SCORE).softmax(-1)
+    weights = dropout(weights, rate, key)
+    if len(values) == 1:
+        return weights @ values[0]
+    parts = weights.split([v.shape[-2] for v in values], -1)
+    products = [w @ v for w, v in zip(parts, values, strict=True)]
+    return sum(products[1:], products[0])
+
+
+def _join(pieces: list[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)

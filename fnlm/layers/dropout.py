@@ -1,0 +1,34 @@
+"""Dropout with a key: its presence is the mode."""
+
+from torch import Tensor
+
+from fnlm import random
+
+__all__ = ["dropout"]
+
+
+def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
+    """Zero each element with probability `rate`, and divide the others by 1 - rate.
+
+    Args:
+        x: [..., D].
+        rate: 0 <= rate < 1.
+        key: None changes nothing. One key masks the whole of x; keys of shape x.shape[:n] mask each row with its own,
+            which is what `vmap` over rows and keys gives.
+
+    Returns:
+        [..., D].
+
+    >>> import torch
+    >>> dropout(torch.ones(8), 0.5, random.key(0)).unique()
+    tensor([0., 2.])
+    """
+    if key is None or rate == 0:
+        return x
+    if key.shape != x.shape[: key.ndim]:
+        raise ValueError(
+            f"key of shape {list(key.shape)} does not lead x of shape {list(x.shape)}: "
+            "give one key, or one key for each row of the leading axes"
+        )
+    kept = random.bernoulli(key, 1 - rate, tuple(x.shape[key.ndim :]))
+    return x * kept.to(x.dtype).mul_(1 / (1 - rate))

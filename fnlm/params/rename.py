@@ -1,0 +1,159 @@
+"""Foreign names at the border: two-way tables of data, and an account of every tensor that crosses.
+
+A `Rule` pairs one of our dotted paths with a foreign name; `*` stands for a layer number on both sides. A `Dialect` is
+one library's way of naming a family's tensors. Nothing is matched by substring, and nothing is dropped in silence.
+"""
+
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import NamedTuple
+
+from torch import Tensor
+
+from fnlm.params.tree import Tree, named_leaves
+
+__all__ = ["Dialect", "Family", "Rule", "from_foreign", "nest", "to_foreign"]
+
+
+class Rule(NamedTuple):
+    """Pair our path with a foreign name; `transpose` where the matrix is stored the other way round."""
+
+    ours: str
+    theirs: str
+    transpose: bool = False
+
+
+class Dialect(NamedTuple):
+    """One library's names for a family."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    prefix: str  # of every name but the unprefixed; optional when reading
+    unprefixed: tuple[str, ...]
+    ties: Mapping[str, str]  # foreign names of a second copy of one of our leaves
+    buffers: tuple[str, ...]  # foreign names that hold no parameter
+
+
+class Family(NamedTuple):
+    """What the files of a family look like."""
+
+    name: str  # the `model_type` of its config.json
+    dialects: tuple[Dialect, ...]  # the first is the one written by default
+    architectures: Mapping[tuple[str, ...], str]  # heads -> the class that reads the file in `transformers`
+    required: Mapping[str, object]  # config keys that would change the arithmetic, with the only value we compute
+
+
+def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
+    """Give the leaves a dialect's names: the inverse of `from_foreign`.
+
+    Raises:
+        ValueError: a leaf has no rule.
+    """
+    table = [(_pattern(rule.ours), rule) for rule in dialect.rules]
+    result = {}
+    for path, leaf in named_leaves(params):
+        rule, number = _find(path, table)
+        if rule is None:
+            raise ValueError(f"no rule of {dialect.name} names the leaf {path}: it can't be saved in that form")
+        name = rule.theirs.replace("*", number)
+        if not name.startswith(dialect.unprefixed):
+            name = dialect.prefix + name
+        result[name] = leaf.mT if rule.transpose else leaf
+    return result
+
+
+def from_foreign(
+    tensors: Mapping[str, Tensor], family: Family, source: str
+) -> tuple[dict[str, Tensor], list[str]]:
+    """Give tensors our paths.
+
+    Args:
+        tensors: by foreign name, in any of the family's dialects, with or without its prefix.
+        family: the tables.
+        source: what an error calls the file.
+
+    Returns:
+        tensors by our path, and the foreign names that belong to nothing of ours.
+
+    Raises:
+        ValueError: two names for one leaf, or a tied copy that differs from its original.
+    """
+    found: dict[str, Tensor] = {}
+    origin: dict[str, str] = {}
+    copies: list[tuple[str, str, Tensor]] = []
+    unexpected = []
+    for name, tensor in tensors.items():
+        path, transpose, kind = _classify(name, family)
+        if kind == "unknown":
+            unexpected.append(name)
+        elif kind == "tie":
+            copies.append((name, path, tensor))
+        elif kind == "leaf":
+            if path in found:
+                raise ValueError(f"{source}: both {origin[path]} and {name} name the leaf {path}")
+            found[path] = tensor.mT if transpose and tensor.ndim == 2 else tensor
+            origin[path] = name
+    for name, path, tensor in copies:
+        if path not in found:
+            found[path], origin[path] = tensor, name
+        elif not _same(tensor, found[path]):
+            raise ValueError(
+                f"{source}: {name} is tied to {origin[path]}, but the two differ: the file holds an untied model"
+            )
+    return found, unexpected
+
+
+def nest(flat: Mapping[str, Tensor]) -> Tree:
+    """Turn dotted paths into nested dicts; consecutive numbers into tuples.
+
+    >>> nest({"a.0.w": 1, "a.1.w": 2, "b": 3})
+    {'a': ({'w': 1}, {'w': 2}), 'b': 3}
+    """
+    branches: dict[str, dict[str, Tensor]] = {}
+    result: dict[str, Tree] = {}
+    for path, leaf in flat.items():
+        head, _, rest = path.partition(".")
+        if rest:
+            branches.setdefault(head, {})[rest] = leaf
+            result.setdefault(head, None)
+        else:
+            result[head] = leaf
+    result |= {head: nest(rest) for head, rest in branches.items()}
+    if result and set(result) == {str(i) for i in range(len(result))}:
+        return tuple(result[str(i)] for i in range(len(result)))
+    return result
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """Say which of `names` looks most like `name`, as the end of a sentence of an error."""
+    close = get_close_matches(name, names, 1)
+    return f" (nearest: {close[0]})" if close else ""
+
+
+def _classify(name: str, family: Family) -> tuple[str, bool, str]:
+    for dialect in family.dialects:
+        short = name.removeprefix("module.").removeprefix(dialect.prefix)
+        if short in dialect.ties:
+            return dialect.ties[short], False, "tie"
+        if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):
+            return "", False, "buffer"
+        rule, number = _find(short, [(_pattern(rule.theirs), rule) for rule in dialect.rules])
+        if rule is not None:
+            return rule.ours.replace("*", number), rule.transpose, "leaf"
+    return "", False, "unknown"
+
+
+def _find(name: str, table: list[tuple[re.Pattern[str], Rule]]) -> tuple[Rule | None, str]:
+    for pattern, rule in table:
+        if match := pattern.fullmatch(name):
+            return rule, match.group(1) if pattern.groups else ""
+    return None, ""
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    return re.compile(re.escape(text).replace(r"\*", "([0-9]+)"))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a == b).all())

@@ -1,0 +1,53 @@
+"""GPT-2's names in `transformers` and pytorch-pretrained-bert files."""
+
+from fnlm.params.rename import Dialect, Family, Rule
+
+_SHARED = (
+    Rule("embed.token", "wte.weight"),
+    Rule("embed.position", "wpe.weight"),
+    Rule("blocks.*.norm_1.scale", "h.*.ln_1.weight"),
+    Rule("blocks.*.norm_1.bias", "h.*.ln_1.bias"),
+    Rule("blocks.*.attention.qkv.weight", "h.*.attn.c_attn.weight"),
+    Rule("blocks.*.attention.qkv.bias", "h.*.attn.c_attn.bias"),
+    Rule("blocks.*.attention.out.weight", "h.*.attn.c_proj.weight"),
+    Rule("blocks.*.attention.out.bias", "h.*.attn.c_proj.bias"),
+    Rule("blocks.*.norm_2.scale", "h.*.ln_2.weight"),
+    Rule("blocks.*.norm_2.bias", "h.*.ln_2.bias"),
+    Rule("blocks.*.mlp.up.weight", "h.*.mlp.c_fc.weight"),
+    Rule("blocks.*.mlp.up.bias", "h.*.mlp.c_fc.bias"),
+    Rule("blocks.*.mlp.down.weight", "h.*.mlp.c_proj.weight"),
+    Rule("blocks.*.mlp.down.bias", "h.*.mlp.c_proj.bias"),
+    Rule("norm.scale", "ln_f.weight"),
+    Rule("norm.bias", "ln_f.bias"),
+)
+
+
+def _dialect(name: str, head: str) -> Dialect:
+    return Dialect(
+        name=name,
+        rules=(
+            *_SHARED,
+            Rule("heads.multiple_choice.weight", f"{head}.weight", transpose=True),
+            Rule("heads.multiple_choice.bias", f"{head}.bias"),
+        ),
+        prefix="transformer.",
+        unprefixed=("multiple_choice_head.", "lm_head."),
+        ties={"lm_head.weight": "embed.token"},
+        buffers=("h.*.attn.bias", "h.*.attn.masked_bias"),
+    )
+
+
+FAMILY = Family(
+    name="gpt2",
+    dialects=(
+        _dialect("transformers", "multiple_choice_head.summary"),
+        _dialect("pytorch-pretrained-bert", "multiple_choice_head.linear"),
+    ),
+    architectures={(): "GPT2LMHeadModel", ("multiple_choice",): "GPT2DoubleHeadsModel"},
+    required={
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": True,
+    },
+)

@@ -1,0 +1,111 @@
+"""A tree described before it exists: shape, dtype and initialiser of every leaf, as data.
+
+A family's `spec(config)` is a tree with a `Spec` at every leaf. Initialising, counting, checking a checkpoint and
+making a tree without memory are maps over it.
+"""
+
+import math
+import zlib
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fnlm import random
+from fnlm.params import tree
+from fnlm.params.tree import Tree
+
+__all__ = ["Spec", "check", "init", "linear", "meta", "norm", "size"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Describe one leaf: its shape, how it starts (`std` is that of "normal"), and its type."""
+
+    shape: tuple[int, ...]
+    start: Literal["zeros", "ones", "normal"] = "zeros"
+    std: float = 0.0
+    dtype: torch.dtype = torch.float32
+
+
+def linear(inputs: int, outputs: int, std: float) -> dict[str, Spec]:
+    """Describe y = x @ weight + bias: a normal weight [inputs, outputs] and a zero bias [outputs]."""
+    return {"weight": Spec((inputs, outputs), "normal", std), "bias": Spec((outputs,))}
+
+
+def norm(width: int) -> dict[str, Spec]:
+    """Describe a layer norm that starts as the plain normalisation."""
+    return {"scale": Spec((width,), "ones"), "bias": Spec((width,))}
+
+
+def init(spec: Tree, key: Tensor) -> Tree:
+    """Make the tree that a spec describes.
+
+    Args:
+        spec: tree of `Spec`.
+        key: the key of each leaf is folded from it and the leaf's path, so that adding a head changes no other leaf.
+
+    >>> init({"weight": Spec((2, 3), "normal", 0.02)}, random.key(0))["weight"].shape
+    torch.Size([2, 3])
+    """
+
+    def leaf(path: str, s: Spec) -> Tensor:
+        if s.start == "normal":
+            own = random.fold_in(key, zlib.crc32(path.encode()))
+            return (random.normal(own, s.shape) * s.std).to(s.dtype)
+        return torch.full(s.shape, float(s.start == "ones"), dtype=s.dtype, device=key.device)
+
+    return tree.map_with_path(leaf, spec)
+
+
+def meta(spec: Tree) -> Tree:
+    """Make the tree on the meta device: shapes and types, no memory.
+
+    >>> meta({"weight": Spec((2, 3))})["weight"].device.type
+    'meta'
+    """
+    return tree.map(lambda s: torch.empty(s.shape, dtype=s.dtype, device="meta"), spec)
+
+
+def size(spec: Tree) -> int:
+    """Count the numbers that the tree would hold.
+
+    >>> size(linear(3, 4, std=0.02))
+    16
+    """
+    return sum(math.prod(s.shape) for s in tree.leaves(spec))
+
+
+def check(spec: Tree, params: Tree, source: str = "params") -> None:
+    """Compare a tree with its description, leaf by leaf.
+
+    Args:
+        spec: tree of `Spec`.
+        params: tree of tensors of any floating type.
+        source: what the error calls the tree.
+
+    Raises:
+        ValueError: lists missing, unexpected (with the nearest missing name) and mismatched leaves (both shapes).
+
+    >>> check({"w": Spec((2,))}, {"w": torch.zeros(3)}, "file.bin")
+    Traceback (most recent call last):
+    ValueError: file.bin does not fit: w has shape [3], expected [2]
+    """
+    wanted, found = dict(tree.named_leaves(spec)), dict(tree.named_leaves(params))
+    missing = [name for name in wanted if name not in found]
+    problems = [f"missing {name} {list(wanted[name].shape)}" for name in missing]
+    for name, leaf in found.items():
+        if name not in wanted:
+            near = get_close_matches(name, missing, 1)
+            hint = f" (nearest missing: {near[0]})" if near else ""
+            problems.append(f"unexpected {name} {list(leaf.shape)}{hint}")
+        elif tuple(leaf.shape) != wanted[name].shape:
+            problems.append(
+                f"{name} has shape {list(leaf.shape)}, expected {list(wanted[name].shape)}"
+            )
+        elif not leaf.is_floating_point():
+            problems.append(f"{name} has type {leaf.dtype}, expected a floating-point type")
+    if problems:
+        raise ValueError(f"{source} does not fit: " + "; ".join(problems))
