@@ -43,6 +43,17 @@ def test_fences_say_their_language(page: Path) -> None:
     assert all(len(fence) > 3 for fence in fences[::2]), "a fence names no language"
 
 
+def test_the_tests_that_pages_name_exist() -> None:
+    for page in PAGES:
+        for file, name in re.findall(
+            r"`(tests/\w+\.py)(?:::(\w+))?`", page.read_text(encoding="utf-8")
+        ):
+            source = ROOT / file
+            assert source.exists(), f"{page.name}: {file}"
+            found = re.search(rf"^def {name}\(", source.read_text(encoding="utf-8"), re.MULTILINE)
+            assert not name or found, f"{page.name}: no {name} in {file}"
+
+
 def test_links_lead_somewhere() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
         for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
@@ -52,4 +63,4 @@ def test_links_lead_somewhere() -> None:
 
 def test_the_reader_of_pages_keeps_line_numbers() -> None:
     text = "a\n```python\nx = 1\n```\nb\n```text\nno code\n```\n```python\ny = x\n```\n"
-    assert code(text).splitlines() == ["", "", "x = 1", "", "", "", "", "", "", "y = x", ""]
+    assert code(text).split("\n") == ["", "", "x = 1", "", "", "", "", "", "", "y = x", ""]
