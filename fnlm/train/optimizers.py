@@ -176,7 +176,7 @@ def adamw(
     max_grad_norm: float = -1,
     decay: Predicate = everything,
 ) -> Optimizer:
-    Source: Decoupled Weight Decay Regularization (arXiv:1711.05101); `torch.optim.AdamW`.
+    """Make AdamW: bias correction of both averages, decoupled decay, clipping by the global norm.
 
         p <- p - rate (mu / (1 - b1^t) / (sqrt(nu / (1 - b2^t)) + e) + weight_decay p),   rate =
         lr(count)
