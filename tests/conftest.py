@@ -1,10 +1,18 @@
-"""What all tests share: where the optional data files are."""
+"""What all tests share: no network, the same random numbers every time, the optional data files."""
 
 import os
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub when it is imported
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+# The gate is repeatable and its machine may be slow: no clock, the same examples every time.
+hypothesis.settings.register_profile("gate", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("gate")
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,3 +34,9 @@ def data_path(name: str) -> Path:
 def shared() -> Callable[[str], Path]:
     """`data_path` as a fixture."""
     return data_path
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Test inputs drawn from torch's global generator do not depend on which tests ran before."""
+    torch.manual_seed(0)
