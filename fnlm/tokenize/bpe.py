@@ -18,8 +18,8 @@ import regex
 
 Pair = tuple[int, int]
 
-# Up to this many symbols a scan of the whole word by `min` beats the buckets of `_merge_long`.
-SHORT = 96
+# Up to about this many symbols (measured) a scan of the whole word by `min` beats the buckets of `_merge_long`.
+SHORT = 128
 _NEVER = 1 << 62
 
 
@@ -49,7 +49,7 @@ def merges(pairs: Iterable[tuple[str, str]], vocab: Mapping[str, int]) -> Merges
         Merges(ranks={(0, 1): 0}, pairs=((0, 1),), made=(2,))
     """
     ranks: dict[Pair, int] = {}
-    made = []
+    made: list[int] = []
     for left, right in pairs:
         try:
             pair = vocab[left], vocab[right]
@@ -99,23 +99,33 @@ def merge(ids: list[int], rules: Merges) -> list[int]:
     return ids
 
 
+class _Buckets(dict[int, list[int]]):
+    """Rank -> places where a pair of that rank may stand; the ranks are in a heap as well."""
+
+    __slots__ = ("heap",)
+
+    def __init__(self) -> None:
+        self.heap: list[int] = []
+
+    def __missing__(self, rank: int) -> list[int]:
+        heappush(self.heap, rank)
+        self[rank] = places = []
+        return places
+
+
 def _merge_long(ids: list[int], rules: Merges) -> list[int]:
-    """Do what `merge` does over a doubly linked list, with one bucket of positions a rank."""
-    rank_of, made = rules.ranks.get, rules.made
-    count = len(ids)
-    ids = [*ids, -1]  # the end, which no rule knows; a symbol that was joined is -1 too
-    before = list(range(-1, count))
-    after = list(range(1, count + 2))
-    buckets: defaultdict[int, list[int]] = defaultdict(list)
+    """Do what `merge` does, with a doubly linked list and one bucket of places a rank."""
+    rank_of, count = rules.ranks.get, len(ids)
+    ids = [*ids, -1]  # -1, which no rule knows, is the end, and a symbol that was joined
+    before, after = [*range(-1, count)], [*range(1, count + 2)]
+    buckets = _Buckets()
     for at, rank in enumerate(map(rank_of, pairwise(ids))):
         if rank is not None:
             buckets[rank].append(at)
-    heap = list(buckets)
-    heapify(heap)
+    heap = buckets.heap
     while heap:
         best = heappop(heap)
-        left, right = rules.pairs[best]
-        joined = made[best]
+        (left, right), joined = rules.pairs[best], rules.made[best]
         places = sorted(buckets.pop(best))
         for done, at in enumerate(places, start=1):
             gone = after[at]
@@ -124,18 +134,12 @@ def _merge_long(ids: list[int], rules: Merges) -> list[int]:
             ids[at], ids[gone] = joined, -1
             after[at] = end = after[gone]
             before[end] = at
-            lowest = best
-            for start, rank in (
-                (at, rank_of((joined, ids[end]))),
-                (before[at], rank_of((ids[before[at]], joined))),
-            ):
-                if rank is None:
-                    continue
-                if rank not in buckets:
-                    heappush(heap, rank)
+            if (rank := rank_of((joined, ids[end]))) is not None:
+                buckets[rank].append(at)
+            start = before[at]
+            if (rank := rank_of((ids[start], joined))) is not None:
                 buckets[rank].append(start)
-                lowest = min(lowest, rank)
-            if lowest < best and done < len(places):  # a better pair appeared: it goes first
+            if heap and heap[0] < best and done < len(places):  # what came up goes first
                 buckets[best] = places[done:]
                 heappush(heap, best)
                 break
@@ -190,7 +194,7 @@ def well_formed(text: str) -> str:
 def train(
     texts: Iterable[str], vocab_size: int, pattern: str, *, min_count: int = 2
 ) -> list[tuple[bytes, bytes]]:
-    """Learn byte-level merges: join the most frequent pair of neighbours, again and again.
+    r"""Learn byte-level merges: join the most frequent pair of neighbours, again and again.
 
     Args:
         texts: any number of texts; each is cut into words by `pattern`, no merge crosses a word.
@@ -199,14 +203,15 @@ def train(
         min_count: stop when the most frequent pair is seen fewer times than this.
 
     Returns:
-        The merges in order: up to `vocab_size - 256`, more where two make the same token. The same texts give the same merges in
-        whatever order they come: of equally frequent pairs the one of lower ids is joined.
+        The merges in order: `vocab_size - 256`, more where two make the same token, fewer where
+        the texts hold no more. The order of the texts is of no account, and of equally frequent
+        pairs the one of lower ids is joined.
 
     Raises:
         ValueError: `vocab_size` is below 256.
 
     Example:
-        >>> train(["low lower lowest"], 258, r"\\w+")
+        >>> train(["low lower lowest"], 258, r"\w+")
         [(b'l', b'o'), (b'lo', b'w')]
     """
     if vocab_size < 256:

@@ -1,150 +1,396 @@
-"""GPT-2's tokenizer: byte-level byte-pair encoding. Lossless, total, exact.
+r"""GPT-2's tokenizer: byte-level byte-pair encoding. Lossless, total, exact.
 
-Every string has ids, and ``decode(encode(text)) == text`` for every string without surrogates
-(surrogate pairs are joined, a lone surrogate becomes U+FFFD). Text is never cleaned up. A special
-token such as ``<|endoftext|>`` in a text is ordinary text unless the caller allows it.
+- Every string has ids, and ``decode(encode(text)) == text``. Text is never cleaned up.
+- Surrogates are not text: a pair is joined into its character, a lone one becomes U+FFFD.
+- A special token such as ``<|endoftext|>`` in a text is ordinary text unless the caller allows it.
+- Ids outside the vocabulary and unknown tokens are errors.
 
-Source: Radford et al. 2019, section 2.2, and the vocabulary files published with it.
+Source: Radford et al. 2019, section 2.2, and the vocabulary files published with it. Deviation
+from pytorch-pretrained-BERT 0.6.2: that one fails on characters above U+00FF, gives wrong ids from
+U+0080 to U+00FF, and turns an unknown token into id 0.
 """
 
+import codecs
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from itertools import accumulate, chain
+from multiprocessing import get_context
+from operator import index
 from pathlib import Path
+from typing import Any, Literal
 
-import regex
+from fnlm.tokenize import _files, bpe
+from fnlm.tokenize._byte_level import (
+    ALPHABET,
+    PATTERN,
+    Offsets,
+    Tables,
+    cut,
+    make_tables,
+    offsets_in,
+    places,
+    units_of,
+    words_of,
+)
 
-from fnlm.tokenize import bpe
-from fnlm.tokenize.files import find
-
-PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 END_OF_TEXT = "<|endoftext|>"
-FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.json",))
+
+Special = Iterable[str] | Literal["all"]
 
 
-def _alphabet() -> tuple[str, ...]:
-    """Return the printable character that stands for each byte in the vocabulary files."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = iter(range(0x100, 0x200))
-    return tuple(chr(byte if byte in visible else next(hidden)) for byte in range(256))
-
-
-ALPHABET = _alphabet()
-_BYTE = {symbol: byte for byte, symbol in enumerate(ALPHABET)}
-
-
+@dataclass(frozen=True, slots=True, repr=False)
 class Tokenizer:
-    """Text to ids and back; a value: nothing about it changes but what its cache remembers.
+    """Text to ids and back: a value; only its cache of words, bounded in size, ever changes.
 
     Args:
-        vocab: token -> id, in the printable form of the vocabulary files.
+        vocab: token -> id, ids 0 to n - 1, in the printable form of the vocabulary files. A token
+            that is neither a byte nor made by a merge is special, and stands for itself.
         merges: pairs of tokens that join, the first rule first.
+        added: more special tokens, with the ids that follow. They are kept as they are, so they
+            may hold spaces or any characters.
+
+    Raises:
+        ValueError: bytes are missing, ids have gaps, merges do not fit, or a token is there twice.
+
+    Example:
+        >>> tokenizer = train(["low lower lowest", "low slower"], 262)
+        >>> tokenizer.encode("a lower low")
+        [64, 259, 81, 220, 257]
+        >>> tokenizer.decode([64, 259, 81, 220, 257])
+        'a lower low'
     """
 
-    __slots__ = ("_bytes", "_cache", "_ids", "_rules", "_special", "merges", "vocab")
+    vocab: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    added: Sequence[str] = ()
+    _tables: Tables = field(init=False, compare=False)
 
-    def __init__(self, vocab: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> None:
-        self.vocab = dict(vocab)
-        self.merges = tuple(merges)
-        missing = [symbol for symbol in ALPHABET if symbol not in self.vocab]
-        if missing:
-            raise ValueError(
-                f"vocab lacks {len(missing)} of the 256 byte symbols, such as {missing[0]!r}; "
-                "it is not a byte-level vocabulary"
-            )
-        self._rules = bpe.merges(self.merges, self.vocab)
-        made = {*self._rules.made, *(self.vocab[symbol] for symbol in ALPHABET)}
-        self._special = {token: at for token, at in self.vocab.items() if at not in made}
-        self._bytes = {
-            at: token.encode() if at not in made else bytes(map(_BYTE.__getitem__, token))
-            for token, at in self.vocab.items()
-        }
-        self._ids = tuple(self.vocab[symbol] for symbol in ALPHABET)
-        self._cache = bpe.WordCache(partial(_encode_word, self._ids, self._rules))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "vocab", dict(self.vocab))
+        object.__setattr__(self, "merges", tuple(self.merges))
+        object.__setattr__(self, "added", tuple(self.added))
+        object.__setattr__(self, "_tables", make_tables(self.vocab, self.merges, self.added))
+
+    def __hash__(self) -> int:
+        return hash((len(self.vocab), len(self.merges), self.added))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (self.vocab, self.merges, self.added)
+
+    def __repr__(self) -> str:
+        return f"gpt2.Tokenizer(vocab_size={self.vocab_size}, special={[*self.special]})"
 
     @property
     def vocab_size(self) -> int:
-        """Number of tokens."""
-        return len(self.vocab)
+        """Number of tokens, the special ones included."""
+        return len(self._tables.tokens)
 
-    def __repr__(self) -> str:
-        return f"gpt2.Tokenizer(vocab_size={self.vocab_size})"
+    @property
+    def special(self) -> tuple[str, ...]:
+        """The special tokens, in order of their ids."""
+        return tuple(self._tables.special)
 
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`."""
-        words = _find(text)
+    def encode(self, text: str, *, allowed_special: Special = ()) -> list[int]:
+        """Return the ids of a text.
+
+        Args:
+            text: any string.
+            allowed_special: the special tokens that `text` may hold as such, or "all"; the others
+                are ordinary text. Allow none in text you did not write.
+
+        Raises:
+            ValueError: `allowed_special` names no special token.
+
+        Example:
+            >>> tokenizer = train(["low lower lowest"], 260)
+            >>> tokenizer.encode("low<|endoftext|>", allowed_special={"<|endoftext|>"})
+            [257, 259]
+        """
+        if not allowed_special:
+            return self._encode(text)
+        ids: list[int] = []
+        for part, special in self._parts(text, allowed_special):
+            ids += self._encode(part) if special is None else (special,)
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        """Return the ids of a text without special tokens."""
+        tables = self._tables
+        first, *rest = units_of(text)
         try:
-            return list(chain.from_iterable(map(self._cache.__getitem__, words)))
-        except UnicodeEncodeError:
-            return self.encode(bpe.well_formed(text))
+            ids = list(chain.from_iterable(map(tables.words.__getitem__, words_of(first))))
+            ids.extend(chain.from_iterable(map(tables.units.__getitem__, rest)))
+        except UnicodeEncodeError:  # surrogates
+            return self._encode(bpe.well_formed(text))
+        return ids
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids`."""
-        return b"".join(map(self._bytes.__getitem__, ids)).decode("utf-8", "replace")
+    def _parts(self, text: str, allowed: Special) -> Iterator[tuple[str, int | None]]:
+        """Cut a text at the allowed special tokens; give each part, and its id if it is one."""
+        special = self._tables.special
+        names = self.special if allowed == "all" else tuple(allowed)
+        if not set(names) <= set(special) or (isinstance(allowed, str) and allowed != "all"):
+            raise ValueError(
+                f"allowed_special={allowed!r} must be 'all' or a set of special tokens, which "
+                f"here are {self.special}"
+            )
+        for part in cut(text, names):
+            yield part, special[part] if part in names else None
+
+    def encode_batch(
+        self, texts: Iterable[str], *, allowed_special: Special = (), workers: int = 1
+    ) -> list[list[int]]:
+        """Return the ids of each text, as `encode` gives them.
+
+        Args:
+            texts: any number of strings.
+            allowed_special: as for `encode`.
+            workers: processes to share the work; each starts from a fresh interpreter (about a
+                second), so more than one pays from some 20 MB of text. A script that asks for
+                them must guard its own code by ``if __name__ == "__main__":``.
+
+        Raises:
+            ValueError: `workers` is below 1, or as for `encode`.
+
+        Example:
+            >>> train(["low lower lowest"], 260).encode_batch(["low", "we"])
+            [[257], [86, 68]]
+        """
+        texts = list(texts)
+        if workers < 1:
+            raise ValueError(f"workers={workers} must be at least 1, the process that calls")
+        if not isinstance(allowed_special, str):
+            allowed_special = frozenset(allowed_special)
+        if workers == 1 or len(texts) < 2:
+            return [self.encode(text, allowed_special=allowed_special) for text in texts]
+        shares = list(_shares(texts, workers))
+        with ProcessPoolExecutor(len(shares), mp_context=get_context("spawn")) as pool:
+            jobs = [
+                pool.submit(self.encode_batch, part, allowed_special=allowed_special)
+                for part in shares
+            ]
+            return [ids for job in jobs for ids in job.result()]
+
+    def encode_with_offsets(
+        self, text: str, *, allowed_special: Special = ()
+    ) -> tuple[list[int], Offsets]:
+        """Return the ids of a text and where in it each token stands.
+
+        Args:
+            text: any string.
+            allowed_special: as for `encode`.
+
+        Returns:
+            ids: those of `encode`.
+            offsets: one `(start, end)` a token, in characters of `text`: `text[start:end]` holds
+                the token's characters. Tokens that share one character (its bytes were split)
+                all have that whole character's offsets. The slices leave nothing out.
+
+        Example:
+            >>> train(["low lower lowest"], 260).encode_with_offsets("low é")
+            ([257, 220, 127, 102], [(0, 3), (3, 4), (4, 5), (4, 5)])
+        """
+        clean, origin = places(text)
+        ids: list[int] = []
+        offsets: Offsets = []
+        at = 0
+        for part, special in self._parts(clean, allowed_special):
+            if special is None:
+                for word in words_of(part):
+                    found = self._tables.words[word]
+                    ids += found
+                    offsets += offsets_in(word, at, [len(self._tables.content[i]) for i in found])
+                    at += len(word)
+            else:
+                ids.append(special)
+                offsets.append((at, at := at + len(part)))
+        if origin is not None:
+            offsets = [(origin[start], origin[end]) for start, end in offsets]
+        return ids, offsets
+
+    def tokenize(self, text: str, *, allowed_special: Special = ()) -> list[str]:
+        """Return the tokens of a text, in the printable form of the vocabulary files.
+
+        Example:
+            >>> train(["low lower lowest"], 262).tokenize("a lower low")
+            ['a', 'Ġlowe', 'r', 'Ġlow']
+        """
+        return self.ids_to_tokens(self.encode(text, allowed_special=allowed_special))
+
+    def tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
+        """Return the id of each token; a token that is not in the vocabulary is an error.
+
+        Example:
+            >>> train(["low"], 260).tokens_to_ids(["Ġ", "<|endoftext|>"])
+            [220, 256]
+        """
+        if isinstance(tokens, str):
+            raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens, or encode")
+        try:
+            return [self._tables.ids[token] for token in tokens]
+        except KeyError as error:
+            raise ValueError(
+                f"tokens holds {error.args[0]!r}, which is not among the {self.vocab_size} tokens "
+                "of the vocabulary; encode turns any text into ids"
+            ) from None
+
+    def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Return the token of each id, in the printable form of the vocabulary files.
+
+        Example:
+            >>> train(["low"], 260).ids_to_tokens([220, 256])
+            ['Ġ', '<|endoftext|>']
+        """
+        return [self._tables.tokens[self._checked(at)] for at in ids]
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        r"""Return the bytes that ids stand for; they need not be whole characters.
+
+        Example:
+            >>> train(["low"], 260).decode_bytes([127])
+            b'\xc3'
+        """
+        ids, content = list(ids), self._tables.content
+        try:
+            return b"".join(map(content.__getitem__, ids))
+        except (KeyError, TypeError):  # not ints: elements of tensors, or wrong
+            return b"".join(content[self._checked(at)] for at in ids)
+
+    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
+        """Return the text of ids: exactly that which was encoded.
+
+        Args:
+            ids: integers from 0 to `vocab_size - 1`: a list, or an array of one axis.
+            errors: what to do with bytes that are not UTF-8, as for `bytes.decode`.
+
+        Raises:
+            ValueError: an id is out of range.
+
+        Example:
+            >>> tokenizer = train(["low"], 260)
+            >>> tokenizer.decode([127, 102]), tokenizer.decode([127])
+            ('é', '�')
+        """
+        return self.decode_bytes(ids).decode("utf-8", errors)
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of ids as they come, each character as soon as its bytes are complete.
+
+        Example:
+            >>> list(train(["low"], 260).decode_stream(iter([75, 127, 102])))
+            ['l', 'é']
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for at in ids:
+            if text := decoder.decode(self.decode_bytes([at])):
+                yield text
+        if text := decoder.decode(b"", final=True):
+            yield text
+
+    def extend(self, tokens: Sequence[str]) -> "Tokenizer":
+        """Return a tokenizer with more special tokens, their ids following the last one.
+
+        Example:
+            >>> tokenizer = train(["low"], 260).extend(["<sep>", "two words"])
+            >>> tokenizer.encode("l<sep>", allowed_special="all"), tokenizer.decode([258])
+            ([75, 257], 'two words')
+        """
+        if isinstance(tokens, str):
+            raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens")
+        return Tokenizer(self.vocab, self.merges, (*self.added, *tokens))
 
     def save(self, directory: str | Path) -> None:
-        """Write vocab.json and merges.txt."""
+        """Write vocab.json, merges.txt and, if tokens were added, added_tokens.json.
+
+        These are the files that `load`, `transformers` and `tokenizers` read.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "vocab.json").write_text(json.dumps(self.vocab), encoding="utf-8")
-        lines = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges), ""]
-        (directory / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+        merges = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges), ""]
+        contents = {"vocab.json": json.dumps(self.vocab), "merges.txt": "\n".join(merges)}
+        if self.added:
+            contents["added_tokens.json"] = json.dumps({t: self._tables.ids[t] for t in self.added})
+        for name, content in contents.items():
+            (directory / name).write_text(content, encoding="utf-8", newline="\n")
+
+    def _checked(self, at: int) -> int:
+        """Return an id as a Python int, if it is one of the vocabulary."""
+        at = index(at)
+        if 0 <= at < self.vocab_size:
+            return at
+        raise ValueError(f"ids holds {at}, outside 0 to {self.vocab_size - 1} (vocab_size - 1)")
 
 
-_find = regex.compile(PATTERN).findall
-
-
-def _encode_word(byte_ids: tuple[int, ...], rules: bpe.Merges, word: str) -> tuple[int, ...]:
-    """Return the ids of one word."""
-    return tuple(bpe.merge([byte_ids[byte] for byte in word.encode()], rules))
+def _shares(texts: list[str], workers: int) -> Iterator[list[str]]:
+    """Divide texts, in their order, into at most `workers` runs of about equal length."""
+    ends = list(accumulate(map(len, texts)))
+    begin = 0
+    for share in range(1, workers + 1):
+        end = bisect_right(ends, ends[-1] * share // workers) if share < workers else len(texts)
+        if begin < end:
+            yield texts[begin:end]
+            begin = end
 
 
 def load(name_or_path: str | Path) -> Tokenizer:
-    """Read a tokenizer from a directory or, by name, from the Hugging Face hub.
+    """Read a tokenizer from a directory or, by its name, from the Hugging Face hub.
 
     Args:
-        name_or_path: a directory with vocab.json and merges.txt (or encoder.json and vocab.bpe,
-            their first names), or the name of a model on the hub.
+        name_or_path: a directory that holds vocab.json and merges.txt, or encoder.json and
+            vocab.bpe (their first names), and perhaps added_tokens.json; or else tokenizer.json.
+            Or the name of a model on the hub, which is asked unless its cache has the files.
 
     Raises:
         FileNotFoundError: the files are not there; the message says where they were looked for.
-        ValueError: the files do not fit each other.
+        ValueError: a file is not what its name says, or the files do not fit each other.
+
+    Example:
+        >>> load("./no/such/directory")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: './no/such/directory' is no directory and no name on the hub ...
     """
-    vocab, merges = find(name_or_path, FILES)
-    return Tokenizer(json.loads(vocab.read_text(encoding="utf-8")), tuple(_read_merges(merges)))
-
-
-def _read_merges(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield the pairs of a merges file."""
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        line = line.rstrip("\r")
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
-        left, _, right = line.partition(" ")
-        if not left or not right or " " in right:
-            raise ValueError(f"{path}, line {number}: {line!r} is not two tokens and a space")
-        yield left, right
+    paths = _files.find(name_or_path, FILES)
+    added: dict[str, int] = {}
+    if len(paths) == 1:
+        vocab, merges, added = _files.read_tokenizer_json(paths[0])
+    else:
+        vocab, merges = _files.read_vocab(paths[0]), _files.read_merges(paths[1])
+        extra = paths[0].with_name("added_tokens.json")
+        if extra.is_file():
+            added = _files.read_vocab(extra)
+    tokens = sorted(added.keys() - vocab.keys(), key=added.__getitem__)
+    if [added[token] for token in tokens] != list(range(len(vocab), len(vocab) + len(tokens))):
+        raise ValueError(
+            f"added tokens {tokens} in {paths[0].parent} must have the {len(tokens)} ids that "
+            f"follow the {len(vocab)} of the vocabulary"
+        )
+    return Tokenizer(vocab, merges, tokens)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a vocabulary: 256 bytes, merges, and `<|endoftext|>` as the last id.
+    """Learn a vocabulary: the 256 bytes, what merges make, and `<|endoftext|>` as the last id.
 
     Args:
         texts: any number of texts; `<|endoftext|>` in them divides documents.
-        vocab_size: number of tokens, at least 257; fewer come out if the texts hold no more.
+        vocab_size: number of tokens, at least 257; fewer come out if no more pairs are seen twice.
+
+    Raises:
+        ValueError: `vocab_size` is below 257.
 
     Example:
-        >>> tokenizer = train(["low lower lowest"], 259)
-        >>> tokenizer.decode(tokenizer.encode("low"))
-        'low'
+        >>> train(["low lower lowest"], 260).tokenize("low lower")
+        ['low', 'Ġlow', 'e', 'r']
     """
     if vocab_size < 257:
-        raise ValueError(f"vocab_size={vocab_size} is below 257 (256 bytes and {END_OF_TEXT})")
-    parts = (part for text in texts for part in text.split(END_OF_TEXT))
+        raise ValueError(f"vocab_size={vocab_size} is below 257: 256 bytes and {END_OF_TEXT}")
+    documents = (part for text in texts for part in text.split(END_OF_TEXT))
     pairs = [
         ("".join(ALPHABET[byte] for byte in left), "".join(ALPHABET[byte] for byte in right))
-        for left, right in bpe.train(parts, vocab_size - 1, PATTERN)
+        for left, right in bpe.train(documents, vocab_size - 1, PATTERN)
     ]
     tokens = [*sorted(ALPHABET), *dict.fromkeys(left + right for left, right in pairs)]
     return Tokenizer({token: at for at, token in enumerate([*tokens, END_OF_TEXT])}, pairs)

@@ -1,0 +1,148 @@
+"""What GPT-2's tokenizer looks up: its alphabet, its words, its tables, and places in a text."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
+
+import regex
+
+from fnlm.tokenize import bpe
+
+PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+
+Offsets = list[tuple[int, int]]
+
+words_of = regex.compile(PATTERN).findall
+# A space before a visible character begins a word, whatever stands around it. Cutting there first
+# is much faster than finding every word by PATTERN, and the words come out the same. (`re` counts
+# U+001C to U+001F as spaces and `regex` does not: before those there is just no cut.)
+units_of = re.compile(r" (?=\S)").split
+
+
+def _alphabet() -> tuple[str, ...]:
+    """Return the printable character that stands for each byte in the vocabulary files."""
+    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return tuple(chr(byte if byte in visible else next(others)) for byte in range(256))
+
+
+ALPHABET = _alphabet()
+_BYTE_OF = {symbol: byte for byte, symbol in enumerate(ALPHABET)}
+
+
+class Tables(NamedTuple):
+    """What a tokenizer looks up, made once from its vocabulary and merges."""
+
+    ids: dict[str, int]  # token -> id
+    tokens: tuple[str, ...]  # id -> token
+    content: dict[int, bytes]  # id -> the bytes it stands for
+    special: dict[str, int]  # token that is no byte and that no merge makes -> id
+    words: bpe.WordCache  # word -> ids
+    units: bpe.WordCache  # text between two cuts of `units_of` -> ids of it after a space
+
+
+def make_tables(
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[str]
+) -> Tables:
+    """Check a vocabulary and its merges, and make the tables.
+
+    Args:
+        vocab: token -> id.
+        merges: pairs of tokens that join, in order.
+        added: special tokens whose ids follow those of `vocab`.
+
+    Raises:
+        ValueError: bytes are missing, ids have gaps, merges do not fit, or a token is there twice.
+    """
+    missing = [symbol for symbol in ALPHABET if symbol not in vocab]
+    if missing:
+        raise ValueError(
+            f"vocab lacks {len(missing)} of the 256 symbols that stand for bytes, {missing[0]!r} "
+            "among them; it is not a byte-level vocabulary"
+        )
+    rules = bpe.merges(merges, vocab)
+    ids = dict(vocab)
+    for token in added:
+        if token in ids or not token or bpe.well_formed(token) != token:
+            raise ValueError(
+                f"added holds {token!r}, which is in the vocabulary already, empty or not text"
+            )
+        ids[token] = len(ids)
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise ValueError(f"vocab must give its {len(vocab)} tokens the ids 0 to {len(vocab) - 1}")
+    bytes_ids = [ids[symbol] for symbol in ALPHABET]
+    made = {*rules.made, *bytes_ids}
+    special = {token: at for token, at in ids.items() if at not in made}
+
+    def encode_word(word: str) -> tuple[int, ...]:
+        return tuple(bpe.merge([bytes_ids[byte] for byte in word.encode()], rules))
+
+    words = bpe.WordCache(encode_word)
+
+    def encode_unit(unit: str) -> tuple[int, ...]:
+        found = words_of(" " + unit)
+        if len(found) == 1:  # most often; then `words` need not remember it as well
+            return encode_word(found[0])
+        return tuple(chain.from_iterable(map(words.__getitem__, found)))
+
+    return Tables(
+        ids,
+        tuple(sorted(ids, key=ids.__getitem__)),
+        {
+            at: token.encode() if token in special else bytes(map(_BYTE_OF.__getitem__, token))
+            for token, at in ids.items()
+        },
+        dict(sorted(special.items(), key=lambda item: item[1])),
+        words,
+        bpe.WordCache(encode_unit),
+    )
+
+
+def cut(text: str, tokens: Iterable[str]) -> Iterator[str]:
+    """Cut a text so that each of `tokens` in it, the longest first, is a part by itself.
+
+    Example:
+        >>> list(cut("a<x>b", ["<x>", "<x"]))
+        ['a', '<x>', 'b']
+    """
+    longest_first = sorted(tokens, key=len, reverse=True)
+    pattern = f"({'|'.join(map(re.escape, longest_first))})"
+    return filter(None, re.split(pattern, text) if longest_first else [text])
+
+
+def places(text: str) -> tuple[str, list[int] | None]:
+    r"""Return `text` well formed, and where each character of that (and its end) is in `text`.
+
+    Returns:
+        The well-formed text, and the places; None for them if the text was well formed already.
+
+    Example:
+        >>> places("\ud83d\udc4d!") == ("\U0001f44d!", [0, 2, 3])
+        True
+    """
+    try:
+        text.encode()
+        return text, None
+    except UnicodeEncodeError:
+        pieces = re.findall("(?s)[\ud800-\udbff][\udc00-\udfff]|.", text)
+        return bpe.well_formed(text), list(accumulate(map(len, pieces), initial=0))
+
+
+def offsets_in(word: str, start: int, sizes: Iterable[int]) -> Offsets:
+    """Return the offsets of the tokens of a word, given how many bytes each has.
+
+    Args:
+        word: the word.
+        start: where it begins.
+        sizes: bytes of each token, together those of the word in UTF-8.
+
+    Example:
+        >>> offsets_in("né", 10, [1, 1, 1])
+        [(10, 11), (11, 12), (11, 12)]
+    """
+    ends = pairwise(accumulate(sizes, initial=0))
+    if word.isascii():
+        return [(start + begin, start + end) for begin, end in ends]
+    owner = [at for at, character in enumerate(word, start) for _ in character.encode()]
+    return [(owner[begin], owner[end - 1] + 1) for begin, end in ends]
