@@ -6,6 +6,7 @@ Run as `python docs/api.py`. A test holds the page and the package to each other
 import importlib
 import inspect
 import pkgutil
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -42,8 +43,10 @@ def public_names(module: ModuleType) -> Iterator[tuple[str, object]]:
 
 
 def summary(value: object) -> str:
-    """The first line of a docstring."""
-    return (inspect.getdoc(value) or "").split("\n")[0]
+    """The first line of a docstring, as Markdown: what is not code is taken literally."""
+    parts = (inspect.getdoc(value) or "").split("\n")[0].replace("``", "`").split("`")
+    parts[::2] = [re.sub(r"([*_<>\[\]])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def signature(name: str, value: object) -> str:

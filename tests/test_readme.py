@@ -57,7 +57,7 @@ def test_the_tests_that_pages_name_exist() -> None:
 def test_links_lead_somewhere() -> None:
     for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]:
         prose = re.sub(r"`[^`]*`", "", FENCE.sub("", page.read_text(encoding="utf-8")))
-        for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", prose):
+        for target in re.findall(r"(?<!\\)\]\(([^)#\s]+)[^)]*\)", prose):
             if not target.startswith(("http:", "https:", "mailto:")):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
 
