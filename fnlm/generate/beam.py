@@ -1,0 +1,199 @@
+"""Beam search: several continuations a row, the best kept.
+
+Dimensions: B rows, K beams, V vocabulary, N new tokens.
+
+A hypothesis that has ended competes by its log-probability divided by length ** length_penalty.
+Decisions are those of `transformers` 5 with `early_stopping=False`: each step looks at the (1 + end
+ids, at least 2) K best continuations of a row; those that end count only if they are among the best
+K; a row is done when its best running hypothesis, scored as if it ended now, is no better than the
+worst of K ended ones. Deviation: padding may stand on either side.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fnlm.generate.state import (
+    Apply,
+    State,
+    advance,
+    check_prompt,
+    end_ids,
+    pad_id,
+    pad_left,
+    start,
+    take_rows,
+)
+from fnlm.params.tree import Tree
+
+__all__ = ["beam_search"]
+
+
+class _Beams(NamedTuple):
+    """Hypotheses of all rows, best first; -inf scores places that are still empty."""
+
+    running: Tensor  # int64 [B, K, n], new tokens so far
+    running_scores: Tensor  # float32 [B, K], log-probabilities
+    ended: Tensor  # int64 [B, K, N]
+    ended_scores: Tensor  # float32 [B, K], divided by length ** length_penalty
+    done: Tensor  # bool [B]
+
+
+def beam_search(
+    apply: Apply,
+    params: Tree,
+    ids: Tensor,
+    max_new_tokens: int,
+    *,
+    num_beams: int,
+    mask: Tensor | None = None,
+    end: int | Sequence[int] | None = None,
+    pad: int | None = None,
+    length_penalty: float = 1.0,
+    prefill: Apply | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Find likely continuations.
+
+    Args:
+        apply: the model, as for `generate`; its state must have the batch as first axis of every
+            tensor.
+        params: its parameters.
+        ids: int64 [*lead, T], the prompts.
+        max_new_tokens: the most tokens of a continuation, at least 1.
+        num_beams: K, how many hypotheses are followed; 1 is greedy decoding.
+        mask: [*lead, T], nonzero for real tokens, 0 for padding on either side.
+        end: the id, or ids, after which a hypothesis has ended.
+        pad: what follows the end; by default the (first) end id.
+        length_penalty: more than 0 favours longer hypotheses, less than 0 shorter ones.
+        prefill: as for `generate`.
+
+    Returns:
+        the new tokens [*lead, K, max_new_tokens], best hypothesis first, and their scores float32
+        [*lead, K]: the log-probability of the new tokens (the end included) divided by their number
+        ** length_penalty.
+
+    Raises:
+        ValueError: num_beams or max_new_tokens less than 1, an empty prompt, more tokens than
+        positions. IndexError: an id out of range.
+
+    >>> def next_word(params, ids, cache=None):  # a model that counts
+    ...     return torch.nn.functional.one_hot((ids + 1) % 5, 5).float() * 9, ids
+    >>> tokens, scores = beam_search(next_word, {}, torch.tensor([[0]]), 3, num_beams=2)
+    >>> tokens[:, 0]
+    tensor([[1, 2, 3]])
+    """
+    if num_beams < 1 or max_new_tokens < 1:
+        name, value = (
+            ("num_beams", num_beams) if num_beams < 1 else ("max_new_tokens", max_new_tokens)
+        )
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    check_prompt(params, ids, mask, max_new_tokens)
+    lead = ids.shape[:-1]
+    ids, mask = pad_left(ids, mask)
+    ids = ids.reshape(-1, ids.shape[-1])
+    mask = None if mask is None else mask.reshape(ids.shape)
+    ends = end_ids(end, ids.device)
+    filler = ids.new_tensor(pad_id(ends, pad), dtype=torch.int64)
+    with torch.no_grad():
+        state = start(apply, params, ids, mask=mask, prefill=prefill)
+        beams = _empty(len(ids), num_beams, max_new_tokens, filler)
+        for n in range(max_new_tokens):
+            last = n + 1 == max_new_tokens
+            beams, origin = _step(
+                beams, state.logits, ends, filler, length_penalty=length_penalty, last=last
+            )
+            if last or bool(beams.done.all()):
+                break
+            state = advance(
+                apply, params, _reorder(state, origin), beams.running[..., -1].flatten()
+            )
+    tokens = beams.ended.reshape(*lead, num_beams, max_new_tokens)
+    return tokens, beams.ended_scores.reshape(*lead, num_beams)
+
+
+def _empty(rows: int, beams: int, tokens: int, pad: Tensor) -> _Beams:
+    """One running hypothesis without tokens in each row, no ended one."""
+    device = pad.device
+    scores = torch.full((rows, beams), -torch.inf, device=device)
+    return _Beams(
+        running=torch.zeros(rows, beams, 0, dtype=torch.int64, device=device),
+        running_scores=torch.where(torch.arange(beams, device=device) == 0, 0.0, scores),
+        ended=pad.expand(rows, beams, tokens),
+        ended_scores=scores,
+        done=torch.zeros(rows, dtype=torch.bool, device=device),
+    )
+
+
+def _step(
+    beams: _Beams,
+    logits: Tensor,
+    ends: Tensor | None,
+    pad: Tensor,
+    *,
+    length_penalty: float,
+    last: bool,
+) -> tuple[_Beams, Tensor]:
+    """Lengthen every running hypothesis by a token.
+
+    Args:
+        beams: after n tokens.
+        logits: [B, V] at n = 0, where a row has one hypothesis, else [B K, V].
+        ends: ids [E] that end a hypothesis.
+        pad: int64 [], what follows the end.
+        length_penalty: see `beam_search`.
+        last: whether every hypothesis ends here.
+
+    Returns:
+        beams after n + 1 tokens, and the row of the state that each of their B K hypotheses
+        continues.
+    """
+    rows, width, n = beams.running.shape
+    words = logits.shape[-1]
+    likely = logits.float().log_softmax(-1).reshape(rows, -1, words)
+    scores = (beams.running_scores.unsqueeze(-1) + likely).flatten(1)  # [B, K V]
+    wide = max(2, 1 + (0 if ends is None else len(ends))) * width
+    found, place = scores.topk(min(wide, width * words))  # [B, W]
+    parent, word = place // words, place % words
+    text = torch.cat([_pick(beams.running, parent), word.unsqueeze(-1)], -1)  # [B, W, n + 1]
+    over = torch.full_like(word, last, dtype=torch.bool)
+    if ends is not None:
+        over = over | torch.isin(word, ends)
+
+    running_scores, best = found.masked_fill(over, -torch.inf).topk(width)
+    first = torch.arange(rows, device=word.device).unsqueeze(-1)
+    origin = first * width + parent.gather(1, best) if n else first.expand(rows, width)
+
+    counts = (
+        over & (torch.arange(over.shape[1], device=word.device) < width) & ~beams.done.unsqueeze(-1)
+    )
+    divisor = (n + 1) ** length_penalty
+    new_scores = (found / divisor).masked_fill(~counts, -torch.inf)
+    ended_scores, kept = torch.cat([beams.ended_scores, new_scores], 1).topk(width)
+    rest = pad.expand(rows, text.shape[1], beams.ended.shape[-1] - n - 1)
+    ended = torch.cat([beams.ended, torch.cat([text, rest], -1)], 1)
+    improvable = running_scores[:, 0] / divisor > ended_scores[:, -1]
+    return (
+        _Beams(
+            _pick(text, best),
+            running_scores,
+            _pick(ended, kept),
+            ended_scores,
+            beams.done | ~improvable,
+        ),
+        origin.flatten(),
+    )
+
+
+def _pick(hypotheses: Tensor, index: Tensor) -> Tensor:
+    """Take hypotheses [B, K, n] by their numbers [B, W]: [B, W, n]."""
+    return hypotheses.gather(1, index.unsqueeze(-1).expand(-1, -1, hypotheses.shape[-1]))
+
+
+def _reorder(state: State, origin: Tensor) -> State:
+    """Let each hypothesis have the state of the one it continues."""
+    stays = torch.arange(len(state.logits), device=origin.device)
+    if torch.equal(origin, stays):
+        return state
+    return take_rows(state, origin)

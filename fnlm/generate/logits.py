@@ -1,0 +1,107 @@
+"""Functions of logits that shape what is sampled; words that they exclude get -inf.
+
+Each is a few lines to read, to change and to put in any order; `generate` uses the order
+repetition penalty, temperature, top-k, top-p.
+"""
+
+import torch
+from torch import Tensor
+
+__all__ = ["repetition_penalty", "temperature", "top_k", "top_p"]
+
+
+def temperature(logits: Tensor, temperature: float) -> Tensor:
+    """Flatten (above 1) or sharpen (below 1) the distribution: logits / temperature.
+
+    Args:
+        logits: [..., V].
+        temperature: more than 0; 1 changes nothing.
+
+    Raises:
+        ValueError: temperature is not positive.
+
+    >>> temperature(torch.tensor([2.0, 4.0]), 2.0)
+    tensor([1., 2.])
+    """
+    if not temperature > 0:
+        raise ValueError(
+            f"temperature must be more than 0, got {temperature}: "
+            "for the likeliest token leave out the key"
+        )
+    return logits if temperature == 1 else logits / temperature
+
+
+def top_k(logits: Tensor, k: int) -> Tensor:
+    """Keep the k likeliest words (and what ties with the last of them).
+
+    Args:
+        logits: [..., V].
+        k: at least 0; 0 keeps all, as does V or more.
+
+    Raises:
+        ValueError: k is negative.
+
+    Source: Fan, Lewis and Dauphin 2018, "Hierarchical Neural Story Generation".
+
+    >>> top_k(torch.tensor([3.0, 1.0, 2.0]), 2)
+    tensor([3., -inf, 2.])
+    """
+    if k < 0:
+        raise ValueError(f"top_k must be at least 0 (which keeps every word), got {k}")
+    if k == 0 or k >= logits.shape[-1]:
+        return logits
+    least = logits.topk(k).values[..., -1:]
+    return logits.masked_fill(logits < least, -torch.inf)
+
+
+def top_p(logits: Tensor, p: float) -> Tensor:
+    """Keep the fewest words whose probabilities add up to p: those with less than p before them.
+
+    Args:
+        logits: [..., V].
+        p: 0 < p <= 1; 1 keeps all, and the likeliest word always stays.
+
+    Raises:
+        ValueError: p is out of range.
+
+    Source: Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration".
+
+    >>> top_p(torch.tensor([0.2, 0.5, 0.3]).log(), 0.6).exp()
+    tensor([0.0, 0.5, 0.3])
+    """
+    if not 0 < p <= 1:
+        raise ValueError(
+            f"top_p must be more than 0 and at most 1 (which keeps every word), got {p}"
+        )
+    if p == 1:
+        return logits
+    ordered, order = logits.float().softmax(-1).sort(-1, descending=True)
+    before = ordered.cumsum(-1) - ordered
+    out = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    return logits.masked_fill(out, -torch.inf)
+
+
+def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
+    """Make words that have occurred less likely.
+
+    Positive logits are divided by the penalty, negative ones multiplied by it.
+
+    Args:
+        logits: [..., V].
+        seen: bool [..., V], True for words that have occurred (padding has not).
+        penalty: more than 0; 1 changes nothing, less than 1 encourages repetition.
+
+    Raises:
+        ValueError: penalty is not positive.
+
+    Source: Keskar et al. 2019, "CTRL"; deviation: their formula divides negative logits too, which
+    would reward them.
+
+    >>> repetition_penalty(torch.tensor([2.0, -2.0, 2.0]), torch.tensor([True, True, False]), 2.0)
+    tensor([ 1., -4.,  2.])
+    """
+    if not penalty > 0:
+        raise ValueError(f"repetition_penalty must be more than 0, got {penalty}")
+    if penalty == 1:
+        return logits
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

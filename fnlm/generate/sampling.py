@@ -1,0 +1,267 @@
+"""Greedy decoding and sampling: one continuation a row.
+
+A row's tokens depend on its own key and its own logits alone: the key of its n-th new token is
+`fold_in(row key, n)`, whatever the other rows, their number or the padding. What remains is the
+model's arithmetic, which may differ in the last bit between batch sizes; a token changes by that
+only where two words are as good as tied.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from fnlm import random
+from fnlm.generate import logits as shape
+from fnlm.generate.state import (
+    Apply,
+    State,
+    advance,
+    check_prompt,
+    end_ids,
+    pad_id,
+    pad_left,
+    start,
+)
+from fnlm.params.tree import Tree
+
+__all__ = ["generate", "row_keys", "sample", "scan", "stream"]
+
+
+def sample(
+    logits: Tensor,
+    key: Tensor | None = None,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Tensor:
+    """Choose a word a row.
+
+    Args:
+        logits: [*lead, V].
+        key: [*lead] keys; None takes the likeliest word, which temperature, top_k and top_p do not
+            change.
+        temperature: see `fnlm.generate.logits`, as for `top_k` and `top_p`.
+
+    Returns:
+        int64 [*lead].
+
+    >>> sample(torch.tensor([[0.0, 2.0, 1.0]]))
+    tensor([1])
+    """
+    logits = shape.temperature(logits, temperature)
+    if key is None:
+        return logits.argmax(-1)
+    return random.categorical(key, shape.top_p(shape.top_k(logits, top_k), top_p))
+
+
+def row_keys(key: Tensor, rows: tuple[int, ...]) -> Tensor:
+    """Give every row its key: keys [*rows] stay, one key is folded with the number of each row.
+
+    Args:
+        key: [] or [*rows].
+        rows: the leading axes of the prompt.
+
+    Returns:
+        keys [*rows].
+
+    Raises:
+        ValueError: another shape.
+
+    >>> bool(row_keys(random.key(0), (3,))[2] == random.fold_in(random.key(0), 2))
+    True
+    """
+    if tuple(key.shape) == rows:
+        return key
+    if key.ndim:
+        raise ValueError(
+            f"key has shape {list(key.shape)}: give one key, or one a row, {list(rows)}"
+        )
+    count = torch.Size(rows).numel()
+    return random.fold_in(key, torch.arange(count, device=key.device).reshape(rows))
+
+
+def scan(
+    apply: Apply,
+    params: Tree,
+    state: State,
+    steps: int,
+    *,
+    key: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> tuple[State, Tensor]:
+    """Choose a fixed number of tokens without reading any value: for use inside `vmap` or `grad`.
+
+    Args:
+        apply: the model.
+        params: its parameters.
+        state: from `start`.
+        steps: how many tokens.
+        key: [*lead] keys, or None for the likeliest tokens.
+        temperature: see `sample`, as for `top_k` and `top_p`.
+
+    Returns:
+        the state after all the tokens, and the tokens, int64 [*lead, steps].
+    """
+    chosen = []
+    for n in range(steps):
+        own = None if key is None else random.fold_in(key, n)
+        chosen.append(sample(state.logits, own, temperature=temperature, top_k=top_k, top_p=top_p))
+        state = advance(apply, params, state, chosen[-1])
+    tokens = torch.stack(chosen, -1) if chosen else state.logits.argmax(-1, keepdim=True)[..., :0]
+    return state, tokens
+
+
+def stream(
+    apply: Apply,
+    params: Tree,
+    ids: Tensor,
+    max_new_tokens: int,
+    *,
+    key: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    mask: Tensor | None = None,
+    end: int | Sequence[int] | None = None,
+    pad: int | None = None,
+    prefill: Apply | None = None,
+) -> Iterator[Tensor]:
+    """Yield the new tokens, one of each row at a time, until all rows have ended.
+
+    `generate` step by step, with its arguments and errors; errors come with this call, not with the
+    first token.
+
+    Yields:
+        int64 [*lead].
+
+    >>> def next_word(params, ids, cache=None):  # a model that counts
+    ...     return torch.nn.functional.one_hot((ids + 1) % 5, 5).float(), ids
+    >>> [int(token) for token in stream(next_word, {}, torch.tensor([2]), 4)]
+    [3, 4, 0, 1]
+    """
+    check_prompt(params, ids, mask, max_new_tokens)
+    ids, mask = pad_left(ids, mask)
+    _check_settings(temperature, top_k, top_p, repetition_penalty)
+    keys = None if key is None else row_keys(key, tuple(ids.shape[:-1]))
+    ends = end_ids(end, ids.device)
+    filler = pad_id(ends, pad)
+
+    def choose(logits: Tensor, seen: Tensor | None, n: int) -> Tensor:
+        if seen is not None:
+            logits = shape.repetition_penalty(logits, seen, repetition_penalty)
+        own = None if keys is None else random.fold_in(keys, n)
+        return sample(logits, own, temperature=temperature, top_k=top_k, top_p=top_p)
+
+    def run() -> Iterator[Tensor]:
+        with torch.no_grad():  # lets the cache grow in place; left before every yield
+            state = start(apply, params, ids, mask=mask, prefill=prefill)
+        seen = None if repetition_penalty == 1 else _seen(state.logits, ids, mask)
+        ended = torch.zeros(ids.shape[:-1], dtype=torch.bool, device=ids.device)
+        for n in range(max_new_tokens):
+            chosen = choose(state.logits, seen, n)
+            yield chosen if ends is None else chosen.masked_fill(ended, filler)
+            if seen is not None:
+                seen = seen.scatter(-1, chosen.unsqueeze(-1), True)
+            if ends is not None:
+                ended = ended | torch.isin(chosen, ends)
+                if bool(ended.all()):
+                    return
+            if n + 1 < max_new_tokens:
+                with torch.no_grad():
+                    state = advance(apply, params, state, chosen)
+
+    return run() if max_new_tokens else iter(())
+
+
+def generate(
+    apply: Apply,
+    params: Tree,
+    ids: Tensor,
+    max_new_tokens: int,
+    *,
+    key: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    mask: Tensor | None = None,
+    end: int | Sequence[int] | None = None,
+    pad: int | None = None,
+    prefill: Apply | None = None,
+) -> Tensor:
+    """Continue prompts.
+
+    Args:
+        apply: the model: `apply(params, ids, cache=None, *, mask=None) -> (logits [*lead, T, V],
+            cache)`.
+        params: its parameters.
+        ids: int64 [*lead, T], the prompts.
+        max_new_tokens: tokens to make for each row; prompt and new tokens must fit `n_positions`.
+        key: None takes the likeliest token each time. One key (row i then uses `fold_in(key, i)`),
+            or keys [*lead],
+            sample: a row's tokens depend on its own key and logits alone.
+        temperature: more than 0; see `fnlm.generate.logits` for this and the next three.
+        top_k: sample among the k likeliest words; 0 for all.
+        top_p: sample among the fewest words that have this probability together; 1 for all.
+        repetition_penalty: more than 1 makes the words of the prompt and of the text so far less
+            likely.
+        mask: [*lead, T], nonzero for real tokens, 0 for padding on either side.
+        end: the id, or ids, after which a row has ended.
+        pad: what follows the end of a row; by default the (first) end id. It is never shown to the
+            model.
+        prefill: see `start`; `gpt2.hidden_states` saves the unread logits of long prompts.
+
+    Returns:
+        the new tokens alone, int64 [*lead, max_new_tokens].
+
+    Raises:
+        ValueError: an empty prompt, more tokens than positions, a setting out of range.
+        IndexError: an id out of range.
+
+    >>> def next_word(params, ids, cache=None):  # a model that counts
+    ...     return torch.nn.functional.one_hot((ids + 1) % 5, 5).float(), ids
+    >>> generate(next_word, {}, torch.tensor([[0], [2]]), 4, end=3, pad=9)
+    tensor([[1, 2, 3, 9],
+            [3, 9, 9, 9]])
+    """
+    steps = list(
+        stream(
+            apply,
+            params,
+            ids,
+            max_new_tokens,
+            key=key,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            repetition_penalty=repetition_penalty,
+            mask=mask,
+            end=end,
+            pad=pad,
+            prefill=prefill,
+        )
+    )
+    filler = pad_id(end_ids(end, ids.device), pad)
+    rest = ids.new_full((*ids.shape[:-1], max_new_tokens - len(steps)), filler, dtype=torch.int64)
+    return torch.cat([torch.stack(steps, -1), rest], -1) if steps else rest
+
+
+def _check_settings(
+    temperature: float, top_k: int, top_p: float, repetition_penalty: float
+) -> None:
+    """Let the functions of logits refuse what they would refuse later."""
+    logits = torch.zeros(1)
+    shape.top_p(shape.top_k(shape.temperature(logits, temperature), top_k), top_p)
+    shape.repetition_penalty(logits, logits > 0, repetition_penalty)
+
+
+def _seen(logits: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
+    """Mark the words of the prompt: bool [*lead, V]."""
+    real = torch.ones_like(ids) if mask is None else mask.long()
+    counts = torch.zeros(logits.shape, dtype=torch.int64, device=ids.device)
+    return counts.scatter_add(-1, ids.long(), real) > 0

@@ -1,0 +1,196 @@
+"""Where decoding stands, and what moves it: `start` reads a prompt, `advance` one more token.
+
+Any model can be decoded whose `apply(params, ids, cache=None, *, mask=None)` returns logits [...,
+T, V] (or log-probabilities) and a state; `mask` is passed only where there is padding.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fnlm.layers import cache as kv
+from fnlm.layers.embedding import check_range
+from fnlm.params import tree
+from fnlm.params.tree import Tree
+
+__all__ = [
+    "Apply",
+    "State",
+    "advance",
+    "check_prompt",
+    "end_ids",
+    "pad_id",
+    "pad_left",
+    "start",
+    "take_rows",
+]
+
+Apply = Callable[..., tuple[Tensor, Any]]
+
+
+class State(NamedTuple):
+    """What the model remembers, and its scores for the next token."""
+
+    cache: Any  # whatever `apply` returned beside the logits
+    logits: Tensor  # [*lead, V]
+
+
+def start(
+    apply: Apply,
+    params: Tree,
+    ids: Tensor,
+    *,
+    mask: Tensor | None = None,
+    prefill: Apply | None = None,
+) -> State:
+    """Read a prompt.
+
+    Args:
+        apply: the model.
+        params: its parameters.
+        ids: int64 [*lead, T], the last column real tokens (see `pad_left`).
+        mask: [*lead, T], nonzero for real tokens.
+        prefill: like `apply`, for all tokens but the last, whose logits nobody reads: a function
+            that does not compute them, such as `gpt2.hidden_states`, saves their time and memory in
+            long prompts.
+
+    >>> def next_word(params, ids, cache=None):  # a model that counts
+    ...     return torch.nn.functional.one_hot((ids + 1) % 5, 5).float(), ids
+    >>> start(next_word, {}, torch.tensor([[0, 3]])).logits
+    tensor([[0., 0., 0., 0., 1.]])
+    """
+    cache = None
+    if prefill is not None and ids.shape[-1] > 1:
+        _, cache = _call(
+            prefill, params, ids[..., :-1], None, None if mask is None else mask[..., :-1]
+        )
+        ids, mask = ids[..., -1:], None
+    logits, cache = _call(apply, params, ids, cache, mask)
+    return State(cache, logits[..., -1, :])
+
+
+def advance(apply: Apply, params: Tree, state: State, ids: Tensor) -> State:
+    """Read one more token a row; the old state stays usable.
+
+    Args:
+        apply: the model.
+        params: its parameters.
+        state: from `start` or `advance`.
+        ids: int64 [*lead].
+    """
+    logits, cache = apply(params, ids.unsqueeze(-1), state.cache)
+    return State(cache, logits[..., -1, :])
+
+
+def take_rows(state: State, rows: Tensor) -> State:
+    """Return the state of chosen rows.
+
+    Args:
+        state: all its tensors with the batch as their first axis; numbers (tensors without axes)
+            are shared by all.
+        rows: int64 [n], rows may repeat.
+    """
+    logits = state.logits.index_select(0, rows)
+    if isinstance(state.cache, kv.Cache):
+        return State(kv.take_rows(state.cache, rows), logits)
+    return State(tree.map(lambda x: x.index_select(0, rows) if x.ndim else x, state.cache), logits)
+
+
+def pad_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Move padding to the left, so that each row ends with its last token; drop what all share.
+
+    Args:
+        ids: [*lead, T].
+        mask: [*lead, T], nonzero for real tokens; reads its values.
+
+    Returns:
+        ids [*lead, S], mask bool [*lead, S] or None where no padding is left; S is the length of
+        the longest row.
+
+    >>> ids = torch.tensor([[7, 8, 0, 0], [5, 6, 9, 0]])
+    >>> ids, mask = pad_left(ids, ids > 0)
+    >>> ids
+    tensor([[0, 7, 8],
+            [5, 6, 9]])
+    >>> mask.int()
+    tensor([[0, 1, 1],
+            [1, 1, 1]], dtype=torch.int32)
+    """
+    if mask is None:
+        return ids, None
+    real = mask != 0
+    order = real.int().argsort(stable=True, dim=-1)
+    longest = int(real.sum(-1).max()) if real.numel() else 0
+    first = ids.shape[-1] - longest
+    ids, real = (x.gather(-1, order)[..., first:] for x in (ids, real))
+    return ids, None if bool(real.all()) else real
+
+
+def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens: int) -> None:
+    """Refuse, before the model runs, what it could not read or not continue so far.
+
+    Reads the values of ids and mask.
+
+    Args:
+        params: limits are `n_positions` and `vocab_size` of `params["config"]`, where it has them.
+        ids: [*lead, T].
+        mask: [*lead, T].
+        max_new_tokens: how many tokens are to follow.
+
+    Raises:
+        TypeError: ids are not integers.
+        ValueError: no token in some row, a mask of another shape, more tokens than there are
+        positions. IndexError: an id out of range.
+    """
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"ids must be integers (torch.int64), got {ids.dtype}")
+    if not ids.ndim:
+        raise ValueError("ids must be [T] or [batch, T], got a single number")
+    if mask is not None and mask.shape != ids.shape:
+        raise ValueError(
+            f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree"
+        )
+    if max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+    counts = torch.tensor(ids.shape[-1]) if mask is None else (mask != 0).sum(-1)
+    if bool((counts == 0).any()):
+        empty = f"rows {(counts == 0).nonzero().flatten().tolist()}" if counts.ndim else "ids"
+        raise ValueError(
+            f"the prompt is empty: {empty} of ids, of shape {list(ids.shape)}, hold no token; "
+            "start from one, such as the id of <|endoftext|>"
+        )
+    config = params.get("config") if isinstance(params, Mapping) else None
+    limit = getattr(config, "n_positions", None)
+    length = int(counts.max()) if counts.numel() else 0
+    if limit is not None and length + max_new_tokens > limit:
+        raise ValueError(
+            f"a prompt of {length} tokens and max_new_tokens={max_new_tokens} make "
+            f"{length + max_new_tokens}, more than n_positions={limit}: "
+            f"ask for at most {max(limit - length, 0)}, or shorten the prompt"
+        )
+    if (words := getattr(config, "vocab_size", None)) is not None:
+        check_range(ids if mask is None else ids[mask != 0], words)
+
+
+def end_ids(end: int | Sequence[int] | None, device: torch.device) -> Tensor | None:
+    """Make the end ids a tensor [E]; None where there are none."""
+    numbers = [] if end is None else [end] if isinstance(end, int) else list(end)
+    return torch.tensor(numbers, device=device) if numbers else None
+
+
+def pad_id(ends: Tensor | None, pad: int | None) -> int:
+    """Say what follows the end of a row: the first end id, unless told."""
+    if pad is not None or ends is None:
+        return pad or 0
+    return int(ends[0])
+
+
+def _call(
+    apply: Apply, params: Tree, ids: Tensor, cache: Any, mask: Tensor | None
+) -> tuple[Tensor, Any]:
+    """Pass a mask only where there is one: not every model knows of padding."""
+    if mask is None:
+        return apply(params, ids, cache)
+    return apply(params, ids, cache, mask=mask)
