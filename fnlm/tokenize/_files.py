@@ -5,13 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+BUNDLED = Path(__file__).parent.parent / "models"
+
 
 def find(name_or_path: str | Path, choices: Sequence[tuple[str, ...]]) -> tuple[Path, ...]:
     """Return the paths of the first complete set of files.
 
     Args:
-        name_or_path: a directory, or the name of a model on the hub.
-        choices: sets of file names, the preferred one first; the hub is asked for that one.
+        name_or_path: a directory, a file in it, the name of a model inside the package, or the
+            name of a model on the hub. What is on disk wins; the network is asked last.
+        choices: sets of file names, the preferred one first.
 
     Returns:
         One path for each name of the set that was found.
@@ -23,38 +26,53 @@ def find(name_or_path: str | Path, choices: Sequence[tuple[str, ...]]) -> tuple[
         >>> find("./no/such/directory", [("vocab.json", "merges.txt")])
         Traceback (most recent call last):
         ...
-        FileNotFoundError: './no/such/directory' is no directory and no name on the hub ...
+        FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
     wanted = " or ".join("+".join(names) for names in choices)
-    directory = Path(name_or_path)
-    if directory.is_dir():
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if not path.exists() and path.name == name and (BUNDLED / name).is_dir():
+        path = BUNDLED / name
+    if path.exists():
+        directory = path if path.is_dir() else path.parent
         for names in choices:
-            paths = tuple(directory / name for name in names)
-            if all(path.is_file() for path in paths):
+            paths = tuple(directory / file for file in names)
+            if all(file.is_file() for file in paths):
                 return paths
         raise FileNotFoundError(f"directory {str(directory)!r} holds no {wanted}; put them there")
-    name = str(name_or_path)
-    if directory.exists() or name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
+    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
         raise FileNotFoundError(
-            f"{name!r} is no directory and no name on the hub ('model' or 'owner/model'); "
-            f"give a directory that holds {wanted}"
+            f"{name!r} is no directory and no name of a model ('model' or 'owner/model'); give a "
+            f"directory that holds {wanted}"
         )
-    return _from_hub(name, choices[0], wanted)
+    return _from_hub(name, choices, wanted)
 
 
-def _from_hub(name: str, names: tuple[str, ...], wanted: str) -> tuple[Path, ...]:
-    """Return the files of a model on the hub, out of its cache when they are there."""
-    from huggingface_hub import constants, hf_hub_download
+def _from_hub(name: str, choices: Sequence[tuple[str, ...]], wanted: str) -> tuple[Path, ...]:
+    """Return the files of a model on the hub: out of its cache, or else from the network."""
+    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
+    reason: Exception | None = None
     try:
-        return tuple(Path(hf_hub_download(name, file)) for file in names)
-    except (OSError, ValueError) as error:  # no network, no such model or file, not a name
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise FileNotFoundError(
-            f"{name!r} is no directory here, and the hub ({constants.ENDPOINT}, cache "
-            f"{constants.HF_HUB_CACHE}) gave no {'+'.join(names)} ({reason}); by hand: put "
-            f"{wanted} into a directory and load that directory"
-        ) from error
+        for names in choices:
+            cached = [try_to_load_from_cache(name, file) for file in names]
+            if all(isinstance(file, str) for file in cached):
+                return tuple(Path(str(file)) for file in cached)
+        for names in choices:
+            try:
+                return tuple(Path(hf_hub_download(name, file)) for file in names)
+            except LocalEntryNotFoundError:  # no network: no use asking for the other files
+                raise
+            except EntryNotFoundError as error:
+                reason = error
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        reason = error
+    bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/"))) or "none"
+    raise FileNotFoundError(
+        f"{name!r} is no directory, no model inside the package (there: {bundled}), and the hub "
+        f"({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no {wanted} "
+        f"({type(reason).__name__}); by hand: put these files into a directory and load that"
+    ) from reason
 
 
 def read_json(path: Path) -> Any:

@@ -18,7 +18,7 @@ import regex
 
 Pair = tuple[int, int]
 
-# Up to about this many symbols (measured) a scan of the whole word by `min` beats the buckets of `_merge_long`.
+# Up to about this many symbols (measured) a scan of the whole word is the faster way.
 SHORT = 128
 _NEVER = 1 << 62
 
@@ -109,7 +109,8 @@ class _Buckets(dict[int, list[int]]):
 
     def __missing__(self, rank: int) -> list[int]:
         heappush(self.heap, rank)
-        self[rank] = places = []
+        places: list[int] = []
+        self[rank] = places
         return places
 
 

@@ -336,12 +336,13 @@ def _shares(texts: list[str], workers: int) -> Iterator[list[str]]:
 
 
 def load(name_or_path: str | Path) -> Tokenizer:
-    """Read a tokenizer from a directory or, by its name, from the Hugging Face hub.
+    """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
-        name_or_path: a directory that holds vocab.json and merges.txt, or encoder.json and
-            vocab.bpe (their first names), and perhaps added_tokens.json; or else tokenizer.json.
-            Or the name of a model on the hub, which is asked unless its cache has the files.
+        name_or_path: a directory (or a file in it) that holds vocab.json and merges.txt, or
+            encoder.json and vocab.bpe (their first names), and perhaps added_tokens.json; or else
+            tokenizer.json. Or the name of a model inside the package, or of one on the hub, which
+            is asked only when its cache lacks the files.
 
     Raises:
         FileNotFoundError: the files are not there; the message says where they were looked for.
@@ -351,7 +352,7 @@ def load(name_or_path: str | Path) -> Tokenizer:
         >>> load("./no/such/directory")
         Traceback (most recent call last):
         ...
-        FileNotFoundError: './no/such/directory' is no directory and no name on the hub ...
+        FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
     paths = _files.find(name_or_path, FILES)
     added: dict[str, int] = {}

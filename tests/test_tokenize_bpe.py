@@ -1,0 +1,205 @@
+"""Byte-pair encoding: merging against a slow reference, the bounded cache, and training."""
+
+import random
+import time
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fnlm.tokenize import bpe
+
+
+def merge_slowly(ids: list[int], rules: bpe.Merges) -> list[int]:
+    """The definition: one pair at a time, the lowest rank, of those the leftmost."""
+    ids = list(ids)
+    while True:
+        found = [(rules.ranks[p], at) for at, p in enumerate(pairwise(ids)) if p in rules.ranks]
+        if not found:
+            return ids
+        rank, at = min(found)
+        ids[at : at + 2] = [rules.made[rank]]
+
+
+@st.composite
+def rule_sets(draw: st.DrawFn) -> bpe.Merges:
+    """Rules over the symbols 0 to 3 and what they make, in any order.
+
+    A rule may come before the rule that makes its parts, and two rules may make one symbol:
+    training would give neither, files may.
+    """
+    size = draw(st.integers(5, 12))
+    pairs = draw(st.lists(st.tuples(st.integers(0, size), st.integers(0, size)), unique=True))
+    made = draw(st.lists(st.integers(4, size), min_size=len(pairs), max_size=len(pairs)))
+    # A symbol must not be made of itself, or a word might grow for ever.
+    pairs_made = [(p, m) for p, m in zip(pairs, made, strict=True) if m > max(p)]
+    kept = tuple(p for p, _ in pairs_made)
+    return bpe.Merges(
+        {p: rank for rank, p in enumerate(kept)}, kept, tuple(m for _, m in pairs_made)
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(rule_sets(), st.lists(st.integers(0, 3), max_size=200))
+def test_merging_keeps_to_the_definition(rules: bpe.Merges, ids: list[int]) -> None:
+    given_ids = list(ids)
+    expected = merge_slowly(ids, rules)
+    assert bpe.merge(ids, rules) == expected
+    assert bpe._merge_long(ids, rules) == expected
+    assert ids == given_ids, "the argument was changed"
+
+
+def learn(text: str, vocab_size: int) -> tuple[list[tuple[bytes, bytes]], bpe.Merges]:
+    pairs = bpe.train([text], vocab_size, r"\S+")
+    vocab = {bytes([byte]).decode("latin-1"): byte for byte in range(256)}
+    names = [(left.decode("latin-1"), right.decode("latin-1")) for left, right in pairs]
+    for left, right in names:
+        vocab.setdefault(left + right, len(vocab))
+    return pairs, bpe.merges(names, vocab)
+
+
+@pytest.fixture(scope="module")
+def english() -> bpe.Merges:
+    """Rules learned from words of random letters of uneven frequency."""
+    draw = random.Random(0)
+    letters = "etaoinshrdlucmfwypvbgkjqxz"
+    weights = [1 / (rank + 1) for rank in range(26)]
+    words = ["".join(draw.choices(letters, weights, k=draw.randint(1, 9))) for _ in range(4000)]
+    return learn(" ".join(words), 900)[1]
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 3, 127, 128, 129, 130, 517])
+def test_long_and_short_words_are_merged_alike(english: bpe.Merges, length: int) -> None:
+    draw = random.Random(length)
+    for letters in (b"a", b"ab", b"etaoin", bytes(range(97, 123))):
+        ids = draw.choices(letters, k=length)
+        assert bpe.merge(ids, english) == merge_slowly(ids, english)
+
+
+@pytest.mark.parametrize("letters", [b"a", b"et", b"etaoinshrdlucmfwypvbgkjqxz"])
+def test_a_long_word_takes_time_in_proportion(english: bpe.Merges, letters: bytes) -> None:
+    """Eight times the length takes at most 16 times the time: n log n gives 9.4, n squared 64."""
+    draw = random.Random(0)
+
+    def seconds(length: int) -> float:
+        ids = draw.choices(letters, k=length)
+        start = time.process_time()
+        bpe.merge(ids, english)
+        return time.process_time() - start
+
+    short = min(seconds(25_000) for _ in range(5))
+    long = min(seconds(200_000) for _ in range(3))
+    assert long <= 16 * short
+
+
+def test_rules_that_do_not_fit_the_vocabulary_are_refused() -> None:
+    with pytest.raises(ValueError, match="merge 'a' 'b' needs 'ab'"):
+        bpe.merges([("a", "b")], {"a": 0, "b": 1})
+    with pytest.raises(ValueError, match="merge 'x' 'b' needs 'x'"):
+        bpe.merges([("x", "b")], {"a": 0, "b": 1, "xb": 2})
+
+
+def test_of_a_rule_given_twice_the_first_counts() -> None:
+    vocab = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4}
+    rules = bpe.merges([("a", "b"), ("b", "c"), ("a", "b")], vocab)
+    assert rules == bpe.merges([("a", "b"), ("b", "c")], vocab)
+    assert bpe.merge([0, 1, 2], rules) == [3, 2]
+
+
+def test_the_cache_stays_within_its_bounds() -> None:
+    calls: Counter[str] = Counter()
+
+    def encode(word: str) -> tuple[int, ...]:
+        calls[word] += 1
+        return tuple(map(ord, word))
+
+    cache = bpe.WordCache(encode, limit=10, longest=4)
+    for _ in range(3):
+        for number in range(25):
+            assert cache[str(number)] == tuple(map(ord, str(number)))
+            assert len(cache) <= 10
+    for _ in range(3):
+        assert cache["abcde"] == (97, 98, 99, 100, 101)
+        assert "abcde" not in cache
+    assert calls["abcde"] == 3
+    calls.clear()
+    assert [cache["9"] for _ in range(5)] == [(57,)] * 5
+    assert calls["9"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("plain", "plain"),
+        ("\ud83d\udc4d", "\U0001f44d"),
+        ("\ud83d", "\ufffd"),
+        ("\udc4d\ud83d", "\ufffd\ufffd"),
+        ("a\ud800\ud83d\udc4db\udfff", "a\ufffd\U0001f44db\ufffd"),
+    ],
+    ids=ascii,
+)
+def test_surrogates_are_joined_or_replaced(text: str, expected: str) -> None:
+    assert bpe.well_formed(text) == expected
+
+
+def train_slowly(text: str, vocab_size: int, min_count: int = 2) -> list[tuple[bytes, bytes]]:
+    """The definition: count all pairs anew after every merge."""
+    words = [[bytes([byte]) for byte in word.encode()] for word in text.split()]
+    tokens = [bytes([byte]) for byte in range(256)]
+    learned: list[tuple[bytes, bytes]] = []
+    while len(tokens) < vocab_size:
+        counts = Counter(pair for word in words for pair in pairwise(word))
+        best = min(
+            counts,
+            key=lambda p: (-counts[p], tokens.index(p[0]), tokens.index(p[1])),
+            default=None,
+        )
+        if best is None or counts[best] < min_count:
+            break
+        if best not in learned:
+            learned.append(best)
+        if best[0] + best[1] not in tokens:
+            tokens.append(best[0] + best[1])
+        for word in words:
+            at = 0
+            while at < len(word) - 1:
+                if (word[at], word[at + 1]) == best:
+                    word[at : at + 2] = [best[0] + best[1]]
+                at += 1
+    return learned
+
+
+def test_training_finds_the_pairs_of_the_textbook_example() -> None:
+    """Gage's string: `aa` is most frequent, then `ab`, then both together, then once more."""
+    assert bpe.train(["aaabdaaabac"], 259, r"\S+") == [(b"a", b"a"), (b"a", b"b"), (b"aa", b"ab")]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.text(st.sampled_from("aab é\n"), max_size=150), st.integers(256, 290))
+def test_training_keeps_to_the_definition(text: str, vocab_size: int) -> None:
+    assert bpe.train([text], vocab_size, r"\S+") == train_slowly(text, vocab_size)
+
+
+def test_training_does_not_depend_on_the_order_of_the_texts() -> None:
+    draw = random.Random(3)
+    texts = ["".join(draw.choices("abcde fgh", k=40)) for _ in range(60)]
+    expected = bpe.train(texts, 330, r"\S+")
+    draw.shuffle(texts)
+    assert bpe.train(texts, 330, r"\S+") == expected
+    assert bpe.train([" ".join(texts)], 330, r"\S+") == expected
+    assert len(expected) >= 74
+
+
+def test_training_stops_when_no_pair_is_frequent_enough() -> None:
+    assert bpe.train(["ab ab cd"], 300, r"\S+") == [(b"a", b"b")]
+    assert bpe.train(["ab ab cd"], 300, r"\S+", min_count=1) == [(b"a", b"b"), (b"c", b"d")]
+    assert bpe.train([], 300, r"\S+") == []
+    with pytest.raises(ValueError, match="vocab_size=255"):
+        bpe.train(["ab"], 255, r"\S+")
+
+
+def test_training_takes_any_string() -> None:
+    merges = bpe.train(["\ud800\ud800"], 258, r"(?s).+")
+    assert merges == [(b"\xbf", b"\xbd"), (b"\xef", b"\xbf\xbd")]
