@@ -1,0 +1,44 @@
+"""Memory order: the same values and shapes, laid out for the processor that will read them."""
+
+import torch
+from torch import Tensor
+
+from fnlm.params import tree
+from fnlm.params.tree import Tree
+
+__all__ = ["for_decoding"]
+
+TABLES = ("embed.token",)  # used as x @ table.mT by a tied output layer
+
+
+def for_decoding(params: Tree) -> Tree:
+    """Copy matrices into the memory order in which one token at a time is computed fastest.
+
+    Decoding on a CPU is a chain of vector-matrix products x @ w that read every weight once a
+    token, so its speed is that of memory, where the kernel keeps up. For float32 and float64 it
+    does when the rows of w [in, out] are contiguous; for bfloat16 and float16 when its columns are,
+    and is 20 times slower otherwise (`benchmarks/generate_gpt2.py` measures both). A tied table
+    [V, D] is used as table.mT, and is laid out for that; looking up a row of it then gathers D
+    scattered numbers, which is nothing beside a product with the whole table.
+
+    Args:
+        params: a family's parameters. Matrices named "weight" and the table `embed.token` are laid
+            out; other leaves and those on other devices than the CPU are returned as they are, and
+            what is in order already shares its memory with the result.
+
+    Returns:
+        a tree with equal values, shapes and types; gradients flow through it.
+
+    >>> params = {"weight": torch.eye(3).bfloat16()[:, :2]}
+    >>> for_decoding(params)["weight"].stride()
+    (1, 3)
+    """
+    return tree.map_with_path(_lay_out, params)
+
+
+def _lay_out(path: str, x: Tensor) -> Tensor:
+    table = path in TABLES
+    if x.ndim != 2 or x.device.type != "cpu" or not (table or path.split(".")[-1] == "weight"):
+        return x
+    rows = x.dtype in (torch.float32, torch.float64)  # of the matrix [in, out] that multiplies
+    return x.contiguous() if rows != table else x.mT.contiguous().mT
