@@ -69,11 +69,13 @@ def fused_adam_(
     groups: dict[tuple[torch.device, torch.dtype, bool, float], list[int]] = {}
     for i, p in enumerate(params):
         groups.setdefault((p.device, p.dtype, decayed[i], divisors[i]), []).append(i)
-    for (device, _, decay, divisor), group in groups.items():
+    for (device, dtype, decay, divisor), group in groups.items():
         t = torch.tensor(float(step.t), dtype=torch.float32, device=device)
-        scale = (
-            torch.tensor(divisor, dtype=torch.float32, device=device) if divisor != 1.0 else None
-        )
+        scale = None
+        if divisor != 1.0 and dtype == torch.float64:
+            torch._foreach_div_([grads[i] for i in group], divisor)  # the kernel's is a float32
+        elif divisor != 1.0:
+            scale = torch.tensor(divisor, dtype=torch.float32, device=device)
         lr = step.lr_decayed if decay else step.lr
         torch._fused_adamw_(
             [params[i] for i in group],
