@@ -1,0 +1,155 @@
+"""Gradients of single examples equal those of a loop over examples."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.func import grad
+
+from fnlm import random
+from fnlm.params import tree
+from fnlm.params.tree import Tree
+from fnlm.train import global_norm, per_example_grads, per_example_norms
+from fnlm.train.losses import cross_entropy, language_model
+
+B = 5
+
+
+@tree.register_constant
+@dataclass(frozen=True)
+class Config:
+    rate: float = 0.1
+
+
+def make_params() -> Tree:
+    """A tied token table, a position table, a layer, and a config."""
+    keys = random.split(random.key(0), 4)
+    return {
+        "config": Config(),
+        "embed": {
+            "token": random.normal(keys[0], (11, 6)),
+            "position": random.normal(keys[1], (8, 6)),
+        },
+        "blocks": (
+            {"weight": random.normal(keys[2], (6, 6)), "bias": random.normal(keys[3], (6,))},
+        ),
+    }
+
+
+def loss(params: Tree, ids: Tensor, mask: Tensor, key: Tensor) -> Tensor:
+    """A small language model with tied embeddings and dropout, on ids [..., T]."""
+    x = params["embed"]["token"][ids] + params["embed"]["position"][: ids.shape[-1]]
+    x = x * random.bernoulli(key, 1 - params["config"].rate, x.shape)
+    x = torch.tanh(x @ params["blocks"][0]["weight"] + params["blocks"][0]["bias"])
+    return language_model(x.cumsum(-2) @ params["embed"]["token"].T, ids, mask)
+
+
+def make_batch() -> tuple[Tensor, Tensor, Tensor]:
+    """Ids with padding on either side (a row without any, one all padding) and a key a row."""
+    ids = (random.uniform(random.key(3), (B, 7)) * 11).long()
+    lengths = [(0, 7), (2, 7), (0, 4), (3, 5), (0, 0)]
+    mask = torch.stack([(torch.arange(7) >= a) & (torch.arange(7) < b) for a, b in lengths])
+    return ids, mask, random.split(random.key(4), B)
+
+
+def loop(loss: Callable[..., Tensor], params: Tree, *batch: Any) -> Tree:
+    size = tree.leaves(batch)[0].shape[0]
+    examples = [tree.map(lambda x, i=i: x[i], batch) for i in range(size)]
+    return tree.stack([grad(loss)(params, *example) for example in examples])
+
+
+def assert_equal_trees(a: Tree, b: Tree) -> None:
+    assert tree.structure(a) == tree.structure(b)
+    for (path, x), y in zip(tree.named_leaves(a), tree.leaves(b), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6, msg=lambda m, p=path: f"{p}: {m}")
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 5, 9])
+def test_equals_the_loop_for_any_chunk_size(chunk_size: int | None) -> None:
+    params, batch = make_params(), make_batch()
+    together = per_example_grads(loss, params, *batch, chunk_size=chunk_size)
+    assert together["config"] == params["config"]
+    assert_equal_trees(together, loop(loss, params, *batch))
+    assert all((leaf[-1] == 0).all() for leaf in tree.leaves(together))  # the row of padding
+    assert all((leaf[0] != 0).any() for leaf in tree.leaves(together))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_dropout_does_not_depend_on_the_chunks(chunk_size: int | None) -> None:
+    """Each example draws from its own key: permuting the batch permutes the gradients."""
+    params, batch = make_params(), make_batch()
+    order = torch.tensor([3, 1, 4, 0, 2])
+    permuted = per_example_grads(loss, params, *(x[order] for x in batch), chunk_size=chunk_size)
+    straight = per_example_grads(loss, params, *batch, chunk_size=chunk_size)
+    assert_equal_trees(permuted, tree.map(lambda g: g[order], straight))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 2])
+def test_norms_are_those_of_the_gradients(chunk_size: int | None) -> None:
+    params, batch = make_params(), make_batch()
+    norms = per_example_norms(loss, params, *batch, chunk_size=chunk_size)
+    expected = torch.stack([global_norm(g) for g in tree.unstack(loop(loss, params, *batch))])
+    torch.testing.assert_close(norms, expected, rtol=1e-5, atol=1e-6)
+    assert norms[-1] == 0
+
+
+def test_their_mean_is_the_gradient_of_the_mean() -> None:
+    params = {"w": random.normal(random.key(0), (4, 3))}
+    x, labels = random.normal(random.key(1), (B, 4)), torch.tensor([0, 1, 2, 1, 0])
+
+    def loss(params: Tree, x: Tensor, label: Tensor) -> Tensor:
+        return cross_entropy(x @ params["w"], label)
+
+    mean = tree.map(lambda g: g.mean(0), per_example_grads(loss, params, x, labels))
+    assert_equal_trees(mean, grad(loss)(params, x, labels))
+
+
+def test_a_batch_may_be_a_tree() -> None:
+    params = {"w": torch.tensor([1.0, -2.0])}
+    batch = {"x": random.normal(random.key(1), (B, 2)), "y": random.normal(random.key(2), (B,))}
+
+    def loss(params: Tree, example: Tree) -> Tensor:
+        return ((params["w"] * example["x"]).sum() - example["y"]) ** 2
+
+    assert_equal_trees(per_example_grads(loss, params, batch), loop(loss, params, batch))
+
+
+def test_leaves_that_are_not_floats_are_constants() -> None:
+    params = {"table": torch.arange(3), "layers": ({"w": torch.tensor([1.0, 2.0, 3.0])}, {})}
+
+    def loss(params: Tree, i: Tensor) -> Tensor:
+        return (params["layers"][0]["w"] * params["table"]).sum() * i
+
+    grads = per_example_grads(loss, params, torch.tensor([1.0, 2.0]))
+    expected = torch.tensor([[0.0, 1.0, 2.0], [0.0, 2.0, 4.0]])
+    assert [path for path, _ in tree.named_leaves(grads)] == ["layers.0.w"]
+    assert torch.equal(grads["layers"][0]["w"], expected)
+    norms = per_example_norms(loss, params, torch.tensor([1.0, 2.0]))
+    torch.testing.assert_close(norms, expected.norm(dim=1))
+
+
+def test_changes_no_argument() -> None:
+    params, batch = make_params(), make_batch()
+    versions = [leaf._version for leaf in tree.leaves((params, batch))]
+    per_example_grads(loss, params, *batch)
+    assert [leaf._version for leaf in tree.leaves((params, batch))] == versions
+    assert not any(leaf.requires_grad for leaf in tree.leaves(params))
+
+
+def test_errors_name_the_argument() -> None:
+    params = {"w": torch.ones(2)}
+
+    def loss(params: Tree, x: Tensor, y: Tensor) -> Tensor:
+        return params["w"].sum()
+
+    with pytest.raises(ValueError, match="no batch was given"):
+        per_example_grads(loss, params)
+    with pytest.raises(ValueError, match=r"'batch.0': \(3,\), 'batch.1': \(4,\)"):
+        per_example_grads(loss, params, torch.ones(3), torch.ones(4))
+    with pytest.raises(ValueError, match=r"'batch.1': \(\)"):
+        per_example_norms(loss, params, torch.ones(3), torch.tensor(1.0))
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        per_example_grads(loss, params, torch.ones(3), torch.ones(3), chunk_size=0)
