@@ -1,1 +1,1 @@
-"""Tokenizers, one module a family; nothing here imports torch."""
+"""Tokenizers, one module a family, over shared byte-pair encoding; nothing here imports torch."""

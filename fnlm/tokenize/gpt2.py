@@ -148,9 +148,9 @@ class Tokenizer:
         Args:
             texts: any number of strings.
             allowed_special: as for `encode`.
-            workers: processes to share the work; each starts from a fresh interpreter (about a
-                second), so more than one pays from some 20 MB of text. A script that asks for
-                them must guard its own code by ``if __name__ == "__main__":``.
+            workers: processes to share the work. Each starts a fresh interpreter and an empty
+                cache, so more than one pays only for much text; a script that asks for them must
+                guard its own code by ``if __name__ == "__main__":``.
 
         Raises:
             ValueError: `workers` is below 1, or as for `encode`.
