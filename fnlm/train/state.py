@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import grad_and_value
 
@@ -139,8 +139,10 @@ def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no state at {path}; save_state writes one")
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
     _check(path, tensors, dict(tree.named_leaves(like)))
     return tree.map_with_path(lambda name, leaf: torch.empty_like(leaf).copy_(tensors[name]), like)
 
