@@ -67,17 +67,18 @@ def row_keys(key: Tensor, rows: tuple[int, ...]) -> Tensor:
         keys [*rows].
 
     Raises:
+        TypeError: not a tensor.
         ValueError: another shape.
 
     >>> bool(row_keys(random.key(0), (3,))[2] == random.fold_in(random.key(0), 2))
     True
     """
+    if not isinstance(key, Tensor):
+        raise TypeError(f"key must be made by fnlm.random.key(seed), got {key!r}")
     if tuple(key.shape) == rows:
         return key
     if key.ndim:
-        raise ValueError(
-            f"key has shape {list(key.shape)}: give one key, or one a row, {list(rows)}"
-        )
+        raise ValueError(f"key has shape {list(key.shape)}: give one, or one a row, {list(rows)}")
     count = torch.Size(rows).numel()
     return random.fold_in(key, torch.arange(count, device=key.device).reshape(rows))
 
