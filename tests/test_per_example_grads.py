@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -64,7 +65,7 @@ def loop(loss: Callable[..., Tensor], params: Tree, *batch: Any) -> Tree:
 def assert_equal_trees(a: Tree, b: Tree) -> None:
     assert tree.structure(a) == tree.structure(b)
     for (path, x), y in zip(tree.named_leaves(a), tree.leaves(b), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6, msg=lambda m, p=path: f"{p}: {m}")
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6, msg=partial("{}: {}".format, path))
 
 
 @pytest.mark.parametrize("chunk_size", [None, 1, 2, 3, 5, 9])
