@@ -428,6 +428,8 @@ def test_encoding_changes_nothing(small: gpt2.Tokenizer) -> None:
     assert pickle.dumps(small) == before
     with pytest.raises(AttributeError):
         small.merges = ()  # type: ignore[misc]
+    with pytest.raises(TypeError):
+        small.vocab["a"] = 0  # type: ignore[index]
 
 
 def test_equality_and_pickles(small: gpt2.Tokenizer) -> None:

@@ -20,6 +20,7 @@ from itertools import accumulate, chain
 from multiprocessing import get_context
 from operator import index
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from fnlm.tokenize import _files, bpe
@@ -70,7 +71,7 @@ class Tokenizer:
     _tables: Tables = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "vocab", dict(self.vocab))
+        object.__setattr__(self, "vocab", MappingProxyType(dict(self.vocab)))
         object.__setattr__(self, "merges", tuple(self.merges))
         object.__setattr__(self, "added", tuple(self.added))
         object.__setattr__(self, "_tables", make_tables(self.vocab, self.merges, self.added))
@@ -79,7 +80,7 @@ class Tokenizer:
         return hash((len(self.vocab), len(self.merges), self.added))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (self.vocab, self.merges, self.added)
+        return Tokenizer, (dict(self.vocab), self.merges, self.added)
 
     def __repr__(self) -> str:
         return f"gpt2.Tokenizer(vocab_size={self.vocab_size}, special={[*self.special]})"
@@ -310,7 +311,7 @@ class Tokenizer:
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         merges = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges), ""]
-        contents = {"vocab.json": json.dumps(self.vocab), "merges.txt": "\n".join(merges)}
+        contents = {"vocab.json": json.dumps(dict(self.vocab)), "merges.txt": "\n".join(merges)}
         if self.added:
             contents["added_tokens.json"] = json.dumps({t: self._tables.ids[t] for t in self.added})
         for name, content in contents.items():
