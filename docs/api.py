@@ -30,16 +30,31 @@ def modules() -> Iterator[ModuleType]:
             yield importlib.import_module(info.name)
 
 
-def public_names(module: ModuleType) -> Iterator[tuple[str, object]]:
-    """The functions and classes that a module defines, in the order of its file."""
-    defined = [
+def public_names(module: ModuleType) -> list[tuple[str, object]]:
+    """The functions and classes that a module offers: those of its `__all__`, or else its own."""
+    return [
         (name, value)
         for name, value in vars(module).items()
-        if not name.startswith("_")
-        and (inspect.isfunction(value) or inspect.isclass(value))
-        and value.__module__ == module.__name__
+        if (inspect.isfunction(value) or inspect.isclass(value))
+        and value.__module__.startswith("fnlm")
+        and not name.startswith("_")
+        and (
+            name in module.__all__
+            if hasattr(module, "__all__")
+            else value.__module__ == module.__name__
+        )
     ]
-    return iter(defined)
+
+
+def homes() -> dict[str, list[tuple[str, object]]]:
+    """Module name -> its public names, each listed once: in the outermost module that has it."""
+    found: dict[str, list[tuple[str, object]]] = {}
+    seen: set[object] = set()
+    for module in sorted(modules(), key=lambda module: module.__name__.count(".")):
+        fresh = [(name, value) for name, value in public_names(module) if value not in seen]
+        seen.update(value for _, value in fresh)
+        found[module.__name__] = fresh
+    return dict(sorted(found.items()))
 
 
 def summary(value: object) -> str:
@@ -63,10 +78,11 @@ def signature(name: str, value: object) -> str:
 def page() -> str:
     """The text of docs/api.md."""
     lines = [HEAD]
-    for module in modules():
-        rows = [f"- `{signature(n, v)}`: {summary(v)}" for n, v in public_names(module)]
+    for module, names in homes().items():
+        rows = [f"- `{signature(name, value)}`: {summary(value)}" for name, value in names]
         if rows:
-            lines += [f"## {module.__name__}\n", summary(module) + "\n", "\n".join(rows) + "\n"]
+            about = summary(importlib.import_module(module))
+            lines += [f"## {module}\n", about + "\n", "\n".join(rows) + "\n"]
     return "\n".join(lines)
 
 
