@@ -512,7 +512,7 @@ def test_an_empty_directory_says_what_it_lacks(tmp_path: Path) -> None:
 
 
 def test_a_name_that_the_hub_cannot_give(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(FileNotFoundError) as caught:
@@ -531,7 +531,7 @@ def test_the_hubs_cache_is_enough(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small: gpt2.Tokenizer
 ) -> None:
     """Files that are in the cache are read without a word to the network."""
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     repository = tmp_path / "models--owner--model"
     small.save(repository / "snapshots" / ("0" * 40))
