@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
-from fnlm.tokenize import _byte_level, bpe, gpt2
+from fnlm.tokenize import _batch, _byte_level, bpe, gpt2
 
 EXAMPLES = int(os.environ.get("FNLM_EXAMPLES", "300"))
 END = gpt2.END_OF_TEXT
@@ -452,15 +452,20 @@ def test_processes_give_what_one_gives(small: gpt2.Tokenizer, count: int) -> Non
 def test_shares_hold_all_texts_in_order() -> None:
     for texts in (["a"] * 5, ["a" * 100, "", "b"], ["", "", ""], ["a", "b" * 100], ["a"]):
         for workers in (1, 2, 3, 8):
-            shares = list(gpt2._shares(texts, workers))
+            shares = list(_batch.shares(texts, workers))
             assert [text for share in shares for text in share] == texts
             assert len(shares) <= workers
             assert all(shares)
 
 
-def test_fewer_than_one_worker_is_refused(small: gpt2.Tokenizer) -> None:
+def test_wrong_arguments_are_named(small: gpt2.Tokenizer) -> None:
     with pytest.raises(ValueError, match="workers=0"):
         small.encode_batch(["a"], workers=0)
+    with pytest.raises(ValueError, match="texts='one' is one string"):
+        small.encode_batch("one")
+    for text, kind in ((b"one", "bytes"), (["one"], "list"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"text is of type {kind}, not str"):
+            small.encode(text)  # type: ignore[arg-type]
 
 
 def test_saved_files_load_in_transformers(case: Case) -> None:

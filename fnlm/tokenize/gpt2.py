@@ -12,18 +12,16 @@ U+0080 to U+00FF, and turns an unknown token into id 0.
 
 import codecs
 import json
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
-from multiprocessing import get_context
+from functools import partial
+from itertools import chain
 from operator import index
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from fnlm.tokenize import _files, bpe
+from fnlm.tokenize import _batch, _files, bpe
 from fnlm.tokenize._byte_level import (
     ALPHABET,
     PATTERN,
@@ -104,7 +102,8 @@ class Tokenizer:
                 are ordinary text. Allow none in text you did not write.
 
         Raises:
-            ValueError: `allowed_special` names no special token.
+            TypeError: `text` is not a string.
+            ValueError: `allowed_special` names what is no special token.
 
         Example:
             >>> tokenizer = train(["low lower lowest"], 260)
@@ -114,19 +113,24 @@ class Tokenizer:
         if not allowed_special:
             return self._encode(text)
         ids: list[int] = []
-        for part, special in self._parts(text, allowed_special):
+        for part, special in self._parts(places(text)[0], allowed_special):
             ids += self._encode(part) if special is None else (special,)
         return ids
 
     def _encode(self, text: str) -> list[int]:
         """Return the ids of a text without special tokens."""
         tables = self._tables
-        first, *rest = units_of(text)
         try:
+            first, *rest = units_of(text)
             ids = list(chain.from_iterable(map(tables.words.__getitem__, words_of(first))))
             ids.extend(chain.from_iterable(map(tables.units.__getitem__, rest)))
         except UnicodeEncodeError:  # surrogates
             return self._encode(bpe.well_formed(text))
+        except TypeError:
+            raise TypeError(
+                f"text is of type {type(text).__name__}, not str; decode bytes first, and give "
+                "several texts to encode_batch"
+            ) from None
         return ids
 
     def _parts(self, text: str, allowed: Special) -> Iterator[tuple[str, int | None]]:
@@ -154,26 +158,16 @@ class Tokenizer:
                 guard its own code by ``if __name__ == "__main__":``.
 
         Raises:
-            ValueError: `workers` is below 1, or as for `encode`.
+            ValueError: `texts` is one string, `workers` is below 1, or as for `encode`.
 
         Example:
             >>> train(["low lower lowest"], 260).encode_batch(["low", "we"])
             [[257], [86, 68]]
         """
-        texts = list(texts)
-        if workers < 1:
-            raise ValueError(f"workers={workers} must be at least 1, the process that calls")
         if not isinstance(allowed_special, str):
             allowed_special = frozenset(allowed_special)
-        if workers == 1 or len(texts) < 2:
-            return [self.encode(text, allowed_special=allowed_special) for text in texts]
-        shares = list(_shares(texts, workers))
-        with ProcessPoolExecutor(len(shares), mp_context=get_context("spawn")) as pool:
-            jobs = [
-                pool.submit(self.encode_batch, part, allowed_special=allowed_special)
-                for part in shares
-            ]
-            return [ids for job in jobs for ids in job.result()]
+        encode = partial(self.encode, allowed_special=allowed_special)
+        return _batch.encode_all(encode, texts, workers)
 
     def encode_with_offsets(
         self, text: str, *, allowed_special: Special = ()
@@ -323,17 +317,6 @@ class Tokenizer:
         if 0 <= at < self.vocab_size:
             return at
         raise ValueError(f"ids holds {at}, outside 0 to {self.vocab_size - 1} (vocab_size - 1)")
-
-
-def _shares(texts: list[str], workers: int) -> Iterator[list[str]]:
-    """Divide texts, in their order, into at most `workers` runs of about equal length."""
-    ends = list(accumulate(map(len, texts)))
-    begin = 0
-    for share in range(1, workers + 1):
-        end = bisect_right(ends, ends[-1] * share // workers) if share < workers else len(texts)
-        if begin < end:
-            yield texts[begin:end]
-            begin = end
 
 
 def load(name_or_path: str | Path) -> Tokenizer:
