@@ -1,11 +1,11 @@
 """GPT-2: a causal transformer with pre-norm blocks, learned positions and a tied output.
 
-Dimensions: B batch (any leading axes), T new tokens, S cached tokens, V vocabulary, N positions, D width, H heads,
-Dh width of a head, L layers, C choices.
+Dimensions: B batch (any leading axes), T new tokens, S cached tokens, V vocabulary, N positions, D
+width, H heads, Dh width of a head, L layers, C choices.
 
-Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2, `src/model.py`;
-pytorch-pretrained-bert 0.6.2, `modeling_gpt2.py`. Deviations: dropout (the published code has none) is on when a key is
-given; padding is understood; the cache is a value.
+Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2,
+`src/model.py`; pytorch-pretrained-bert 0.6.2, `modeling_gpt2.py`. Deviations: dropout (the
+published code has none) is on when a key is given; padding is understood; the cache is a value.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ from fnlm.params.spec import Spec
 from fnlm.params.tree import Tree, register_constant
 
 __all__ = [
-    "Cache", "Config", "FixedCache", "HEADS", "apply", "double_heads", "hidden_states", "init", "init_cache", "load",
-    "save", "spec",
+    "HEADS", "Cache", "Config", "FixedCache", "apply", "double_heads", "hidden_states", "init",
+    "init_cache", "load", "save", "spec",
 ]  # fmt: skip
 
 HEADS = ("multiple_choice",)
@@ -68,11 +68,15 @@ class Config(BaseConfig):
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
         if self.activation_function not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"activation_function={self.activation_function!r} is not one of {known}")
+            raise ValueError(
+                f"activation_function={self.activation_function!r} is not one of {known}"
+            )
 
 
 def init_cache(params: Params, batch_size: int, capacity: int) -> FixedCache:
-    """Make an empty cache of fixed capacity, for compiled decoding (`apply` needs none to start: it makes its own).
+    """Make an empty cache of fixed capacity, for compiled decoding.
+
+    Ordinary decoding needs none to start: `apply` makes its own.
 
     Args:
         params: only shapes and types are read.
@@ -87,7 +91,9 @@ def init_cache(params: Params, batch_size: int, capacity: int) -> FixedCache:
     """
     config: Config = params["config"]
     if not 0 < capacity <= config.n_positions:
-        raise ValueError(f"capacity must be from 1 to n_positions={config.n_positions}, got {capacity}")
+        raise ValueError(
+            f"capacity must be from 1 to n_positions={config.n_positions}, got {capacity}"
+        )
     table = params["embed"]["token"]
     shape = (batch_size, config.n_head, capacity, config.n_embd // config.n_head)
     keys = tuple(table.new_zeros(shape) for _ in range(config.n_layer))
@@ -135,7 +141,8 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
 def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
     """Make random parameters: weights normal with `initializer_range`, biases 0, scales 1.
 
-    >>> params = init(Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3), random.key(0))
+    >>> config = Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3)
+    >>> params = init(config, random.key(0))
     >>> params["blocks"][0]["attention"]["qkv"]["weight"].shape
     torch.Size([12, 36])
     """
@@ -143,7 +150,14 @@ def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
 
 
 def _attention(
-    x: Tensor, past: tuple, allowed: Tensor, qkv: Tree, out: Tree, *, config: Config, keys: Tensor | None
+    x: Tensor,
+    past: tuple,
+    allowed: Tensor,
+    qkv: Tree,
+    out: Tree,
+    *,
+    config: Config,
+    keys: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attend to the past and to x itself: [..., T, D] -> the same, with the new keys and values."""
     q, k, v = split_heads(linear(x, **qkv), config.n_head, parts=3)
@@ -159,14 +173,23 @@ def _attention(
 def _block(
     x: Tensor, block: Tree, past: tuple, allowed: Tensor, *, config: Config, keys: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Norm before each half, add after it: [..., T, D] -> the same, with the new keys and values."""
+    """Norm before each half, add after it: [..., T, D] -> the same, with new keys and values."""
     epsilon = config.layer_norm_epsilon
     normed = layer_norm(x, **block["norm_1"], epsilon=epsilon)
-    attended, k, v = _attention(normed, past, allowed, **block["attention"], config=config, keys=keys)
+    attended, k, v = _attention(
+        normed, past, allowed, **block["attention"], config=config, keys=keys
+    )
     x = x + attended
     normed = layer_norm(x, **block["norm_2"], epsilon=epsilon)
     activation = ACTIVATIONS[config.activation_function]
-    return x + dropout(mlp(normed, **block["mlp"], activation=activation), config.resid_pdrop, _key(keys, 2)), k, v
+    return (
+        x
+        + dropout(
+            mlp(normed, **block["mlp"], activation=activation), config.resid_pdrop, _key(keys, 2)
+        ),
+        k,
+        v,
+    )
 
 
 def hidden_states(
@@ -182,7 +205,8 @@ def hidden_states(
     """Run the transformer without its output layer: same arguments as `apply`.
 
     Returns:
-        the hidden states after the last norm [..., T, D], and the cache that includes the new tokens.
+        the hidden states after the last norm [..., T, D], and the cache that includes the new
+        tokens.
     """
     config: Config = params["config"]
     _check(config, ids, cache, mask)
@@ -222,9 +246,11 @@ def apply(
         params: from `init` or `load`.
         ids: int64 [..., T], each 0 <= id < V.
         cache: of the tokens before `ids`, from an earlier call; it stays usable.
-        positions: int64, broadcastable to [..., T]; by default each row counts its real tokens, the cached included.
+        positions: int64, broadcastable to [..., T]; by default each row counts its real tokens, the
+            cached included.
         token_types: ids [..., T] whose embeddings are added.
-        mask: [..., T], nonzero for real tokens, 0 for padding on either side; the cache remembers it.
+        mask: [..., T], nonzero for real tokens, 0 for padding on either side; the cache remembers
+            it.
         key: turns dropout on; one key, or keys for the leading axes of `ids`.
 
     Returns:
@@ -234,7 +260,8 @@ def apply(
         ValueError: more than `n_positions` tokens; a cache or mask that does not fit.
         IndexError: ids or positions out of range.
 
-    >>> params = init(Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3), random.key(0))
+    >>> config = Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3)
+    >>> params = init(config, random.key(0))
     >>> ids = torch.tensor([[3, 1, 4, 1, 5]])
     >>> whole, _ = apply(params, ids)
     >>> first, cache = apply(params, ids[:, :3])
@@ -275,14 +302,17 @@ def double_heads(
     """
     if "multiple_choice" not in params.get("heads", {}):
         raise KeyError(
-            "params have no head 'multiple_choice': make it with init(..., heads=('multiple_choice',)) "
-            "or load(..., heads=('multiple_choice',), key=key)"
+            "params have no head 'multiple_choice': make it with "
+            "init(..., heads=('multiple_choice',)) or "
+            "load(..., heads=('multiple_choice',), key=key)"
         )
     hidden, _ = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
     lm = task_heads.tied_logits(hidden, params["embed"]["token"])
-    return lm, task_heads.choice_logits(hidden, choice_positions, **params["heads"]["multiple_choice"])
+    return lm, task_heads.choice_logits(
+        hidden, choice_positions, **params["heads"]["multiple_choice"]
+    )
 
 
 def _positions(cache: Cache | FixedCache | None, new_valid: Tensor) -> Tensor:
@@ -297,12 +327,14 @@ def _key(keys: Tensor | None, site: int) -> Tensor | None:
     return None if keys is None else keys[..., site]
 
 
-def _check(config: Config, ids: Tensor, cache: Cache | FixedCache | None, mask: Tensor | None) -> None:
-    """Compare shapes: no value is read, so this costs no wait for a device and works under every transform."""
+def _check(
+    config: Config, ids: Tensor, cache: Cache | FixedCache | None, mask: Tensor | None
+) -> None:
+    """Compare shapes; no value is read, so it works under every transform."""
     total = ids.shape[-1] + (0 if isinstance(cache, FixedCache) else kv.length(cache))
     if total > config.n_positions:
         raise ValueError(
-            f"{total} tokens (cached ones included) are more than n_positions={config.n_positions}: "
+            f"{total} tokens (with the cached ones) exceed n_positions={config.n_positions}: "
             "shorten ids, or drop the oldest tokens and start a new cache"
         )
     if mask is not None and mask.shape != ids.shape:
@@ -317,7 +349,8 @@ def _check(config: Config, ids: Tensor, cache: Cache | FixedCache | None, mask: 
         wanted = (config.n_layer, *ids.shape[:-1], config.n_head, config.n_embd // config.n_head)
         if found != wanted:
             raise ValueError(
-                f"cache is for (layers, *batch, heads, head width) = {found}, the model and ids need {wanted}: "
+                f"cache is for (layers, *batch, heads, head width) = {found}, "
+                f"the model and ids need {wanted}: "
                 "use a cache that this model made for this batch"
             )
 
@@ -325,10 +358,11 @@ def _check(config: Config, ids: Tensor, cache: Cache | FixedCache | None, mask: 
 def load(
     name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None
 ) -> Params:
-    """Read parameters: a directory, a .safetensors file beside its config.json, a bundled model or a hub name.
+    """Read parameters from a directory, a file, the package or the hub.
 
     Args:
-        name_or_path: where; a path that exists wins over a name.
+        name_or_path: a directory, a .safetensors file beside its config.json, the name of a bundled
+            model, or a hub name; a path that exists wins over a name.
         heads: the heads wanted; None takes those of the file.
         key: lets wanted heads that the file lacks be initialised; without it they are an error.
 
@@ -337,7 +371,8 @@ def load(
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: a tensor is missing, unexpected or of another shape; another family's config; a damaged file.
+        ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
+        damaged file.
     """
     return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
 

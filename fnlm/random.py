@@ -1,15 +1,18 @@
 """Randomness as values: keys, and numbers that are functions of a key.
 
-A key is an int64 tensor of shape []; a tensor of shape [...] is a batch of keys, and every function takes one where it
-takes the other: the result has shape [*key.shape, *shape]. Nothing here reads or writes a global generator, so the same
-key gives the same bits in a loop, under `vmap`, in any chunking, under recomputation and on every device.
+A key is an int64 tensor of shape []; a tensor of shape [...] is a batch of keys, and every function
+takes one where it takes the other: the result has shape [*key.shape, *shape]. Nothing here reads or
+writes a global generator, so the same key gives the same bits in a loop, under `vmap`, in any
+chunking, under recomputation and on every device.
 
-Element i of a draw is a hash of (key, i) in 32-bit integer arithmetic: two rounds of a multiply-xorshift mixer with
-half of the key put in before each. Derived keys (`split`, `fold_in`) use the 64-bit finalizer of SplitMix64.
+Element i of a draw is a hash of (key, i) in 32-bit integer arithmetic: two rounds of a
+multiply-xorshift mixer with half of the key put in before each. Derived keys (`split`, `fold_in`)
+use the 64-bit finalizer of SplitMix64.
 
-Sources: Salmon et al. 2011 (counter-based generators); Steele, Lea and Flood 2014 (SplitMix); the 32-bit multipliers
-are those of C. Wellons' "hash-prospector". Deviation: in 32 bits the shifts are arithmetic, one operation cheaper than
-logical ones; the highest bit of a draw is therefore 0, and counters below 2**31 do not collide in the first round.
+Sources: Salmon et al. 2011 (counter-based generators); Steele, Lea and Flood 2014 (SplitMix); the
+32-bit multipliers are those of C. Wellons' "hash-prospector". Deviation: in 32 bits the shifts are
+arithmetic, one operation cheaper than logical ones; the highest bit of a draw is therefore 0, and
+counters below 2**31 do not collide in the first round.
 """
 
 import math
@@ -67,7 +70,7 @@ def split(key: Tensor, n: int = 2) -> Tensor:
 
 
 def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
-    """Derive a key from a key and a number, such as the step of a training run or the index of a row.
+    """Derive a key from a key and a number, such as a training step or the index of a row.
 
     Args:
         key: [...] keys.
@@ -84,9 +87,7 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     return _mix64(_mix64(key ^ _FOLD) + number * _GAMMA)
 
 
-def uniform(
-    key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
-) -> Tensor:
+def uniform(key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw from the uniform distribution on [0, 1): multiples of 2**-24 (float64: of 2**-53).
 
     Args:
@@ -107,9 +108,7 @@ def uniform(
     return _grid(key, shape).mul_(2**-24).to(dtype)
 
 
-def normal(
-    key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
-) -> Tensor:
+def normal(key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Draw from the standard normal distribution (Box-Muller; float32 draws stay within 5.8).
 
     Args:
@@ -130,7 +129,7 @@ def normal(
 
 
 def gumbel(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Draw from the standard Gumbel distribution, float32, resolved down to probabilities of 2**-24.
+    """Draw from the standard Gumbel distribution, float32, resolved to probabilities of 2**-24.
 
     >>> gumbel(key(0), (4,)).shape
     torch.Size([4])

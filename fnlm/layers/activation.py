@@ -1,4 +1,7 @@
-"""Activations, named by their formula; published names that differ for one formula share an entry of `ACTIVATIONS`."""
+"""Activations, named by their formula.
+
+Published names that differ for one formula share an entry of `ACTIVATIONS`.
+"""
 
 from collections.abc import Callable
 
@@ -9,7 +12,7 @@ __all__ = ["ACTIVATIONS", "gelu_erf", "gelu_tanh"]
 
 
 def gelu_erf(x: Tensor) -> Tensor:
-    """Return x Phi(x) = x (1 + erf(x / sqrt 2)) / 2, the GELU of BERT (Hendrycks and Gimpel 2016)."""
+    """Return x Phi(x) = x (1 + erf(x / sqrt 2)) / 2, the GELU of BERT (arXiv:1606.08415)."""
     return F.gelu(x)
 
 

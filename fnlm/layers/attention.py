@@ -1,6 +1,7 @@
 """Attention arithmetic in plain operations, which every transform of `torch.func` knows.
 
-Keys and values come in pieces (cached segments, then the new tokens) that are never copied together: the scores are.
+Keys and values come in pieces (cached segments, then the new tokens) that are never copied
+together: the scores are.
 """
 
 import math
@@ -63,7 +64,7 @@ def attend(
     rate: float = 0.0,
     key: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(q k^T / sqrt(Dh)) v, with scores that are not allowed replaced by `MASKED_SCORE`.
+    """Return softmax(q k^T / sqrt(Dh)) v, the scores not allowed being `MASKED_SCORE`.
 
     Args:
         q: [..., H, T, Dh].

@@ -1,11 +1,13 @@
 """The cache of keys and values: a value that grows by sharing.
 
-A `Cache` is a tuple of segments, oldest first. Appending never touches an old value: new tokens go into a segment of
-their own, or beyond the end of the last segment if its buffer has spare room that no other value has claimed. So
-appending costs time in proportion to the new tokens, and forks share everything up to where they part.
+A `Cache` is a tuple of segments, oldest first. Appending never touches an old value: new tokens go
+into a segment of their own, or beyond the end of the last segment if its buffer has spare room that
+no other value has claimed. So appending costs time in proportion to the new tokens, and forks share
+everything up to where they part.
 
-Spare room is known for the very tensors that were cut from a buffer; a cache that was cloned, sliced, moved or made
-under a transform has none, and grows by a segment. A `FixedCache` has one shape for good, for compiled decoding.
+Spare room is known for the very tensors that were cut from a buffer; a cache that was cloned,
+sliced, moved or made under a transform has none, and grows by a segment. A `FixedCache` has one
+shape for good, for compiled decoding.
 """
 
 from dataclasses import dataclass
@@ -15,7 +17,17 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["Cache", "FixedCache", "Segment", "append", "length", "past", "take_rows", "truncate", "valid"]
+__all__ = [
+    "Cache",
+    "FixedCache",
+    "Segment",
+    "append",
+    "length",
+    "past",
+    "take_rows",
+    "truncate",
+    "valid",
+]
 
 MOST_SEGMENTS = 8  # more are merged into one
 FIRST_ROOM, MOST_ROOM = 32, 512  # tokens of spare room: doubled from segment to segment
@@ -46,7 +58,7 @@ class FixedCache(NamedTuple):
 
 @dataclass
 class _Room:
-    """A buffer [2 layers, ..., H, C, Dh] and the number of its tokens that some value has claimed."""
+    """A buffer [2 layers, ..., H, C, Dh], and how many of its tokens some value has claimed."""
 
     buffer: Tensor
     used: int
@@ -56,16 +68,18 @@ _ROOM = WeakTensorKeyDictionary()  # first key tensor of a segment -> the _Room 
 
 
 def length(cache: Cache | FixedCache | None) -> int:
-    """Return the number of slots that attention sees: tokens so far, or the capacity of a `FixedCache`."""
+    """Return the number of slots seen by attention: tokens, or the capacity of a `FixedCache`."""
     return 0 if cache is None else cache.valid.shape[-1]
 
 
 def valid(cache: Cache | FixedCache | None, new: Tensor) -> Tensor:
-    """Join what the cache knows of its tokens with what is known of the new ones: bool [..., S + T]."""
+    """Say which tokens, cached and new, are real: bool [..., S + T]."""
     return new if cache is None else torch.cat([cache.valid, new], -1)
 
 
-def past(cache: Cache | FixedCache | None, layer: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def past(
+    cache: Cache | FixedCache | None, layer: int
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Return the pieces of a layer's keys and of its values."""
     if cache is None:
         return (), ()
@@ -128,8 +142,11 @@ def truncate(cache: Cache, tokens: int) -> Cache:
         ValueError: tokens is negative or more than the cache has.
     """
     if not 0 <= tokens <= length(cache):
-        raise ValueError(f"tokens must be from 0 to {length(cache)}, the length of the cache, got {tokens}")
-    segments, left = [], tokens
+        raise ValueError(
+            f"tokens must be from 0 to {length(cache)}, the cache's length, got {tokens}"
+        )
+    segments: list[Segment] = []
+    left = tokens
     for segment in cache.segments:
         size = min(left, segment.keys[0].shape[-2])
         if size or not segments:
@@ -139,7 +156,7 @@ def truncate(cache: Cache, tokens: int) -> Cache:
 
 
 def _may_share(x: Tensor) -> bool:
-    """Say whether memory may be written in place: eagerly, and where no gradient can be asked for."""
+    """Say whether memory may be written in place: eagerly, and where no gradient is recorded."""
     if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
         return False
     return not x.requires_grad

@@ -13,8 +13,8 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     Args:
         x: [..., D].
         rate: 0 <= rate < 1.
-        key: None changes nothing. One key masks the whole of x; keys of shape x.shape[:n] mask each row with its own,
-            which is what `vmap` over rows and keys gives.
+        key: None changes nothing. One key masks the whole of x; keys of shape x.shape[:n] mask each
+            row with its own, which is what `vmap` over rows and keys gives.
 
     Returns:
         [..., D].

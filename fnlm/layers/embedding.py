@@ -20,7 +20,8 @@ def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
 
     Raises:
         TypeError: ids are not integers.
-        IndexError: an id is out of range (on CPU; elsewhere call `check_range` first, it waits for the device).
+        IndexError: an id is out of range (on CPU; elsewhere call `check_range` first, it waits for
+        the device).
 
     >>> lookup(torch.eye(3), torch.tensor([2]))
     tensor([[0., 0., 1.]])
@@ -39,7 +40,9 @@ def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
 
 
 def check_range(ids: Tensor, limit: int, name: str = "ids") -> None:
-    """Raise IndexError, naming value and limit, unless 0 <= ids < limit everywhere. Reads values: waits for a device.
+    """Raise IndexError, naming value and limit, unless 0 <= ids < limit everywhere.
+
+    This reads values: on an accelerator it waits for the device.
 
     >>> check_range(torch.tensor([1, 5]), 5)
     Traceback (most recent call last):

@@ -12,8 +12,8 @@ __all__ = ["BaseConfig"]
 class BaseConfig:
     """A frozen description of an architecture; subclasses add the fields of their config.json.
 
-    Keys of a file that are not fields are kept, as JSON text, in `extra`, and written back by `to_dict`;
-    they describe no arithmetic, so configs that differ only there are equal.
+    Keys of a file that are not fields are kept, as JSON text, in `extra`, and written back by
+    `to_dict`; they describe no arithmetic, so configs that differ only there are equal.
     """
 
     extra: str = dataclasses.field(default="{}", compare=False)

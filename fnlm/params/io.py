@@ -1,6 +1,7 @@
 """Parameters in files: strict reading, exact writing.
 
-Reading maps the file into memory: opening costs the header, and a tensor is read from disk when it is first used.
+Reading maps the file into memory: opening costs the header, and a tensor is read from disk when it
+is first used.
 """
 
 import json
@@ -96,7 +97,9 @@ def _config(path: Path, family: Family, config_class: type[BaseConfig]) -> Any:
     config = config_class.from_json_file(path)
     values = config.to_dict()
     if (found := values.get("model_type", family.name)) != family.name:
-        raise ValueError(f"{path} is of family {found!r}, not {family.name!r}: use the module of that family")
+        raise ValueError(
+            f"{path} is of family {found!r}, not {family.name!r}: use the module of that family"
+        )
     for name, value in family.required.items():
         if values.get(name, value) != value:
             raise ValueError(
@@ -118,7 +121,11 @@ def _report_unexpected(
 
 
 def _new_heads(
-    wanted: Tree, found: dict[str, Tensor], heads: Sequence[str] | None, key: Tensor | None, source: Path
+    wanted: Tree,
+    found: dict[str, Tensor],
+    heads: Sequence[str] | None,
+    key: Tensor | None,
+    source: Path,
 ) -> dict[str, Tensor]:
     """Initialise the wanted heads that the file lacks altogether."""
     have = {path.split(".")[1] for path in found if path.startswith("heads.")}

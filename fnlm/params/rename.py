@@ -1,7 +1,8 @@
 """Foreign names at the border: two-way tables of data, and an account of every tensor that crosses.
 
-A `Rule` pairs one of our dotted paths with a foreign name; `*` stands for a layer number on both sides. A `Dialect` is
-one library's way of naming a family's tensors. Nothing is matched by substring, and nothing is dropped in silence.
+A `Rule` pairs one of our dotted paths with a foreign name; `*` stands for a layer number on both
+sides. A `Dialect` is one library's way of naming a family's tensors. Nothing is matched by
+substring, and nothing is dropped in silence.
 """
 
 import re
@@ -17,7 +18,7 @@ __all__ = ["Dialect", "Family", "Rule", "from_foreign", "nest", "to_foreign"]
 
 
 class Rule(NamedTuple):
-    """Pair our path with a foreign name; `transpose` where the matrix is stored the other way round."""
+    """Pair our path with a foreign name; `transpose` where the matrix is stored transposed."""
 
     ours: str
     theirs: str
@@ -40,8 +41,12 @@ class Family(NamedTuple):
 
     name: str  # the `model_type` of its config.json
     dialects: tuple[Dialect, ...]  # the first is the one written by default
-    architectures: Mapping[tuple[str, ...], str]  # heads -> the class that reads the file in `transformers`
-    required: Mapping[str, object]  # config keys that would change the arithmetic, with the only value we compute
+    architectures: Mapping[
+        tuple[str, ...], str
+    ]  # heads -> the class that reads the file in `transformers`
+    required: Mapping[
+        str, object
+    ]  # config keys that would change the arithmetic, with the only value we compute
 
 
 def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
@@ -55,7 +60,9 @@ def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
     for path, leaf in named_leaves(params):
         rule, number = _find(path, table)
         if rule is None:
-            raise ValueError(f"no rule of {dialect.name} names the leaf {path}: it can't be saved in that form")
+            raise ValueError(
+                f"no rule of {dialect.name} names the leaf {path}: it can't be saved in that form"
+            )
         name = rule.theirs.replace("*", number)
         if not name.startswith(dialect.unprefixed):
             name = dialect.prefix + name
@@ -99,7 +106,8 @@ def from_foreign(
             found[path], origin[path] = tensor, name
         elif not _same(tensor, found[path]):
             raise ValueError(
-                f"{source}: {name} is tied to {origin[path]}, but the two differ: the file holds an untied model"
+                f"{source}: {name} is tied to {origin[path]}, but the two differ: "
+                "the file holds an untied model"
             )
     return found, unexpected
 

@@ -1,7 +1,7 @@
 """A tree described before it exists: shape, dtype and initialiser of every leaf, as data.
 
-A family's `spec(config)` is a tree with a `Spec` at every leaf. Initialising, counting, checking a checkpoint and
-making a tree without memory are maps over it.
+A family's `spec(config)` is a tree with a `Spec` at every leaf. Initialising, counting, checking a
+checkpoint and making a tree without memory are maps over it.
 """
 
 import math
@@ -31,7 +31,7 @@ class Spec:
 
 
 def linear(inputs: int, outputs: int, std: float) -> dict[str, Spec]:
-    """Describe y = x @ weight + bias: a normal weight [inputs, outputs] and a zero bias [outputs]."""
+    """Describe y = x @ weight + bias: a normal weight [inputs, outputs], a zero bias [outputs]."""
     return {"weight": Spec((inputs, outputs), "normal", std), "bias": Spec((outputs,))}
 
 
@@ -45,7 +45,8 @@ def init(spec: Tree, key: Tensor) -> Tree:
 
     Args:
         spec: tree of `Spec`.
-        key: the key of each leaf is folded from it and the leaf's path, so that adding a head changes no other leaf.
+        key: the key of each leaf is folded from it and the leaf's path, so that adding a head
+            changes no other leaf.
 
     >>> init({"weight": Spec((2, 3), "normal", 0.02)}, random.key(0))["weight"].shape
     torch.Size([2, 3])
@@ -87,7 +88,8 @@ def check(spec: Tree, params: Tree, source: str = "params") -> None:
         source: what the error calls the tree.
 
     Raises:
-        ValueError: lists missing, unexpected (with the nearest missing name) and mismatched leaves (both shapes).
+        ValueError: lists missing, unexpected (with the nearest missing name) and mismatched leaves
+        (both shapes).
 
     >>> check({"w": Spec((2,))}, {"w": torch.zeros(3)}, "file.bin")
     Traceback (most recent call last):

@@ -1,8 +1,9 @@
 """Trees: nested dicts, tuples, lists and NamedTuples with tensors at the leaves.
 
-Parameters, gradients, optimizer states and caches are all trees, and one vocabulary serves them all. A frozen
-dataclass that was registered with `register_constant` (a model's config) has no leaves: every function here carries it
-along unchanged. This module alone knows which tree library does the work.
+Parameters, gradients, optimizer states and caches are all trees, and one vocabulary serves them
+all. A frozen dataclass that was registered with `register_constant` (a model's config) has no
+leaves: every function here carries it along unchanged. This module alone knows which tree library
+does the work.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -94,8 +95,8 @@ def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 def partition(tree: Tree, predicate: Predicate) -> tuple[Tree, Tree]:
     """Split into two trees: leaves for which `predicate(path, leaf)` holds, and the others.
 
-    Dict entries without any chosen leaf are left out; a tuple keeps its length, so the two halves `merge` again.
-    A constant node (a config) goes with the second half.
+    Dict entries without any chosen leaf are left out; a tuple keeps its length, so the two halves
+    `merge` again. A constant node (a config) goes with the second half.
 
     >>> chosen, rest = partition({"a": 1, "b": (2, 3)}, lambda path, leaf: path == "b.1")
     >>> chosen, rest
@@ -118,7 +119,7 @@ def select(tree: Tree, predicate: Predicate) -> Tree:
 
 
 def merge(first: Tree, second: Tree) -> Tree:
-    """Put the halves of a `partition` together; the opposite of it, up to the order of dict entries.
+    """Put the halves of a `partition` together: its inverse, up to the order of dict entries.
 
     Raises:
         ValueError: both trees have a leaf at the same place.
@@ -157,7 +158,7 @@ def to(tree: Tree, device: torch.device | str) -> Tree:
 
 
 def stack(trees: Iterable[Tree]) -> Tree:
-    """Stack trees of one structure along a new first axis of every leaf: an ensemble for `torch.func.vmap`.
+    """Stack trees of one structure along a new first axis: an ensemble for `torch.func.vmap`.
 
     >>> stack([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"].shape
     torch.Size([2, 2])
@@ -203,7 +204,9 @@ def _keep(node: Tree, predicate: Predicate, path: str, constants: bool) -> Tree:
         kept = {k: _keep(v, predicate, _join(path, k), constants) for k, v in node.items()}
         return {k: v for k, v in kept.items() if not _is_empty(v)}
     if isinstance(node, tuple | list):
-        return _rebuild(node, [_keep(v, predicate, _join(path, i), constants) for i, v in enumerate(node)])
+        return _rebuild(
+            node, [_keep(v, predicate, _join(path, i), constants) for i, v in enumerate(node)]
+        )
     if not leaves(node):
         return node if constants else {}
     return node if predicate(path, node) else {}
@@ -224,7 +227,13 @@ def _merge(first: Tree, second: Tree, path: str) -> Tree:
     if isinstance(first, dict) and isinstance(second, dict):
         both = {k: _merge(v, second.get(k, {}), _join(path, k)) for k, v in first.items()}
         return both | {k: v for k, v in second.items() if k not in first}
-    if isinstance(first, tuple | list) and type(first) is type(second) and len(first) == len(second):
+    if (
+        isinstance(first, tuple | list)
+        and type(first) is type(second)
+        and len(first) == len(second)
+    ):
         pairs = zip(first, second, strict=True)
         return _rebuild(first, [_merge(a, b, _join(path, i)) for i, (a, b) in enumerate(pairs)])
-    raise ValueError(f"merge() found a leaf in both trees at {path!r}; merge halves of one partition")
+    raise ValueError(
+        f"merge() found a leaf in both trees at {path!r}; merge halves of one partition"
+    )
