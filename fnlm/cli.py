@@ -1,0 +1,236 @@
+"""The command `fnlm`: `fnlm generate` writes text with a model, `fnlm inspect` shows a checkpoint.
+
+Each command is a plain function that yields the pieces of its output. Tensors are loaded only
+when a command runs, so that help comes at once.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonargparse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["generate", "inspect", "main"]
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run a command.
+
+    Args:
+        args: words of the command line; by default those of this process.
+
+    Returns:
+        the exit code: 0, or 2 after a mistake of the caller, which is told in one line.
+    """
+    given = _parser().parse_args(args)
+    commands: dict[str, Callable[..., Iterator[str]]] = {"generate": generate, "inspect": inspect}
+    options = given[given.subcommand].as_dict()
+    options.pop("config", None)
+    try:
+        for piece in commands[given.subcommand](**options):
+            print(_printable(piece), end="", flush=True)
+    except BrokenPipeError:  # the reader has gone, as in `fnlm inspect model | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, LookupError, TypeError, OSError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else error
+        print(f"fnlm {given.subcommand}: {' '.join(str(text).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def generate(
+    model: str,
+    prompt: str | None = None,
+    *,
+    max_new_tokens: int = 60,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    repetition_penalty: float = 1.0,
+    seed: int = 0,
+    num_samples: int = 1,
+    num_beams: int = 1,
+    dtype: str = "float32",
+) -> Iterator[str]:
+    """Yield text as it is made, the prompt first.
+
+    Args:
+        model: directory, file, bundled model or hub name, for `fnlm.gpt2.load`.
+        prompt: what to continue; nothing starts from <|endoftext|>, as if a text began.
+        max_new_tokens: most tokens a text; it may end earlier, by <|endoftext|>.
+        temperature: 0 takes the likeliest token each time.
+        top_k: see `fnlm.generate`, as for `top_p` and `repetition_penalty`.
+        seed: of the random numbers; text i depends on the seed and i alone.
+        num_samples: how many texts; with beams, the best so many.
+        num_beams: more than 1 searches instead of sampling, and shows texts when they are done.
+        dtype: type of the arithmetic, float32 or bfloat16.
+
+    Raises:
+        ValueError: a setting is out of range, or the prompt and the tokens do not fit the model.
+        FileNotFoundError: no such model.
+    """
+    if num_samples < 1 or num_beams < 1 or 1 < num_beams < num_samples:
+        raise ValueError(
+            f"num_samples={num_samples} and num_beams={num_beams} must be at least 1, "
+            "and beams, where there are several, no fewer than samples"
+        )
+    import torch
+
+    from fnlm import gpt2, random
+    from fnlm.generate import beam_search, stream
+    from fnlm.params import tree
+    from fnlm.params.layout import for_decoding
+    from fnlm.tokenize import gpt2 as bpe
+
+    path = Path(model)
+    tokenizer = bpe.load(path.parent if path.is_file() else model)
+    params = for_decoding(tree.cast(gpt2.load(model), getattr(torch, dtype)))
+    end = tokenizer.tokens_to_ids([END_OF_TEXT])[0] if END_OF_TEXT in tokenizer.special else None
+    ids = torch.tensor([_start(tokenizer.encode(prompt or ""), end)])
+    shared: dict[str, Any] = {"end": end, "prefill": gpt2.hidden_states}
+
+    def texts() -> Iterator[Iterable["Tensor"]]:
+        """For each text its tokens, one by one."""
+        if num_beams > 1:
+            found, _ = beam_search(
+                gpt2.apply, params, ids, max_new_tokens, num_beams=num_beams, **shared
+            )
+            yield from found[0, :num_samples]
+            return
+        for i in range(num_samples):
+            key = random.fold_in(random.key(seed), i)[None] if temperature else None
+            yield stream(
+                gpt2.apply, params, ids, max_new_tokens, key=key, temperature=temperature or 1.0,
+                top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, **shared,
+            )  # fmt: skip
+
+    for i, tokens in enumerate(texts()):
+        if num_samples > 1:
+            yield f"--- {i + 1} of {num_samples}\n"
+        yield prompt or ""
+        yield from tokenizer.decode_stream(_until(end, tokens))
+        yield "\n"
+
+
+def inspect(path: str) -> Iterator[str]:
+    """Yield lines on a checkpoint: its tensors, its family, and what fnlm would load from it.
+
+    Args:
+        path: a .safetensors file, a directory that holds model.safetensors, a bundled model or a
+            hub name.
+
+    Raises:
+        ValueError: the file is damaged, or not of a format that can be inspected.
+        FileNotFoundError: no such file.
+    """
+    from fnlm.params import hub, io
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        file, _ = hub.locate(path)
+    if file.suffix != ".safetensors":
+        raise ValueError(f"{file} is not a .safetensors file, the format that can be inspected")
+    tensors = io.read(file)
+    readings = _readings(tensors)
+    rows = [("name", "type", "shape", "size", "read as")]
+    for name, x in tensors.items():
+        shape = " x ".join(map(str, x.shape)) or "one number"
+        kind = str(x.dtype).removeprefix("torch.")
+        rows.append((name, kind, shape, _size(x.nbytes), readings.get(name, "unknown")))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        yield "  ".join([*cells, row[4]]).rstrip() + "\n"
+    numbers, size = sum(x.numel() for x in tensors.values()), _size(file.stat().st_size)
+    yield f"\n{file}: {len(tensors)} tensors, {numbers:,} numbers, {size}\n"
+    yield from _verdict(file, readings, len(tensors))
+
+
+def _parser() -> jsonargparse.ArgumentParser:
+    parser = jsonargparse.ArgumentParser(prog="fnlm", description="Language models as functions.")
+    commands = parser.add_subcommands()
+    writer = jsonargparse.ArgumentParser(description="Write text, shown as it is made.")
+    add = writer.add_argument
+    add("model", type=str, help="directory, .safetensors file, bundled model or hub name")
+    add("--prompt", type=str, help="text to continue; without one a new text begins")
+    add("--max_new_tokens", type=int, default=60, help="most tokens of a text")
+    add("--temperature", type=float, default=1.0, help="0 takes the likeliest token each time")
+    add("--top_k", type=int, default=0, help="choose among the k likeliest tokens; 0 for all")
+    add("--top_p", type=float, default=1.0, help="choose among the likeliest of this probability")
+    add("--repetition_penalty", type=float, default=1.0, help="more than 1 avoids repetition")
+    add("--seed", type=int, default=0, help="of the random numbers")
+    add("--num_samples", type=int, default=1, help="texts to write")
+    add("--num_beams", type=int, default=1, help="more than 1 searches for the likeliest text")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the arithmetic")
+    viewer = jsonargparse.ArgumentParser(description="Show what a checkpoint holds.")
+    viewer.add_argument("path", type=str, help="file, directory, bundled model or hub name")
+    commands.add_subcommand("generate", writer, help="write text with a model")
+    commands.add_subcommand("inspect", viewer, help="show what a checkpoint holds")
+    return parser
+
+
+def _start(ids: list[int], end: int | None) -> list[int]:
+    if ids:
+        return ids
+    if end is None:
+        raise ValueError(f"the vocabulary has no {END_OF_TEXT} to start from: give a prompt")
+    return [end]
+
+
+def _until(end: int | None, tokens: Iterable["Tensor"]) -> Iterator[int]:
+    """Give the ids before the end."""
+    for token in tokens:
+        if int(token) == end:
+            return
+        yield int(token)
+
+
+def _readings(tensors: dict[str, "Tensor"]) -> dict[str, str]:
+    """Say what `fnlm.gpt2` makes of each tensor that it knows."""
+    from fnlm.params.rename import from_foreign
+    from fnlm.params.rules.gpt2 import FAMILY
+
+    readings = {}
+    for name, tensor in tensors.items():
+        found, unknown = from_foreign({name: tensor}, FAMILY, "")
+        if not unknown:
+            readings[name] = next(iter(found), "no parameter, not read")
+    return readings
+
+
+def _verdict(file: Path, readings: dict[str, str], count: int) -> Iterator[str]:
+    from fnlm import gpt2
+    from fnlm.params import tree
+
+    yield f"family: {'gpt2' if readings else 'unknown'}, by {len(readings)} of {count} names\n"
+    if not readings:
+        return
+    try:
+        params = gpt2.load(file)
+    except (ValueError, OSError) as error:
+        yield f"fnlm.gpt2.load refuses it: {error}\n"
+        return
+    heads = ", ".join(params.get("heads", {})) or "none"
+    yield f"fnlm.gpt2.load reads {tree.count(params):,} parameters; heads: {heads}\n"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
+
+
+def _printable(text: str) -> str:
+    """Replace what the terminal can't show."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
