@@ -228,7 +228,7 @@ def test_modules_only_name_things(path: Path) -> None:
 # reports what that opened, wrote, started and changed.
 PROBE = """
 import importlib, json, logging, os, pkgutil, random, sys, warnings
-import numpy, torch
+import huggingface_hub, jsonargparse, numpy, regex, safetensors.torch, torch, tqdm
 seen = []
 
 def watch(event, arguments):
