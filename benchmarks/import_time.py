@@ -1,13 +1,14 @@
 """Claim: importing fnlm takes at most 0.2 s more than importing torch.
 
-Each measurement is a fresh interpreter. The peer, `import torch`, alternates with `import fnlm`
-and with the import of every module of fnlm, so that all see the same machine. Files are in the
-page cache after the first, discarded, round.
+Each round is a fresh interpreter that imports torch, then fnlm, then every module of the library
+(all but the command line, which a program does not import), and takes the time of each. Files are
+in the page cache after the first, discarded, round.
 
-Physical limit: the modules' own code, a few milliseconds; the rest is their dependencies.
+Physical limit: what fnlm's dependencies take (regex, safetensors, einops), printed as the last row.
 """
 
 import argparse
+import json
 import os
 import pkgutil
 import platform
@@ -16,17 +17,33 @@ import subprocess
 import sys
 
 BAR_SECONDS = 0.2
-TIMED = "import time; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
+TIMED = """
+import json, time
+times = [time.perf_counter()]
+for statement in STATEMENTS:
+    exec(statement)
+    times.append(time.perf_counter())
+print(json.dumps([after - before for before, after in zip(times, times[1:])]))
+"""
 
 
-def seconds(statement: str) -> float:
-    """Seconds that a statement takes in a fresh interpreter."""
-    command = [sys.executable, "-c", TIMED.format(statement)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def seconds(statements: list[str]) -> list[float]:
+    """Seconds that each statement takes in one fresh interpreter."""
+    command = [sys.executable, "-c", TIMED.replace("STATEMENTS", repr(statements))]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return [float(number) for number in json.loads(done.stdout)]
+
+
+def row(label: str, times: list[float], peer: list[float]) -> str:
+    ratio = statistics.median(a / b for a, b in zip(times, peer, strict=True))
+    return (
+        f"{label:24} median {statistics.median(times):6.3f} s "
+        f"({min(times):.3f} to {max(times):.3f}), {ratio:6.1%} of torch's"
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=11)
     rounds = parser.parse_args().rounds
 
@@ -35,35 +52,25 @@ def main() -> int:
     import fnlm
 
     names = [info.name for info in pkgutil.walk_packages(fnlm.__path__, "fnlm.")]
-    statements = {
-        "import torch": "import torch",
-        "import torch, fnlm": "import torch, fnlm",
-        "import torch, all of fnlm": "import torch, fnlm, " + ", ".join(names),
-    }
-    taken: dict[str, list[float]] = {label: [] for label in statements}
-    for turn in range(rounds + 1):
-        for label, statement in statements.items():
-            took = seconds(statement)
-            if turn:
-                taken[label].append(took)
+    everything = "import " + ", ".join(name for name in names if name != "fnlm.cli")
+    ours, limit = [], []
+    for _ in range(rounds + 1):
+        ours.append(seconds(["import torch", "import fnlm", everything]))
+        limit.append(seconds(["import torch", "import einops, regex, safetensors.torch"]))
+    torch_alone, package, library = (list(column) for column in zip(*ours[1:], strict=True))
+    library = [a + b for a, b in zip(package, library, strict=True)]
 
     print(
         f"python {platform.python_version()}, torch {torch.__version__}, fnlm {fnlm.__version__}, "
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {rounds} rounds"
     )
-    peer = taken["import torch"]
-    worst = 0.0
-    for label, times in taken.items():
-        extra = statistics.median(a - b for a, b in zip(times, peer, strict=True))
-        worst = max(worst, extra)
-        print(
-            f"{label:26} median {statistics.median(times):.3f} s "
-            f"({min(times):.3f} to {max(times):.3f}), beyond torch {extra:+.3f} s"
-        )
-    print(
-        f"bar: at most {BAR_SECONDS} s beyond torch: {'met' if worst <= BAR_SECONDS else 'MISSED'}"
-    )
-    return worst > BAR_SECONDS
+    print(row("torch", torch_alone, torch_alone))
+    print(row("then fnlm", package, torch_alone))
+    print(row("then fnlm, every module", library, torch_alone))
+    print(row("or its dependencies", [r[1] for r in limit[1:]], [r[0] for r in limit[1:]]))
+    met = statistics.median(library) <= BAR_SECONDS
+    print(f"bar: at most {BAR_SECONDS} s beyond torch: {'met' if met else 'MISSED'}")
+    return not met
 
 
 if __name__ == "__main__":
