@@ -187,7 +187,7 @@ def scale_by_adam(
     def update(
         grads: Tree, state: AdamState, params: Tree, count: Tensor
     ) -> tuple[Tree, AdamState]:
-        mu = tree.map(lambda m, g: (m * b1).add(g, alpha=1 - b1), state.mu, grads)
+        mu = tree.map(lambda m, g: m.lerp(g.to(m.dtype), 1 - b1), state.mu, grads)
         nu = tree.map(lambda v, g: (v * b2).addcmul(g, g, value=1 - b2), state.nu, grads)
         if bias_correction:
             c1, c2 = _bias_corrections(b1, b2, count)
@@ -230,7 +230,7 @@ def add_decayed_weights(weight_decay: float, where: Predicate | None = None) -> 
     where = where or everything
 
     def decay(path: str, p: Tensor, u: Tensor) -> Tensor:
-        return u + weight_decay * p if where(path, p) else u
+        return u.add(p, alpha=weight_decay) if where(path, p) else u
 
     return _stateless(
         lambda updates, params, count: (
@@ -332,7 +332,7 @@ def _over(x: Tensor, divisor: Tensor) -> Tensor:
 
 
 def _root(v: Tensor) -> Tensor:
-    return v.clamp_min(torch.finfo(v.dtype).tiny).sqrt()
+    return v.clamp_min(torch.finfo(v.dtype).tiny).sqrt_()  # of memory of its own
 
 
 def _clip_factor(norm: Tensor, max_norm: float) -> Tensor:
