@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import random
+from fnlm import gpt2, random
 from fnlm.params import tree
 from fnlm.params.tree import Tree
 from fnlm.train import global_norm, per_example_grads, per_example_norms
-from fnlm.train.losses import cross_entropy, language_model
+from fnlm.train.losses import cross_entropy, language_model, multiple_choice
 
 B = 5
 
@@ -154,3 +154,37 @@ def test_errors_name_the_argument() -> None:
         per_example_norms(loss, params, torch.ones(3), torch.tensor(1.0))
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         per_example_grads(loss, params, torch.ones(3), torch.ones(3), chunk_size=0)
+
+
+def test_gpt2_equals_the_loop_with_padding_and_dropout() -> None:
+    """Every parameter of a language model, the tied table and the positions included."""
+    config = gpt2.Config(vocab_size=23, n_positions=9, n_embd=12, n_layer=2, n_head=3)
+    params = gpt2.init(config, random.key(0))
+    ids = (random.uniform(random.key(1), (B, 7)) * 23).long()
+    _, mask, keys = make_batch()
+
+    def loss(params: Tree, ids: Tensor, mask: Tensor, key: Tensor) -> Tensor:
+        return language_model(gpt2.apply(params, ids, mask=mask, key=key)[0], ids, mask)
+
+    expected = loop(loss, params, ids, mask, keys)
+    for chunk_size in (None, 3):
+        together = per_example_grads(loss, params, ids, mask, keys, chunk_size=chunk_size)
+        assert together["config"] == config
+        assert_equal_trees(together, expected)
+    moved = {path for path, leaf in tree.named_leaves(expected) if (leaf[0] != 0).any()}
+    assert moved == {path for path, _ in tree.named_leaves(params)}
+
+
+def test_gpt2_double_heads_equals_the_loop() -> None:
+    config = gpt2.Config(vocab_size=23, n_positions=9, n_embd=12, n_layer=1, n_head=3)
+    params = gpt2.init(config, random.key(0), heads=("multiple_choice",))
+    ids = (random.uniform(random.key(1), (B, 2, 5)) * 23).long()
+    positions = torch.tensor([[4, 3], [4, 4], [2, 4], [0, 1], [4, 0]])
+    labels = torch.tensor([0, 1, 1, 0, -1])
+
+    def loss(params: Tree, ids: Tensor, positions: Tensor, label: Tensor) -> Tensor:
+        lm, choice = gpt2.double_heads(params, ids, positions)
+        return language_model(lm, ids) + multiple_choice(choice, label)
+
+    together = per_example_grads(loss, params, ids, positions, labels)
+    assert_equal_trees(together, loop(loss, params, ids, positions, labels))
