@@ -35,9 +35,9 @@ def public_names(module: ModuleType) -> list[tuple[str, object]]:
     return [
         (name, value)
         for name, value in vars(module).items()
-        if (inspect.isfunction(value) or inspect.isclass(value))
+        if not name.startswith("_")
+        and (inspect.isfunction(value) or inspect.isclass(value))
         and value.__module__.startswith("fnlm")
-        and not name.startswith("_")
         and (
             name in module.__all__
             if hasattr(module, "__all__")
