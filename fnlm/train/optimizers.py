@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fnlm.params import tree
 from fnlm.params.tree import Predicate, Tree
-from fnlm.train import fused
+from fnlm.train import _fused
 from fnlm.train.links import (
     AdamState,
     Donated,
@@ -90,9 +90,9 @@ def bert_adam(
     _check(lr=lr, b1=b1, b2=b2, e=e)
     rate = _product(lr, schedule(warmup, t_total))
 
-    def numbers(count: int) -> fused.FusedStep:
+    def numbers(count: int) -> _fused.FusedStep:
         now = float(rate(count))
-        return fused.FusedStep(now, now, now * weight_decay, math.inf, b1, b2, e)
+        return _fused.FusedStep(now, now, now * weight_decay, math.inf, b1, b2, e)
 
     links = (
         clip_per_tensor(max_grad_norm),
@@ -148,11 +148,11 @@ def openai_adam(
     def where(path: str, leaf: Any) -> bool:
         return vector_l2 or leaf.ndim > 1
 
-    def numbers(count: int) -> fused.FusedStep:
+    def numbers(count: int) -> _fused.FusedStep:
         now = float(rate(count + 1))
         step = now * math.sqrt(1 - b2 ** (count + 1)) / (1 - b1 ** (count + 1))
         shrink = now * weight_decay
-        return fused.FusedStep(step, step * (1 - shrink), shrink, math.inf, b1, b2, e)
+        return _fused.FusedStep(step, step * (1 - shrink), shrink, math.inf, b1, b2, e)
 
     links = (
         clip_per_tensor(max_grad_norm),
@@ -202,9 +202,9 @@ def adamw(
     _check(lr=lr, b1=b1, b2=b2, e=e)
     rate = _product(lr, None)
 
-    def numbers(count: int) -> fused.FusedStep:
+    def numbers(count: int) -> _fused.FusedStep:
         now = float(rate(count))
-        return fused.FusedStep(now, now, now * weight_decay, count + 1, b1, b2, e)
+        return _fused.FusedStep(now, now, now * weight_decay, count + 1, b1, b2, e)
 
     links = (
         clip_global(max_grad_norm),
@@ -223,7 +223,7 @@ class _Clip(NamedTuple):
 
 
 def _donated(
-    chained: Optimizer, numbers: Callable[[int], fused.FusedStep], where: Predicate, clip: _Clip
+    chained: Optimizer, numbers: Callable[[int], _fused.FusedStep], where: Predicate, clip: _Clip
 ) -> Donated:
     """Make the donated road of an Adam: `chained` says it by links, `numbers` by numbers."""
 
@@ -231,18 +231,18 @@ def _donated(
         adam = next(link for link in state.links if isinstance(link, AdamState))
         named = tree.named_leaves(params)
         leaves, mu, nu = [leaf for _, leaf in named], tree.leaves(adam.mu), tree.leaves(adam.nu)
-        if not fused.can_fuse(leaves, mu, nu):
+        if not _fused.can_fuse(leaves, mu, nu):
             return chained.update(grads, state, params, donate=True)
         with torch.no_grad():
             gradients = tree.leaves(grads)
-            fused.fused_adam_(
+            _fused.fused_adam_(
                 leaves,
                 gradients,
                 mu,
                 nu,
                 step=numbers(int(state.step)),
                 decayed=[where(path, leaf) for path, leaf in named],
-                divisors=fused.clip_divisors(gradients, clip.max_norm, per_tensor=clip.per_tensor),
+                divisors=_fused.clip_divisors(gradients, clip.max_norm, per_tensor=clip.per_tensor),
             )
             state.step.add_(1)
         return params, state
