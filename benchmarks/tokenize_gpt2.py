@@ -135,7 +135,10 @@ def main() -> None:
     print(f"Python {platform.python_version()},", *(f"{name} {version(name)}," for name in names))
     print(f"1 thread, {os.cpu_count()} processors; {flags.text.name}, {len(text.encode())} bytes")
     limit = len(text.encode()) / floor(text, flags.rounds) / 1e6
-    print(f"physical limit of the interpreter (split, look up, copy): {limit:.1f} MB/s")
+    print(
+        f"physical limit of the interpreter (split, look up, copy): "
+        f"{limit:.1f} MB a second of processor time"
+    )
     programs = makers(flags.vocab)
     for name, texts in {WHOLE: [text], LINES: text.splitlines(keepends=True)}.items():
         for warm in (True, False):
