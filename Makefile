@@ -25,7 +25,7 @@ format: .venv/test  ## put code into the form that the gate wants
 	$(BIN)/ruff check --fix .
 
 docs: .venv/test  ## write the pages that are made from the code
-	$(BIN)/python docs/api.py
+	set -e; for script in docs/*.py; do $(BIN)/python "$$script"; done
 
 bench: .venv/bench  ## every benchmark, one after the other
 	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
