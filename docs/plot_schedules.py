@@ -3,6 +3,7 @@
 Run as `python docs/plot_schedules.py`; needs matplotlib, which the extra `docs` installs.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from fnlm.train import schedules  # noqa: E402
 
 PICTURE = Path(__file__).with_name("schedules.png")
 T_TOTAL, WARMUP = 1000, 0.1
-PANELS = {
+PANELS: dict[str, Callable[..., schedules.Schedule]] = {
     "constant": schedules.constant,
     "warmup_constant": schedules.warmup_constant,
     "warmup_linear": schedules.warmup_linear,
