@@ -39,7 +39,7 @@ def clip_divisors(grads: list[Tensor], max_norm: float, *, per_tensor: bool) -> 
     """
     if max_norm <= 0 or not grads:
         return [1.0] * len(grads)
-    norms = [norm.double() for norm in torch._foreach_norm(grads)]
+    norms = [norm.double() for norm in torch._foreach_norm([_row_norms(g) for g in grads])]
     if len({norm.device for norm in norms}) > 1:
         norms = [norm.cpu() for norm in norms]
     stacked = torch.stack(norms)
@@ -109,6 +109,13 @@ def can_fuse(params: list[Tensor], mu: list[Tensor], nu: list[Tensor]) -> bool:
         and p.dtype == m.dtype == v.dtype
         for p, m, v in zip(params, mu, nu, strict=True)
     )
+
+
+def _row_norms(g: Tensor) -> Tensor:
+    """Return the norms of the rows in memory: torch uses all threads for rows, one for a whole."""
+    if g.ndim < 2 or g.dtype not in (torch.float32, torch.float64):
+        return g
+    return torch.linalg.vector_norm(g, dim=min(range(g.ndim), key=g.stride))
 
 
 def _laid_out_like(p: Tensor, g: Tensor) -> Tensor:
