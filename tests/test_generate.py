@@ -144,7 +144,7 @@ def reference(logits: Tensor, temperature: float = 1, top_k: int = 0, top_p: flo
 @pytest.mark.parametrize("settings", SETTINGS[:4], ids=str)
 def test_frequencies_follow_the_distribution(settings: dict[str, Any]) -> None:
     draws, words = 20_000, 12
-    logits = random.normal(random.key(5), (words,)) * 1.5
+    logits = torch.linspace(-1.2, 1.2, words)[torch.arange(words) * 5 % words]
     expected = reference(logits, **settings) * draws
     drawn = sample(
         logits.expand(draws, words), random.split(random.key(1), draws), **settings
@@ -330,6 +330,17 @@ def test_a_cache_of_another_model_is_refused() -> None:
     state = start(gpt2.apply, wide_params(0), IDS)
     with pytest.raises(ValueError, match=r"cache is for .* \(2, 2, 3, 12\)"):
         decoding.advance(gpt2.apply, gpt2.init(small, random.key(0)), state, IDS[:, 0])
+
+
+@pytest.mark.parametrize("prefill", [None, gpt2.hidden_states])
+def test_prompts_may_share_the_cache_of_a_prefix(prefill: Any) -> None:
+    params, ids = wide_params(1), prompts(2, 9)
+    _, prefix = gpt2.apply(params, ids[:, :6])
+    for last in (ids[:, 6:], ids[:, 6:7]):
+        state = start(gpt2.apply, params, last, prefix, prefill=prefill)
+        _, tokens = scan(gpt2.apply, params, state, 5)
+        whole = torch.cat([ids[:, :6], last], 1)
+        assert torch.equal(tokens, generate(gpt2.apply, params, whole, 5))
 
 
 def test_models_without_config_or_mask_and_any_leading_axes() -> None:

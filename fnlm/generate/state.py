@@ -41,6 +41,7 @@ def start(
     apply: Apply,
     params: Tree,
     ids: Tensor,
+    cache: Any = None,
     *,
     mask: Tensor | None = None,
     prefill: Apply | None = None,
@@ -51,6 +52,7 @@ def start(
         apply: the model.
         params: its parameters.
         ids: int64 [*lead, T], the last column real tokens (see `pad_left`).
+        cache: of tokens that `ids` continue, such as a text that many prompts share.
         mask: [*lead, T], nonzero for real tokens.
         prefill: like `apply`, for all tokens but the last, whose logits nobody reads: a function
             that does not compute them, such as `gpt2.hidden_states`, saves their time and memory in
@@ -61,11 +63,9 @@ def start(
     >>> start(next_word, {}, torch.tensor([[0, 3]])).logits
     tensor([[0., 0., 0., 0., 1.]])
     """
-    cache = None
     if prefill is not None and ids.shape[-1] > 1:
-        _, cache = _call(
-            prefill, params, ids[..., :-1], None, None if mask is None else mask[..., :-1]
-        )
+        first = None if mask is None else mask[..., :-1]
+        _, cache = _call(prefill, params, ids[..., :-1], cache, first)
         ids, mask = ids[..., -1:], None
     logits, cache = _call(apply, params, ids, cache, mask)
     return State(cache, logits[..., -1, :])
