@@ -29,6 +29,7 @@ def _signed(value: int, bits: int) -> int:
 
 _GAMMA = _signed(0x9E3779B97F4A7C15, 64)  # 2**64 / golden ratio, odd: multiples of it never collide
 _FOLD = _signed(0xD1B54A32D192ED03, 64)  # keeps fold_in(key, i) apart from split(key, n)[i]
+_DRAW = _signed(0xA0761D6478BD642F, 64)  # keeps the numbers drawn apart from both
 _MIX64 = (_signed(0xBF58476D1CE4E5B9, 64), _signed(0x94D049BB133111EB, 64))
 _MIX32 = (_signed(0x7FEB352D, 32), _signed(0x846CA68B, 32))
 
@@ -203,10 +204,11 @@ def _bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
     size = math.prod(shape)
     if size >= 1 << 31:
         raise ValueError(f"one key draws fewer than 2**31 numbers, asked for {size}: split the key")
-    first, second = key.to(torch.int32).unsqueeze(-1), (key >> 32).to(torch.int32).unsqueeze(-1)
+    own = _mix64(key ^ _DRAW).unsqueeze(-1)
+    first, second = own.to(torch.int32), (own >> 32).to(torch.int32)
     counter = torch.arange(size, dtype=torch.int32, device=key.device)
     mixed = _mix32_(_mix32_(counter ^ first).bitwise_xor_(second))
-    return mixed.reshape(*key.shape, *shape)
+    return mixed.reshape((*key.shape, *shape))
 
 
 def _grid(key: Tensor, shape: tuple[int, ...]) -> Tensor:

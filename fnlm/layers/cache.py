@@ -155,11 +155,18 @@ def truncate(cache: Cache, tokens: int) -> Cache:
     return Cache(tuple(segments), cache.valid[..., :tokens])
 
 
+def _is_traced(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+
+
 def _may_share(x: Tensor) -> bool:
     """Say whether memory may be written in place: eagerly, and where no gradient is recorded."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return False
-    return not x.requires_grad
+    return not (_is_traced(x) or x.requires_grad)
+
+
+def _readable(x: Tensor) -> bool:
+    """Say whether a value can be had without waiting for a device."""
+    return x.device.type == "cpu" and not _is_traced(x)
 
 
 def _extend(segments: tuple[Segment, ...], new: Segment) -> tuple[Segment, ...]:
@@ -198,8 +205,11 @@ def _merge(segments: tuple[Segment, ...]) -> Segment:
 def _write(cache: FixedCache, new: Segment, new_valid: Tensor) -> FixedCache:
     """Put new tokens after the `length` first ones, in fresh buffers."""
     size, capacity = new_valid.shape[-1], cache.valid.shape[-1]
-    if size > capacity:
-        raise ValueError(f"{size} new tokens do not fit a cache of capacity {capacity}")
+    written = int(cache.length) if _readable(cache.length) else 0
+    if written + size > capacity:
+        raise ValueError(
+            f"{written} tokens and {size} new ones do not fit a cache of capacity {capacity}"
+        )
     slots = cache.length + torch.arange(size, device=cache.valid.device)
     return FixedCache(
         tuple(x.index_copy(-2, slots, y) for x, y in zip(cache.keys, new.keys, strict=True)),

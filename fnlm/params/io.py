@@ -68,7 +68,8 @@ def load(
     config = _config(config_path, family, config_class)
     found, unexpected = rename.from_foreign(read(weights), family, str(weights))
     if unexpected:
-        _report_unexpected(unexpected, found, spec(config), family, weights)
+        every_head = max(family.architectures, key=len)
+        _report_unexpected(unexpected, found, spec(config, every_head), family, weights)
     present = tuple(sorted({path.split(".")[1] for path in found if path.startswith("heads.")}))
     wanted = spec(config, present if heads is None else tuple(heads))
     found |= _new_heads(wanted, found, heads, key, weights)
@@ -113,9 +114,11 @@ def _report_unexpected(
     names: list[str], found: dict[str, Tensor], wanted: Tree, family: Family, source: Path
 ) -> None:
     """Raise, naming each unexpected tensor and the missing one it looks most like."""
-    leaves = {path: leaf for path, leaf in tree.named_leaves(wanted) if path not in found}
-    missing = list(rename.to_foreign(rename.nest(leaves), family.dialects[0])) if leaves else []
-    text = "; ".join(f"unexpected {name}{rename.nearest(name, missing)}" for name in names)
+    leaves = tree.named_leaves(describe.meta(wanted))
+    absent = {path: leaf for path, leaf in leaves if path not in found}
+    foreign = rename.to_foreign(rename.nest(absent), family.dialects[0]) if absent else {}
+    missing = [name for name, path in zip(foreign, absent, strict=True) if path[:6] != "heads."]
+    text = "; ".join(f"unexpected {name}{rename.nearest(name, list(foreign))}" for name in names)
     lost = f"; missing {', '.join(missing)}" if missing else ""
     raise ValueError(f"{source} does not fit family {family.name!r}: {text}{lost}")
 

@@ -32,7 +32,7 @@ def _dialect(name: str, head: str) -> Dialect:
         ),
         prefix="transformer.",
         unprefixed=("multiple_choice_head.", "lm_head."),
-        ties={"lm_head.weight": "embed.token"},
+        ties={"lm_head.weight": "embed.token", "lm_head.decoder.weight": "embed.token"},
         buffers=("h.*.attn.bias", "h.*.attn.masked_bias"),
     )
 

@@ -1,0 +1,259 @@
+"""Checkpoints: exact both ways with transformers, every tensor accounted for, damage named."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, GPT2, Family, make_params
+from peers import hf, ppb_gpt2, quiet
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fnlm import gpt2, random
+from fnlm.params import rename, tree
+from fnlm.params.rules.gpt2 import FAMILY
+
+HEAD = ("multiple_choice",)
+
+
+def same(a: Any, b: Any) -> None:
+    assert tree.structure(a) == tree.structure(b)
+    for (path, x), y in zip(tree.named_leaves(a), tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and x.equal(y), path
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Any, Path]:
+    params = make_params(GPT2)
+    gpt2.save(params, tmp_path)
+    return params, tmp_path
+
+
+def without_heads(params: Any) -> Any:
+    return {k: v for k, v in params.items() if k != "heads"}
+
+
+def edit(directory: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda f: f.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_saved_and_loaded_is_the_same_bit_for_bit(
+    family: Family, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    params = make_params(family, dtype=dtype)
+    family.module.save(params, tmp_path)
+    same(family.module.load(tmp_path), params)
+    same(family.module.load(tmp_path / "model.safetensors"), params)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("heads", [(), HEAD])
+def test_transformers_loads_what_is_saved_and_back(heads: tuple[str, ...], tmp_path: Path) -> None:
+    params = make_params(GPT2)
+    params = params if heads else without_heads(params)
+    gpt2.save(params, tmp_path / "ours")
+    name = "GPT2DoubleHeadsModel" if heads else "GPT2LMHeadModel"
+    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [name]
+    with quiet():  # its config warns of special ids outside a vocabulary of 41
+        module, report = getattr(hf(), name).from_pretrained(
+            tmp_path / "ours", output_loading_info=True
+        )
+    assert not any(report.values()), report
+    leaves = {k: v for k, v in params.items() if k != "config"}
+    theirs = dict(module.named_parameters())
+    for key, value in rename.to_foreign(leaves, FAMILY.dialects[0]).items():
+        assert theirs[key].equal(value), key
+    with quiet():
+        module.save_pretrained(tmp_path / "theirs")
+    same(gpt2.load(tmp_path / "theirs"), params)
+
+
+def test_names_of_pytorch_pretrained_bert(tmp_path: Path) -> None:
+    """A state dict of the ancestor's, stored as safetensors: prefixes, mask buffers, tied copy."""
+    for name, heads in (("GPT2LMHeadModel", ()), ("GPT2DoubleHeadsModel", HEAD), ("GPT2Model", ())):
+        module = ppb_gpt2(GPT2.config.to_dict(), name)
+        state = {f"module.{k}": v.clone().contiguous() for k, v in module.state_dict().items()}
+        GPT2.config.to_json_file(tmp_path / "config.json")
+        save_file(state, tmp_path / "model.safetensors")
+        params = gpt2.load(tmp_path)
+        leaves = {k: v for k, v in params.items() if k != "config"}
+        assert ("heads" in params) == bool(heads)
+        parameters = dict(module.named_parameters())
+        foreign = rename.to_foreign(leaves, FAMILY.dialects[1])
+        prefix = "transformer." if name == "GPT2Model" else ""
+        assert {k.removeprefix(prefix) for k in foreign} == set(parameters) - {
+            "lm_head.decoder.weight"
+        }
+
+
+@pytest.mark.parametrize("kept", ["both", "only the copy"])
+def test_a_tied_copy_is_accepted(kept: str, saved: tuple[Any, Path]) -> None:
+    params, path = saved
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+        if kept == "only the copy":
+            del tensors["transformer.wte.weight"]
+
+    edit(path, change)
+    same(gpt2.load(path), params)
+
+
+def test_an_untied_copy_is_refused(saved: tuple[Any, Path]) -> None:
+    _, path = saved
+    edit(path, lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1}))
+    with pytest.raises(ValueError, match=r"lm_head.weight is tied to transformer.wte.weight"):
+        gpt2.load(path)
+
+
+def names() -> list[str]:
+    leaves = {k: v for k, v in gpt2.spec(GPT2.config, HEAD).items() if k != "config"}
+    meta = tree.map(lambda s: torch.empty(s.shape, device="meta"), leaves)
+    return list(rename.to_foreign(meta, FAMILY.dialects[0]))
+
+
+@pytest.mark.parametrize("name", names())
+def test_any_single_change_of_any_tensor_is_named(name: str, saved: tuple[Any, Path]) -> None:
+    _, path = saved
+    pristine = (path / "model.safetensors").read_bytes()
+    (ours,) = rename.from_foreign({name: torch.zeros(1, 1)}, FAMILY, "")[0]
+    changes: dict[str, tuple[Callable[[dict[str, Tensor]], Any], list[str]]] = {
+        "deleted": (lambda t: t.pop(name), [ours, "missing"]),
+        "renamed": (
+            lambda t: t.update({f"{name}x": t.pop(name)}),
+            [f"unexpected {name}x", f"nearest: {name}"],
+        ),
+        "added": (lambda t: t.update({f"{name}.more": torch.zeros(2)}), [f"{name}.more"]),
+        "reshaped": (
+            lambda t: t.update({name: torch.zeros(*t[name].shape[:-1], t[name].shape[-1] + 1)}),
+            [ours, "shape", "expected"],
+        ),
+        "retyped": (
+            lambda t: t.update({name: t[name].to(torch.int32)}),
+            [ours, "int32", "floating-point"],
+        ),
+    }
+    for change, words in changes.values():
+        (path / "model.safetensors").write_bytes(pristine)
+        edit(path, change)
+        with pytest.raises(ValueError) as caught:
+            gpt2.load(path)
+        for word in words:
+            assert word in str(caught.value), (word, str(caught.value))
+
+
+def test_a_head_must_be_named_and_keyed(tmp_path: Path) -> None:
+    base = without_heads(make_params(GPT2))
+    gpt2.save(base, tmp_path)
+    assert "heads" not in gpt2.load(tmp_path)
+    with pytest.raises(ValueError, match=r"no head multiple_choice.*key="):
+        gpt2.load(tmp_path, heads=HEAD)
+    loaded = gpt2.load(tmp_path, heads=HEAD, key=random.key(1))
+    same(without_heads(loaded), base)
+    assert loaded["heads"]["multiple_choice"]["weight"].std() > 0
+    same(loaded, gpt2.load(tmp_path, heads=HEAD, key=random.key(1)))
+    gpt2.save(loaded, tmp_path)
+    same(gpt2.load(tmp_path, heads=HEAD), loaded)
+    with pytest.raises(ValueError, match=r"unexpected heads.multiple_choice"):
+        gpt2.load(tmp_path, heads=())
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
+def test_a_truncated_file_is_named(share: float, saved: tuple[Any, Path]) -> None:
+    _, path = saved
+    file = path / "model.safetensors"
+    content = file.read_bytes()
+    file.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(ValueError, match=r"model.safetensors is not a whole .safetensors file"):
+        gpt2.load(path)
+
+
+def test_wrong_places_are_named(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    _, path = saved
+    bert = tmp_path / "bert"
+    shutil.copytree(path, bert, ignore=shutil.ignore_patterns("bert"))
+    (bert / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 4}))
+    with pytest.raises(ValueError, match=r"config.json is of family 'bert', not 'gpt2'"):
+        gpt2.load(bert)
+    (bert / "config.json").write_text("[1")
+    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+        gpt2.load(bert)
+    (bert / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing"):
+        gpt2.load(bert)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing"):
+        gpt2.load(tmp_path / "empty")
+    with pytest.raises(FileNotFoundError, match=r"no file or directory 'no/such'.*check the name"):
+        gpt2.load("no/such")
+    with pytest.raises(FileNotFoundError, match=r"no file or directory"):
+        gpt2.load("not a name at all!")
+
+
+@pytest.mark.parametrize("key", FAMILY.required)
+def test_a_config_that_would_compute_something_else_is_refused(
+    key: str, saved: tuple[Any, Path]
+) -> None:
+    _, path = saved
+    content = json.loads((path / "config.json").read_text())
+    content[key] = not FAMILY.required[key]
+    (path / "config.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=key):
+        gpt2.load(path)
+
+
+def test_unknown_keys_of_a_config_survive(tmp_path: Path) -> None:
+    content = {
+        "n_embd": 12,
+        "n_head": 3,
+        "task_specific_params": {"a": [1, 2]},
+        "summary_type": "x",
+    }
+    config = gpt2.Config.from_dict(content)
+    assert content.items() <= config.to_dict().items()
+    config.to_json_file(tmp_path / "c.json")
+    again = gpt2.Config.from_json_file(tmp_path / "c.json")
+    assert again == config and again.to_json_string() == config.to_json_string()
+    assert hash(again) == hash(config)
+
+
+def test_a_failed_write_leaves_the_former_file(saved: tuple[Any, Path]) -> None:
+    params, path = saved
+    broken = {**params, "more": torch.zeros(1)}
+    with pytest.raises(ValueError, match="no rule .* names the leaf more"):
+        gpt2.save(broken, path)
+    same(gpt2.load(path), params)
+
+
+def test_opening_reads_no_tensor(saved: tuple[Any, Path]) -> None:
+    """Loaded tensors lie in a map of the file: their memory is the file's, and private."""
+    params, path = saved
+    loaded = gpt2.load(path)
+    before = (path / "model.safetensors").read_bytes()
+    loaded["embed"]["token"].zero_()
+    assert (path / "model.safetensors").read_bytes() == before
+    same(gpt2.load(path), params)
+
+
+def test_golden_names_and_shapes() -> None:
+    """The parameter tree is public: to change it on purpose, run this file as a script."""
+    text = (Path(__file__).parent / "golden" / "gpt2.json").read_text()
+    assert json.loads(text) == golden(), "run `python tests/test_checkpoints.py` if this is meant"
+
+
+def golden() -> dict[str, Any]:
+    spec = gpt2.spec(gpt2.Config(n_layer=2), HEAD)
+    return {path: [list(s.shape), s.start, s.std] for path, s in tree.named_leaves(spec)}
+
+
+if __name__ == "__main__":
+    target = Path(__file__).parent / "golden" / "gpt2.json"
+    target.write_text(json.dumps(golden(), indent=1) + "\n")
