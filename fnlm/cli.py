@@ -234,3 +234,7 @@ def _printable(text: str) -> str:
     """Replace what the terminal can't show."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -41,7 +41,9 @@ FUNCTION_LINES = 45
 POSITIONAL_ARGUMENTS = 6
 
 # Exceptions to the budgets: "path" or "path::function" and the reason.
-EXCEPTIONS: dict[str, str] = {}
+EXCEPTIONS: dict[str, str] = {
+    "examples/pretrain_gpt2.py": "a third of it is the list of its flags, each explained",
+}
 
 # Calls that change something shared by the whole process. A library leaves these to its caller.
 GLOBAL_SWITCHES = {

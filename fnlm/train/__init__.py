@@ -18,6 +18,7 @@ from fnlm.train.links import (
     scale_by_adam,
     scale_by_schedule,
 )
+from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
 from fnlm.train.per_example import per_example_grads, per_example_norms
 from fnlm.train.state import Metrics, TrainState, init_state, load_state, save_state, train_step
@@ -40,12 +41,14 @@ __all__ = [
     "everything",
     "except_bias_and_norm",
     "global_norm",
+    "fit",
     "init_state",
     "load_state",
     "losses",
     "openai_adam",
     "per_example_grads",
     "per_example_norms",
+    "read_log",
     "save_state",
     "scale_by_adam",
     "scale_by_schedule",

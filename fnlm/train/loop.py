@@ -1,0 +1,95 @@
+"""The loop of a run that may be killed at any time: the one place where training meets the disk."""
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from fnlm.train.state import Metrics, TrainState, load_state, save_state
+
+__all__ = ["fit", "read_log"]
+
+Log = list[dict[str, float]]
+
+
+def fit(
+    step: Callable[..., tuple[TrainState, Metrics]],
+    state: TrainState,
+    batch_at: Callable[[int], tuple[Any, ...]],
+    *,
+    steps: int,
+    directory: str | Path,
+    evaluate: Callable[[TrainState], float],
+    evaluate_every: int,
+    on_best: Callable[[TrainState], None] = lambda state: None,
+    patience: int | None = None,
+) -> TrainState:
+    """Make steps until `steps` are done; every `evaluate_every` of them evaluate and write.
+
+    A run that was killed and is started again with the same arguments goes on from what it wrote
+    last, and ends with the same numbers, because a batch is a function of the step.
+
+    Args:
+        step: from `train_step`; it may donate.
+        state: from `init_state`; replaced by that in the directory where there is one.
+        batch_at: the batch of a step, as the arguments of `step` after the state.
+        steps: how many in all.
+        directory: gets `state.safetensors` and `log.jsonl`, a line an evaluation.
+        evaluate: a validation loss: lower is better.
+        evaluate_every: steps between evaluations; the last step is always one.
+        on_best: called with each state that is better than all before.
+        patience: stop after so many evaluations without a better one.
+
+    Returns:
+        the last state.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    state_path = directory / "state.safetensors"
+    log: Log = []
+    if state_path.exists():
+        state = load_state(state_path, like=state)
+        log = [row for row in read_log(directory) if row["step"] <= int(state.step)]
+    bar = tqdm(total=steps, initial=int(state.step), unit="step")
+    losses, began = [], time.monotonic()
+    while (done := int(state.step)) < steps and not _is_over(log, patience):
+        state, metrics = step(state, *batch_at(done))
+        losses.append(float(metrics.loss))
+        bar.update()
+        if (done + 1) % evaluate_every and done + 1 != steps:
+            continue
+        row = {"step": done + 1, "train_loss": sum(losses) / len(losses)}
+        row |= {"valid_loss": evaluate(state), "seconds": time.monotonic() - began}
+        if row["valid_loss"] < min((old["valid_loss"] for old in log), default=math.inf):
+            on_best(state)
+        log.append(row)
+        _write_log(directory, log)
+        save_state(state, state_path)
+        bar.set_postfix({name: f"{row[name]:.3f}" for name in ("train_loss", "valid_loss")})
+        losses, began = [], time.monotonic()
+    bar.close()
+    return state
+
+
+def read_log(directory: str | Path) -> Log:
+    """Read the evaluations of a run: step, train_loss, valid_loss, seconds since the one before."""
+    text = (Path(directory) / "log.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _write_log(directory: Path, log: Log) -> None:
+    partial = directory / "log.jsonl.partial"
+    partial.write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
+    partial.replace(directory / "log.jsonl")
+
+
+def _is_over(log: Log, patience: int | None) -> bool:
+    """Say whether the best loss is more than `patience` evaluations old."""
+    losses = [row["valid_loss"] for row in log]
+    if patience is None or not losses:
+        return False
+    return len(losses) - 1 - losses.index(min(losses)) >= patience
