@@ -28,8 +28,6 @@ def test_the_code_of_a_page_runs(
     program = code(page.read_text(encoding="utf-8"))
     if not program.strip():
         return
-    if "load(" in program and not (ROOT / "fnlm" / "models" / "tiny").is_dir():
-        pytest.skip("needs the bundled model, fnlm/models/tiny")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     exec(compile(program, str(page), "exec"), {"__name__": "page"})
