@@ -194,6 +194,11 @@ def _is_named_tuple(node: object) -> bool:
     return isinstance(node, tuple) and hasattr(node, "_fields")
 
 
+def _places(node: Any) -> Iterable[Any]:
+    """Name the children of a tuple or list as paths do: by field, or by number."""
+    return node._fields if _is_named_tuple(node) else range(len(node))
+
+
 def _rebuild(node: Any, children: list[Any]) -> Any:
     return type(node)(*children) if _is_named_tuple(node) else type(node)(children)
 
@@ -204,9 +209,8 @@ def _keep(node: Tree, predicate: Predicate, path: str, constants: bool) -> Tree:
         kept = {k: _keep(v, predicate, _join(path, k), constants) for k, v in node.items()}
         return {k: v for k, v in kept.items() if not _is_empty(v)}
     if isinstance(node, tuple | list):
-        return _rebuild(
-            node, [_keep(v, predicate, _join(path, i), constants) for i, v in enumerate(node)]
-        )
+        named = zip(_places(node), node, strict=True)
+        return _rebuild(node, [_keep(v, predicate, _join(path, i), constants) for i, v in named])
     if not leaves(node):
         return node if constants else {}
     return node if predicate(path, node) else {}
@@ -232,8 +236,8 @@ def _merge(first: Tree, second: Tree, path: str) -> Tree:
         and type(first) is type(second)
         and len(first) == len(second)
     ):
-        pairs = zip(first, second, strict=True)
-        return _rebuild(first, [_merge(a, b, _join(path, i)) for i, (a, b) in enumerate(pairs)])
+        named = zip(_places(first), first, second, strict=True)
+        return _rebuild(first, [_merge(a, b, _join(path, i)) for i, a, b in named])
     raise ValueError(
         f"merge() found a leaf in both trees at {path!r}; merge halves of one partition"
     )
