@@ -1,0 +1,416 @@
+"""The table of calls: an example for every public function and method of the package."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from families import GPT2, make_batch, make_params
+from torch import Tensor, nn
+from torch.func import grad
+
+import fnlm.generate as decoding
+from fnlm import cli, gpt2, heads, random, train
+from fnlm.generate import state as reading
+from fnlm.layers import activation, attention, cache, dropout, embedding, linear, mlp, norm
+from fnlm.params import hub, io, layout, module, rename, spec, tree
+from fnlm.params.config import BaseConfig
+from fnlm.params.rules.gpt2 import FAMILY
+from fnlm.tokenize import bpe
+from fnlm.tokenize import gpt2 as words
+from fnlm.train import losses, schedules
+
+
+class Example(NamedTuple):
+    """A call, and how to compare what it returns."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    seen: Callable[[Any], Any]  # what of the result must be equal when called again
+
+
+def on(
+    function: Callable[..., Any],
+    *args: Any,
+    seen: Callable[[Any], Any] = lambda x: x,
+    **kwargs: Any,
+) -> Example:
+    return Example(function, args, kwargs, seen)
+
+
+Make = Callable[[Path], Example]
+KEY = random.key(3)
+KEYS = random.split(KEY, 3)
+X = random.normal(KEY, (3, 5, 12))
+LOGITS = random.normal(KEY, (3, 7))
+LABELS = torch.tensor([2, -1, 6])
+PARAMS = make_params(GPT2)
+IDS, MASK = make_batch(GPT2)
+LINEAR = {"weight": random.normal(KEY, (12, 4)), "bias": random.normal(KEY, (4,))}
+BACK = {"weight": random.normal(KEY, (4, 12)), "bias": random.normal(KEY, (12,))}
+SMALL = {"up": LINEAR, "pair": (BACK, {"bias": torch.arange(3.0)})}
+TEXTS = ["low lower lowest", "a slow été <|endoftext|>"]
+TOKENIZER = words.train(TEXTS, 262)
+UNTIED = {name: leaf for name, leaf in PARAMS.items() if name != "config"}
+
+
+def grown() -> Any:
+    """Make a cache whose last segment has room to spare."""
+    with torch.no_grad():
+        _, first = gpt2.apply(PARAMS, IDS[:, :3], mask=MASK[:, :3])
+        return gpt2.apply(PARAMS, IDS[:, 3:4], first, mask=MASK[:, 3:4])[1]
+
+
+def dense(value: Any) -> Any:
+    """A cache by content: how it is cut in segments depends on who came first."""
+    if not isinstance(value, cache.Cache):
+        return value
+    layers = range(len(value.segments[0].keys))
+    pieces = [pieces for layer in layers for pieces in cache.past(value, layer)]
+    return [torch.cat(p, -2) for p in pieces], value.valid
+
+
+def with_dense_cache(result: Any) -> Any:
+    return tuple(dense(x) for x in result)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def saved(folder: Path) -> Path:
+    """Make a directory with a model and its tokenizer."""
+    gpt2.save(make_params(GPT2._replace(config=CLI_CONFIG)), folder / "model")
+    TOKENIZER.save(folder / "model")
+    return folder / "model"
+
+
+CLI_CONFIG = gpt2.Config(vocab_size=262, n_positions=16, n_embd=6, n_layer=1, n_head=2)
+
+
+def writes(function: Callable[..., Any], *args: Any) -> Make:
+    """A call with a path as last argument; what it leaves there must be equal the next time."""
+    return lambda folder: on(function, *args, folder / "made", seen=lambda _: files(folder))
+
+
+def updates(make: Callable[..., train.Optimizer], *args: Any, **kwargs: Any) -> Make:
+    optimizer = make(*args, **kwargs)
+    second = optimizer.update(SMALL, optimizer.init(SMALL), SMALL)[1]
+    return lambda _: on(optimizer.update, SMALL, second, SMALL)
+
+
+def links(link: train.Link) -> Make:
+    return lambda _: on(link.update, SMALL, link.init(SMALL), SMALL, torch.tensor(2))
+
+
+def at_steps(schedule: train.schedules.Schedule) -> Make:
+    steps = [0, 1.5, 30, torch.tensor(7)]
+    return lambda _: on(lambda steps: [schedule(step) for step in steps], steps)
+
+
+def counts(params: Any, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
+    """A model whose next word is the number after the last."""
+    return nn.functional.one_hot((ids + 1) % 5, 5).float(), ids
+
+
+def square(params: Any, x: Tensor) -> Tensor:
+    return (linear.linear(x, **params["up"]) ** 2).mean()
+
+
+def square_with_key(params: Any, x: Tensor, *, key: Tensor) -> Tensor:
+    return square(params, dropout.dropout(x, 0.5, key))
+
+
+STEP = train.train_step(square_with_key, train.adamw(0.1), accumulate=3)
+STATE = train.init_state(SMALL, train.adamw(0.1), KEY)
+SPEC = gpt2.spec(GPT2.config, gpt2.HEADS)
+CHOICES = (IDS[:, None].expand(3, 2, 7), torch.full((3, 2), 4))
+PROMPT: dict[str, Any] = {"mask": MASK, "end": [4, 9], "prefill": gpt2.hidden_states}
+SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_k": 9, "top_p": 0.8}
+STARTED = reading.start(gpt2.apply, PARAMS, IDS)
+HEADS_KWARGS: dict[str, Any] = {"heads": None, "key": None}
+DECODING_ARGS = (gpt2.apply, PARAMS, IDS)
+FOLDER_ARGS = (FAMILY, gpt2.Config, gpt2.spec)
+
+
+def saving(params: Any, directory: Path) -> None:
+    io.save(params, directory, FAMILY)
+
+
+def state_there(folder: Path) -> Path:
+    train.save_state(SMALL, folder / "state.safetensors")
+    return folder / "state.safetensors"
+
+
+def config_there(folder: Path) -> Path:
+    CLI_CONFIG.to_json_file(folder / "config.json")
+    return folder / "config.json"
+
+
+RANDOM: dict[str, Make] = {
+    "key": lambda _: on(random.key, 7),
+    "split": lambda _: on(random.split, KEYS, 4),
+    "fold_in": lambda _: on(random.fold_in, KEYS, torch.tensor([1, 5, 2])),
+    "uniform": lambda _: on(random.uniform, KEYS, (4,), torch.float64),
+    "normal": lambda _: on(random.normal, KEYS, (4,)),
+    "gumbel": lambda _: on(random.gumbel, KEYS, (4,)),
+    "bernoulli": lambda _: on(random.bernoulli, KEYS, 0.3, (40,)),
+    "categorical": lambda _: on(random.categorical, KEYS, LOGITS),
+}
+TREE: dict[str, Make] = {
+    "structure": lambda _: on(tree.structure, PARAMS),
+    "unflatten": lambda _: on(tree.unflatten, tree.structure(SMALL), tree.leaves(SMALL)),
+    "leaves": lambda _: on(tree.leaves, PARAMS),
+    "named_leaves": lambda _: on(tree.named_leaves, PARAMS),
+    "map": lambda _: on(tree.map, torch.add, SMALL, SMALL),
+    "map_with_path": lambda _: on(tree.map_with_path, lambda p, x, y: x * len(p), SMALL, SMALL),
+    "partition": lambda _: on(tree.partition, PARAMS, train.except_bias_and_norm),
+    "select": lambda _: on(tree.select, PARAMS, train.except_bias_and_norm),
+    "merge": lambda _: on(tree.merge, *tree.partition(PARAMS, train.except_bias_and_norm)),
+    "count": lambda _: on(tree.count, PARAMS),
+    "cast": lambda _: on(tree.cast, PARAMS, torch.bfloat16),
+    "to": lambda _: on(tree.to, PARAMS, "meta"),
+    "stack": lambda _: on(tree.stack, [SMALL, SMALL]),
+    "unstack": lambda _: on(tree.unstack, tree.stack([SMALL, SMALL])),
+}
+FOREIGN = rename.to_foreign(UNTIED, FAMILY.dialects[0])
+NESTED = dict(tree.named_leaves(UNTIED))
+PARAMETERS: dict[str, Make] = {
+    **{f"tree.{name}": make for name, make in TREE.items()},
+    "config.BaseConfig.from_dict": lambda _: on(gpt2.Config.from_dict, {"n_embd": 24, "new": [1]}),
+    "config.BaseConfig.from_json_file": lambda folder: on(
+        gpt2.Config.from_json_file, config_there(folder)
+    ),
+    "config.BaseConfig.to_dict": lambda _: on(BaseConfig.to_dict, CLI_CONFIG),
+    "config.BaseConfig.to_json_string": lambda _: on(BaseConfig.to_json_string, CLI_CONFIG),
+    "config.BaseConfig.to_json_file": writes(BaseConfig.to_json_file, CLI_CONFIG),
+    "hub.locate": lambda folder: on(hub.locate, saved(folder)),
+    "io.read": lambda folder: on(io.read, saved(folder) / "model.safetensors"),
+    "io.write": writes(io.write, FOREIGN),
+    "io.load": lambda folder: on(io.load, saved(folder), *FOLDER_ARGS, **HEADS_KWARGS),
+    "io.save": writes(saving, PARAMS),
+    "layout.for_decoding": lambda _: on(layout.for_decoding, tree.cast(PARAMS, torch.bfloat16)),
+    "module.from_module": lambda _: on(
+        module.from_module, nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(5)).eval(), seen=called
+    ),
+    "rename.to_foreign": lambda _: on(rename.to_foreign, UNTIED, FAMILY.dialects[1]),
+    "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
+    "rename.nest": lambda _: on(rename.nest, NESTED),
+    "spec.linear": lambda _: on(spec.linear, 3, 4, 0.1),
+    "spec.norm": lambda _: on(spec.norm, 3),
+    "spec.init": lambda _: on(spec.init, SPEC, KEY),
+    "spec.meta": lambda _: on(spec.meta, SPEC),
+    "spec.size": lambda _: on(spec.size, SPEC),
+    "spec.check": lambda _: on(spec.check, SPEC, PARAMS),
+}
+
+
+def called(made: tuple[Callable[..., Any], Any]) -> Any:
+    apply, params = made
+    return params, apply(params, X)
+
+
+HALF = torch.ones(1, 5, 5, dtype=torch.bool).tril()
+LAYERS: dict[str, Make] = {
+    "activation.gelu_erf": lambda _: on(activation.gelu_erf, X),
+    "activation.gelu_tanh": lambda _: on(activation.gelu_tanh, X),
+    "attention.split_heads": lambda _: on(attention.split_heads, X, 2, 3),
+    "attention.merge_heads": lambda _: on(attention.merge_heads, X),
+    "attention.causal_mask": lambda _: on(attention.causal_mask, MASK, 4),
+    "attention.attend": lambda _: on(
+        attention.attend, X, (X[:, :2], X[:, 2:]), (X[:, :2], X[:, 2:]), HALF, rate=0.2, key=KEY
+    ),
+    "cache.length": lambda _: on(cache.length, grown()),
+    "cache.valid": lambda _: on(cache.valid, grown(), MASK),
+    "cache.past": lambda _: on(cache.past, grown(), 1),
+    "cache.append": lambda _: on(
+        cache.append, grown(), *grown().segments[-1], MASK[:, :1], seen=dense
+    ),
+    "cache.take_rows": lambda _: on(cache.take_rows, grown(), torch.tensor([2, 0, 2])),
+    "cache.truncate": lambda _: on(cache.truncate, grown(), 2),
+    "dropout.dropout": lambda _: on(dropout.dropout, X, 0.4, KEYS),
+    "embedding.lookup": lambda _: on(embedding.lookup, PARAMS["embed"]["token"], IDS),
+    "embedding.check_range": lambda _: on(embedding.check_range, IDS, 41),
+    "linear.linear": lambda _: on(linear.linear, X, **LINEAR),
+    "mlp.mlp": lambda _: on(mlp.mlp, X, LINEAR, BACK, activation=torch.tanh),
+    "norm.layer_norm": lambda _: on(norm.layer_norm, X, X[0, 0], X[0, 1], epsilon=1e-3),
+}
+MODEL: dict[str, Make] = {
+    "init_cache": lambda _: on(gpt2.init_cache, PARAMS, 3, 9),
+    "spec": lambda _: on(gpt2.spec, GPT2.config, gpt2.HEADS),
+    "init": lambda _: on(gpt2.init, GPT2.config, KEY, gpt2.HEADS),
+    "hidden_states": lambda _: on(
+        gpt2.hidden_states, PARAMS, IDS, token_types=IDS, key=KEYS, mask=MASK
+    ),
+    "apply": lambda _: on(gpt2.apply, PARAMS, IDS, mask=MASK, positions=IDS % 7, key=KEY),
+    "apply with a cache": lambda _: on(
+        torch.no_grad()(gpt2.apply), PARAMS, IDS, grown(), mask=MASK, seen=with_dense_cache
+    ),
+    "apply with a fixed cache": lambda _: on(
+        gpt2.apply, PARAMS, IDS, gpt2.init_cache(PARAMS, 3, 9), mask=MASK
+    ),
+    "apply under grad": lambda _: on(
+        grad(lambda params, ids, mask: gpt2.apply(params, ids, mask=mask)[0].sum()),
+        PARAMS,
+        IDS,
+        MASK,
+    ),
+    "double_heads": lambda _: on(gpt2.double_heads, PARAMS, *CHOICES, key=KEY),
+    "load": lambda folder: on(gpt2.load, saved(folder), heads=gpt2.HEADS, key=KEY),
+    "save": writes(gpt2.save, PARAMS),
+}
+DECODING: dict[str, Make] = {
+    "temperature": lambda _: on(decoding.temperature, LOGITS, 0.3),
+    "top_k": lambda _: on(decoding.top_k, LOGITS, 3),
+    "top_p": lambda _: on(decoding.top_p, LOGITS, 0.6),
+    "repetition_penalty": lambda _: on(decoding.repetition_penalty, LOGITS, LOGITS > 1, 1.3),
+    "sample": lambda _: on(decoding.sample, LOGITS, KEYS, **SAMPLING),
+    "row_keys": lambda _: on(decoding.row_keys, KEY, (3,)),
+    "scan": lambda _: on(
+        decoding.scan, gpt2.apply, PARAMS, STARTED, 3, key=KEYS, **SAMPLING, seen=scanned
+    ),
+    "stream": lambda _: on(
+        decoding.stream, *DECODING_ARGS, 4, key=KEY, **SAMPLING, **PROMPT, seen=list
+    ),
+    "generate": lambda _: on(
+        decoding.generate, *DECODING_ARGS, 4, key=KEYS, repetition_penalty=1.2, **PROMPT
+    ),
+    "generate by any model": lambda _: on(decoding.generate, counts, {}, IDS[:, :2] % 5, 4, end=3),
+    "beam_search": lambda _: on(decoding.beam_search, *DECODING_ARGS, 4, num_beams=3, **PROMPT),
+    "start": lambda _: on(decoding.start, *DECODING_ARGS, mask=MASK, prefill=gpt2.hidden_states),
+    "advance": lambda _: on(decoding.advance, gpt2.apply, PARAMS, STARTED, IDS[:, 0]),
+    "take_rows": lambda _: on(decoding.take_rows, STARTED, torch.tensor([1, 1])),
+    "state.pad_left": lambda _: on(reading.pad_left, IDS, MASK),
+    "state.check_prompt": lambda _: on(reading.check_prompt, PARAMS, IDS, MASK, 4),
+    "state.end_ids": lambda _: on(reading.end_ids, [3, 4], torch.device("cpu")),
+    "state.pad_id": lambda _: on(reading.pad_id, torch.tensor([3, 4]), None),
+}
+
+
+def scanned(result: Any) -> Any:
+    state, tokens = result
+    return state.logits, dense(state.cache), tokens
+
+
+def fitted(folder: Path) -> Example:
+    """A call of `fit`; the second one finds that all steps were made."""
+    ends: dict[str, Any] = {"steps": 3, "evaluate_every": 2, "evaluate": lambda state: 1.0}
+    return on(train.fit, STEP, STATE, lambda at: (X + at,), directory=folder / "run", **ends)
+
+
+def log_there(folder: Path) -> Path:
+    (folder / "log.jsonl").write_text('{"step": 2, "train_loss": 0.5}\n')
+    return folder
+
+
+RATES: dict[str, Any] = {"warmup": 0.1, "t_total": 10}
+TRAINING: dict[str, Make] = {
+    "add_decayed_weights": links(train.add_decayed_weights(0.1, train.except_bias_and_norm)),
+    "chain": updates(train.chain, train.clip_global(0.1), train.scale_by_adam()),
+    "clip_global": links(train.clip_global(0.1)),
+    "clip_per_tensor": links(train.clip_per_tensor(0.1)),
+    "correct_bias": links(train.correct_bias(0.9, 0.99)),
+    "decay_updated_weights": links(train.decay_updated_weights(0.1, schedules.constant())),
+    "everything": lambda _: on(train.everything, "norm.bias", X),
+    "except_bias_and_norm": lambda _: on(train.except_bias_and_norm, "norm.bias", X),
+    "global_norm": lambda _: on(train.global_norm, SMALL),
+    "scale_by_adam": links(train.scale_by_adam()),
+    "scale_by_schedule": links(train.scale_by_schedule(schedules.warmup_linear(0.1, 10))),
+    "adamw": updates(train.adamw, 0.1, max_grad_norm=0.1),
+    "bert_adam": updates(train.bert_adam, 0.1, **RATES),
+    "openai_adam": updates(train.openai_adam, 0.1, weight_decay=0.1, **RATES),
+    "per_example_grads": lambda _: on(train.per_example_grads, square, SMALL, X, chunk_size=2),
+    "per_example_norms": lambda _: on(train.per_example_norms, square, SMALL, X),
+    "init_state": lambda _: on(train.init_state, SMALL, train.adamw(0.1), KEY),
+    "fit": fitted,
+    "read_log": lambda folder: on(train.read_log, log_there(folder)),
+    "load_state": lambda folder: on(train.load_state, state_there(folder), SMALL),
+    "save_state": writes(train.save_state, STATE),
+    "train_step": lambda _: on(STEP, STATE, X),
+    "losses.cross_entropy": lambda _: on(losses.cross_entropy, LOGITS, LABELS),
+    "losses.language_model": lambda _: on(
+        losses.language_model, random.normal(KEY, (3, 7, 41)), IDS, MASK
+    ),
+    "losses.multiple_choice": lambda _: on(losses.multiple_choice, LOGITS, LABELS),
+    "schedules.constant": at_steps(schedules.constant()),
+    "schedules.warmup_constant": at_steps(schedules.warmup_constant(0.1, 20)),
+    "schedules.warmup_linear": at_steps(schedules.warmup_linear(0.1, 20)),
+    "schedules.warmup_cosine": at_steps(schedules.warmup_cosine(0.1, 20)),
+    "schedules.warmup_cosine_with_hard_restarts": at_steps(
+        schedules.warmup_cosine_with_hard_restarts(0.1, 20, 2)
+    ),
+    "schedules.warmup_cosine_with_warmup_restarts": at_steps(
+        schedules.warmup_cosine_with_warmup_restarts(0.1, 20, 2)
+    ),
+}
+MERGES = ([("a", "b"), ("ab", "b")], {"a": 0, "b": 1, "ab": 2, "abb": 3})
+SPECIAL = {"allowed_special": {"<|endoftext|>"}}
+TEXT = "".join(TEXTS)
+TOKENIZING: dict[str, Make] = {
+    "bpe.merges": lambda _: on(bpe.merges, *MERGES),
+    "bpe.merge": lambda _: on(bpe.merge, [0, 1, 1, 0], bpe.merges(*MERGES)),
+    "bpe.merge, long words": lambda _: on(bpe.merge, [0, 1, 1] * 99, bpe.merges(*MERGES)),
+    "bpe.well_formed": lambda _: on(bpe.well_formed, "a\ud800b"),
+    "bpe.train": lambda _: on(bpe.train, TEXTS, 259, r"\w+"),
+    "gpt2.load": lambda folder: on(words.load, saved(folder)),
+    "gpt2.train": lambda _: on(words.train, TEXTS, 262),
+    "gpt2.Tokenizer": lambda _: on(
+        words.Tokenizer, dict(TOKENIZER.vocab), [*TOKENIZER.merges], ["<a>", "<b>"]
+    ),
+    "gpt2.Tokenizer.vocab_size": lambda _: on(lambda t: t.vocab_size, TOKENIZER),
+    "gpt2.Tokenizer.special": lambda _: on(lambda t: t.special, TOKENIZER),
+    "gpt2.Tokenizer.encode": lambda _: on(words.Tokenizer.encode, TOKENIZER, TEXT, **SPECIAL),
+    "gpt2.Tokenizer.encode_batch": lambda _: on(
+        words.Tokenizer.encode_batch, TOKENIZER, TEXTS, **SPECIAL
+    ),
+    "gpt2.Tokenizer.encode_with_offsets": lambda _: on(
+        words.Tokenizer.encode_with_offsets, TOKENIZER, TEXT, **SPECIAL
+    ),
+    "gpt2.Tokenizer.tokenize": lambda _: on(words.Tokenizer.tokenize, TOKENIZER, TEXT),
+    "gpt2.Tokenizer.tokens_to_ids": lambda _: on(
+        words.Tokenizer.tokens_to_ids, TOKENIZER, ["a", "b"]
+    ),
+    "gpt2.Tokenizer.ids_to_tokens": lambda _: on(
+        words.Tokenizer.ids_to_tokens, TOKENIZER, [64, 258]
+    ),
+    "gpt2.Tokenizer.decode_bytes": lambda _: on(
+        words.Tokenizer.decode_bytes, TOKENIZER, torch.tensor([64, 258])
+    ),
+    "gpt2.Tokenizer.decode": lambda _: on(words.Tokenizer.decode, TOKENIZER, [64, 258]),
+    "gpt2.Tokenizer.decode_stream": lambda _: on(
+        words.Tokenizer.decode_stream, TOKENIZER, [64, 258], seen=list
+    ),
+    "gpt2.Tokenizer.extend": lambda _: on(words.Tokenizer.extend, TOKENIZER, ["<a>", "<b>"]),
+    "gpt2.Tokenizer.save": writes(words.Tokenizer.save, TOKENIZER.extend(["<a>"])),
+}
+PROGRAM: dict[str, Make] = {
+    "main": lambda folder: on(cli.main, ["inspect", str(saved(folder))]),
+    "generate": lambda folder: on(
+        cli.generate, str(saved(folder)), "low", max_new_tokens=5, seed=4, seen=list
+    ),
+    "inspect": lambda folder: on(cli.inspect, str(saved(folder)), seen=list),
+}
+HEADS: dict[str, Make] = {
+    "tied_logits": lambda _: on(heads.tied_logits, X, X[0]),
+    "choice_logits": lambda _: on(
+        heads.choice_logits, X, torch.tensor([1, 0, 4]), LINEAR["weight"][:, :1], X[0, 0, :1]
+    ),
+}
+TABLE: dict[str, Make] = {
+    f"fnlm.{part}.{name}": make
+    for part, rows in {
+        "random": RANDOM,
+        "params": PARAMETERS,
+        "layers": LAYERS,
+        "heads": HEADS,
+        "gpt2": MODEL,
+        "generate": DECODING,
+        "train": TRAINING,
+        "tokenize": TOKENIZING,
+        "cli": PROGRAM,
+    }.items()
+    for name, make in rows.items()
+}

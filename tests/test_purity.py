@@ -1,0 +1,199 @@
+"""No public function changes an argument, a global state or a default, or depends on a seed.
+
+Each example of `calls.TABLE` is called twice, with different global seeds, and the world is
+compared before and after.
+"""
+
+import inspect
+import logging
+import os
+import random as python_random
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from calls import TABLE, files
+from test_public_names import MODULES, api
+from torch import Tensor, nn
+from torch.func import grad
+
+from fnlm.params import tree
+
+# Public, yet without an example: the reason.
+EXCEPTIONS = {
+    "fnlm.params.tree.register_constant": "its purpose is to make a class known to torch's trees",
+    "fnlm.tokenize.bpe.WordCache": "a cache within a tokenizer: its purpose is to fill up",
+}
+
+
+def picture(value: Any) -> Any:
+    """All that can be seen of a value, to be compared by `==`."""
+    if isinstance(value, Tensor):
+        content = None if value.is_meta else _bytes(value)
+        # Views of one buffer count their versions together, and a cache writes beyond old views.
+        version = None if value._is_view() else value._version
+        return value.shape, value.stride(), value.dtype, value.requires_grad, content, version
+    if isinstance(value, nn.Module):
+        return picture(value.state_dict()), [m.training for m in value.modules()]
+    if isinstance(value, Mapping):
+        return type(value), [(name, picture(item)) for name, item in value.items()]
+    if isinstance(value, Set):
+        return type(value), sorted(map(repr, value))
+    if isinstance(value, list | tuple):
+        return type(value), [picture(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value), [picture(getattr(value, f.name)) for f in fields(value) if f.compare]
+    return value
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def without_versions(value: Any) -> Any:
+    """A picture that tells nothing of how often a tensor was written to."""
+    return picture(tree.map(lambda x: x.clone() if isinstance(x, Tensor) else x, value))
+
+
+def world() -> dict[str, Any]:
+    """The global state of the process, as far as a library could want to change it."""
+    return {
+        "torch's generator": _bytes(torch.get_rng_state()),
+        "python's generator": python_random.getstate(),
+        "numpy's generator": repr(np.random.get_state()),
+        "types": (torch.get_default_dtype(), torch.get_default_device()),
+        "gradients": (torch.is_grad_enabled(), torch.is_inference_mode_enabled()),
+        "anomalies": (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        "threads": (torch.get_num_threads(), torch.get_num_interop_threads()),
+        "determinism": (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,
+        ),
+        "precision": (torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled),
+        "autocast": (
+            torch.is_autocast_enabled("cpu"),
+            torch.get_autocast_dtype("cpu"),
+            torch.is_autocast_cache_enabled(),
+        ),
+        "environment": dict(os.environ),
+        "folder": os.getcwd(),
+        "path": list(sys.path),
+        "warnings": list(warnings.filters),
+        "logging": (logging.root.level, list(logging.root.handlers), logging.root.manager.disable),
+        "constants": [picture(value) for value in constants()],
+    }
+
+
+def constants() -> Iterator[Any]:
+    for owner in MODULES:
+        for name in sorted(vars(owner)):
+            if name.isupper() and not name.startswith("_"):
+                yield vars(owner)[name]
+
+
+def defaults(function: Any) -> dict[str, Any]:
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+
+def methods(cls: type) -> Iterator[tuple[str, Any]]:
+    """The public methods and properties that a class defines itself."""
+    for name, value in vars(cls).items():
+        inner = getattr(value, "__func__", getattr(value, "fget", value))
+        own = inspect.isfunction(inner) and inner.__module__ == cls.__module__
+        if own and not name.startswith("_"):
+            yield name, inner
+
+
+def public() -> dict[str, Any]:
+    """Every public function by its name, and those of every public class."""
+    found: dict[str, Any] = {}
+    for owner, names in api.homes().items():
+        for name, value in names:
+            if inspect.isclass(value):
+                found |= {f"{owner}.{name}.{method}": fn for method, fn in methods(value)}
+            else:
+                found[f"{owner}.{name}"] = value
+    return found
+
+
+PUBLIC = public()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def torch_has_woken_up() -> None:
+    """The first gradient imports torch's compiler, which sets an environment variable."""
+    grad(torch.sin)(torch.tensor(1.0))
+
+
+def seed(number: int) -> None:
+    torch.manual_seed(number)
+    python_random.seed(number)
+    np.random.seed(number)
+
+
+def test_every_public_function_has_an_example() -> None:
+    rows = {name.split(" ")[0].rstrip(",") for name in TABLE}
+    assert PUBLIC.keys() - rows - EXCEPTIONS.keys() == set(), "give it a row in this file"
+    classes = {f"{m.__name__}.{n}" for m in MODULES for n, v in api.public_names(m)}
+    assert rows | EXCEPTIONS.keys() <= PUBLIC.keys() | classes, "a row for what is not there"
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_call_changes_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)  # what is written beside the argument shows, too
+    function, args, kwargs, seen = TABLE[name](tmp_path)
+    given = picture((args, kwargs))
+    seed(1)
+    before = world()
+    first = without_versions(seen(function(*args, **kwargs)))
+    changed = [what for what, value in world().items() if value != before[what]]
+    assert not changed, f"{name} changed {changed}"
+    assert picture((args, kwargs)) == given, f"{name} changed an argument"
+    there = files(tmp_path)
+    seed(2)  # a function that reads a global generator would differ now
+    assert without_versions(seen(function(*args, **kwargs))) == first, (
+        f"{name} differs when repeated"
+    )
+    assert picture((args, kwargs)) == given, f"{name} changed an argument when repeated"
+    assert files(tmp_path) == there, f"{name} wrote something else when repeated"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_defaults_are_values(name: str) -> None:
+    """A default that cannot be hashed could be changed by a call, for all calls after it."""
+    for argument, default in defaults(PUBLIC[name]).items():
+        assert isinstance(hash(default), int), argument
+        assert not isinstance(default, Tensor), argument
+
+
+def test_the_pictures_show_every_kind_of_change() -> None:
+    """Standing for the test above: what it compares would differ."""
+    x = torch.zeros(2)
+    for value, change in (
+        (x, lambda: x.add_(1)),
+        ({"x": x}, lambda: x.mul_(1)),  # equal values, but written
+        (config := {"a": [1]}, lambda: config["a"].append(2)),
+        (layer := nn.Linear(2, 2), lambda: layer.eval()),
+    ):
+        before = picture(value)
+        change()
+        assert picture(value) != before
+    before = world()
+    torch.rand(1)
+    np.random.rand()
+    python_random.random()
+    assert {what for what, value in world().items() if value != before[what]} == {
+        "torch's generator",
+        "python's generator",
+        "numpy's generator",
+    }
