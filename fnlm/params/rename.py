@@ -8,6 +8,7 @@ substring, and nothing is dropped in silence.
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import cache
 from typing import NamedTuple
 
 from torch import Tensor
@@ -159,6 +160,7 @@ def _find(name: str, table: list[tuple[re.Pattern[str], Rule]]) -> tuple[Rule | 
     return None, ""
 
 
+@cache
 def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(text).replace(r"\*", "([0-9]+)"))
 
