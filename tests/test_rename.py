@@ -1,0 +1,168 @@
+"""Foreign names: the tables are two-way, and every tensor that crosses is accounted for."""
+
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES, GPT2, Family, make_params
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fnlm.params import rename, tree
+from fnlm.params.rename import Dialect, Rule
+from fnlm.params.rules import gpt2 as gpt2_rules
+
+TABLES = {"gpt2": gpt2_rules.FAMILY}
+EVERY = [(family, dialect) for family in FAMILIES for dialect in TABLES[family.name].dialects]
+each = pytest.mark.parametrize(
+    ("family", "dialect"), EVERY, ids=[f"{f.name}-{d.name}" for f, d in EVERY]
+)
+TOY = Dialect(
+    name="toy",
+    rules=(Rule("layers.*.w", "layer_*.weight", transpose=True), Rule("b", "b.bias")),
+    prefix="model.",
+    unprefixed=("b.",),
+    ties={"copy.weight": "b"},
+    buffers=("mask.*",),
+)
+TOY_FAMILY = rename.Family("toy", (TOY,), {(): "Toy"}, {})
+
+
+def flat(family: Family) -> dict[str, Tensor]:
+    return dict(tree.named_leaves(make_params(family)))
+
+
+def drawn(data: st.DataObject, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Some of the leaves, in any order."""
+    paths = data.draw(st.lists(st.sampled_from(sorted(leaves)), unique=True, min_size=1))
+    return {path: leaves[path] for path in paths}
+
+
+@each
+@given(data=st.data())
+def test_from_foreign_undoes_to_foreign(family: Family, dialect: Dialect, data: Any) -> None:
+    """For any of the leaves, in any order, with or without prefixes, among what is not ours."""
+    table, some = TABLES[family.name], drawn(data, flat(family))
+    foreign = rename.to_foreign(rename.nest(some), dialect)
+    assert len(foreign) == len(some)
+    for_each = st.sampled_from(["", "module."])
+    strip = st.booleans()
+    carried = {
+        data.draw(for_each) + (name.removeprefix(dialect.prefix) if data.draw(strip) else name): x
+        for name, x in foreign.items()
+    }
+    strangers = data.draw(st.sets(st.sampled_from(["h.x.ln_1.weight", "wte", "h.1.attn.c"])))
+    found, unexpected = rename.from_foreign(
+        carried | {name: torch.zeros(1) for name in strangers}, table, "here"
+    )
+    assert set(unexpected) == strangers
+    assert found.keys() == some.keys()
+    assert all(found[path].equal(leaf) for path, leaf in some.items())
+
+
+@each
+@given(data=st.data())
+def test_to_foreign_undoes_from_foreign(family: Family, dialect: Dialect, data: Any) -> None:
+    foreign = rename.to_foreign(rename.nest(drawn(data, flat(family))), dialect)
+    found, unexpected = rename.from_foreign(foreign, TABLES[family.name], "here")
+    again = rename.to_foreign(rename.nest(found), dialect)
+    assert not unexpected and again.keys() == foreign.keys()
+    assert all(again[name].equal(x) for name, x in foreign.items())
+
+
+@each
+def test_the_table_names_every_leaf_once(family: Family, dialect: Dialect) -> None:
+    ours, theirs = [r.ours for r in dialect.rules], [r.theirs for r in dialect.rules]
+    assert len(set(ours)) == len(ours) and len(set(theirs)) == len(theirs)
+    assert all(r.ours.count("*") == r.theirs.count("*") <= 1 for r in dialect.rules)
+    used = {path.replace(".0.", ".*.").replace(".1.", ".*.") for path in flat(family)}
+    assert used == set(ours), "a leaf without a rule, or a rule without a leaf"
+    assert set(dialect.ties.values()) <= set(ours)
+
+
+def test_layer_numbers_of_several_digits_are_whole() -> None:
+    leaves = {f"layers.{i}.w": torch.full((2, 3), float(i)) for i in range(12)}
+    foreign = rename.to_foreign(rename.nest(leaves), TOY)
+    assert foreign["model.layer_11.weight"].equal(torch.full((3, 2), 11.0))
+    assert rename.from_foreign(foreign, TOY_FAMILY, "here")[0]["layers.11.w"][0, 0] == 11
+
+
+def test_prefixes_are_those_of_the_dialect() -> None:
+    foreign = rename.to_foreign({"b": torch.ones(1), "layers": ({"w": torch.ones(2, 3)},)}, TOY)
+    assert sorted(foreign) == ["b.bias", "model.layer_0.weight"]
+
+
+def test_a_leaf_without_a_rule_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"no rule of toy names the leaf layers\.0\.v"):
+        rename.to_foreign({"layers": ({"v": torch.ones(1)},)}, TOY)
+
+
+def test_buffers_are_dropped_and_nothing_like_them() -> None:
+    found, unexpected = rename.from_foreign(
+        {"mask.7": torch.ones(1), "mask.x": torch.ones(1), "model.mask.7.x": torch.ones(1)},
+        TOY_FAMILY,
+        "here",
+    )
+    assert not found and unexpected == ["mask.x", "model.mask.7.x"]
+
+
+def test_a_tied_copy_must_be_equal_and_may_stand_alone() -> None:
+    b = torch.arange(3.0)
+    for tensors in ({"b.bias": b, "copy.weight": b.clone()}, {"copy.weight": b}):
+        found, unexpected = rename.from_foreign(tensors, TOY_FAMILY, "here")
+        assert found.keys() == {"b"} and found["b"].equal(b) and not unexpected
+    for other in (b + 1, torch.arange(4.0)):
+        with pytest.raises(ValueError, match="copy.weight is tied to b.bias, but the two differ"):
+            rename.from_foreign({"copy.weight": other, "b.bias": b}, TOY_FAMILY, "here")
+
+
+def test_two_names_for_one_leaf_are_an_error() -> None:
+    x = torch.ones(2, 3)
+    with pytest.raises(ValueError, match="both model.layer_0.weight and layer_0.weight name the"):
+        rename.from_foreign({"model.layer_0.weight": x, "layer_0.weight": x}, TOY_FAMILY, "here")
+
+
+def test_names_match_whole() -> None:
+    """Dots are dots, and a name that only contains another one is a stranger."""
+    names = ["layer_0xweight", "layer_0.weight.x", "x.layer_0.weight", "layer_.weight", "bxbias"]
+    found, unexpected = rename.from_foreign(
+        {name: torch.ones(1) for name in names}, TOY_FAMILY, "here"
+    )
+    assert not found and unexpected == names
+
+
+# A node without children has no path, so it cannot come back.
+keys = st.text("abc_", min_size=1, max_size=3)
+nested = st.recursive(
+    st.integers(),
+    lambda inner: (
+        st.dictionaries(keys, inner, min_size=1, max_size=3)
+        | st.lists(inner, min_size=1, max_size=12).map(tuple)
+    ),
+    max_leaves=20,
+).filter(lambda t: not isinstance(t, int))
+
+
+@given(nested, st.randoms())
+def test_nest_undoes_named_leaves_in_any_order(t: Any, order: Any) -> None:
+    pairs = tree.named_leaves(t)
+    assert rename.nest(dict(pairs)) == t
+    order.shuffle(pairs)
+    assert rename.nest(dict(pairs)) == t
+
+
+def test_nest_makes_tuples_of_whole_runs_of_numbers_only() -> None:
+    x = torch.ones(1)
+    assert rename.nest({}) == {}
+    assert rename.nest({"a.1": x}) == {"a": {"1": x}}
+    assert rename.nest({"a.1": 2, "a.0": 1}) == {"a": (1, 2)}
+    assert rename.nest({"a.00": 1}) == {"a": {"00": 1}}
+    assert isinstance(rename.nest(flat(GPT2))["blocks"], tuple)
+
+
+def test_the_nearest_name_is_offered_only_if_it_is_near() -> None:
+    assert rename.nearest("h.0.ln_1.wieght", ["h.0.ln_1.weight", "wte.weight"]) == (
+        " (nearest: h.0.ln_1.weight)"
+    )
+    assert rename.nearest("zzz", ["h.0.ln_1.weight"]) == ""
