@@ -37,10 +37,9 @@ def from_module(module: nn.Module) -> tuple[Callable[..., Any], Tree]:
     buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
 
     def apply(params: Tree, *args: Any, **kwargs: Any) -> Any:
-        before = {name: b._version for name, b in buffers.items()}
-        values = {**dict(named_leaves(params)), **buffers}
-        result = functional_call(module, values, args, kwargs)
-        if written := [name for name, b in buffers.items() if b._version != before[name]]:
+        own = {name: b.clone() for name, b in buffers.items()}  # not all writes can be noticed
+        result = functional_call(module, {**dict(named_leaves(params)), **own}, args, kwargs)
+        if written := [name for name, b in own.items() if b._version]:
             raise RuntimeError(
                 f"the module wrote into its buffers {', '.join(written)}, which a function can't: "
                 "call module.eval() before from_module"
