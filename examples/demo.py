@@ -42,7 +42,7 @@ def write_story(params: gpt2.Params, tokenizer: tokenize.Tokenizer) -> None:
     new = stream(gpt2.apply, params, ids, TOKENS, key=random.key(7), temperature=0.7, top_k=40)
     print(PROMPT, end="", flush=True)
     start = time.perf_counter()
-    for text in tokenizer.decode_stream(token.item() for token in new):
+    for text in tokenizer.decode_stream(int(token) for token in new):
         print(text, end="", flush=True)
     print(f"\n\n{TOKENS} tokens, {TOKENS / (time.perf_counter() - start):.0f} tokens per second\n")
 

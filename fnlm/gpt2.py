@@ -21,7 +21,7 @@ from fnlm import random
 from fnlm.layers import cache as kv
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.layers.attention import attend, causal_mask, merge_heads, split_heads
-from fnlm.layers.cache import Cache, FixedCache
+from fnlm.layers.cache import AnyCache, Cache, FixedCache
 from fnlm.layers.dropout import dropout
 from fnlm.layers.embedding import lookup
 from fnlm.layers.linear import linear
@@ -195,13 +195,13 @@ def _block(
 def hidden_states(
     params: Params,
     ids: Tensor,
-    cache: Cache | FixedCache | None = None,
+    cache: AnyCache | None = None,
     *,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
     mask: Tensor | None = None,
     key: Tensor | None = None,
-) -> tuple[Tensor, Cache | FixedCache]:
+) -> tuple[Tensor, AnyCache]:
     """Run the transformer without its output layer: same arguments as `apply`.
 
     Returns:
@@ -233,13 +233,13 @@ def hidden_states(
 def apply(
     params: Params,
     ids: Tensor,
-    cache: Cache | FixedCache | None = None,
+    cache: AnyCache | None = None,
     *,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
     mask: Tensor | None = None,
     key: Tensor | None = None,
-) -> tuple[Tensor, Cache | FixedCache]:
+) -> tuple[Tensor, AnyCache]:
     """Score the next token after each token.
 
     Args:
@@ -269,17 +269,17 @@ def apply(
     >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
     True
     """
-    hidden, cache = hidden_states(
+    hidden, grown = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
-    return task_heads.tied_logits(hidden, params["embed"]["token"]), cache
+    return task_heads.tied_logits(hidden, params["embed"]["token"]), grown
 
 
 def double_heads(
     params: Params,
     ids: Tensor,
     choice_positions: Tensor,
-    cache: Cache | FixedCache | None = None,
+    cache: AnyCache | None = None,
     *,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,

@@ -215,7 +215,7 @@ def test_one_compilation_serves_a_whole_decoding() -> None:
     def backend(module: Any, inputs: Any) -> Any:
         nonlocal compilations
         compilations += 1
-        return torch._inductor.compile(module, inputs)  # type: ignore[attr-defined]
+        return torch._inductor.compile(module, inputs)
 
     step = torch.compile(gpt2.apply, fullgraph=True, backend=backend)
     with torch.no_grad():

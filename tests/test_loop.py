@@ -25,7 +25,7 @@ OPTIMIZER = train.adamw(0.05)
 
 def run(directory: Path, steps: int = 20, **options: Any) -> train.TrainState:
     start = train.init_state({"w": torch.zeros(3)}, OPTIMIZER, random.key(1))
-    settings = {
+    settings: dict[str, Any] = {
         "evaluate": lambda state: float((state.params["w"] - 1).square().sum()),
         "evaluate_every": 4,
     }

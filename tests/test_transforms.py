@@ -30,9 +30,8 @@ def close(a: Tree, b: Tree, tolerance: float = 1e-5) -> None:
     assert tree.structure(a) == tree.structure(b)
     for (path, x), y in zip(tree.named_leaves(a), tree.leaves(b), strict=True):
         scale = y.abs().max().clamp(min=1).item()
-        torch.testing.assert_close(
-            x, y, atol=tolerance * scale, rtol=0, msg=lambda m, p=path: f"{p}: {m}"
-        )
+        assert x.dtype == y.dtype and x.shape == y.shape, path
+        assert (x - y).abs().max() <= tolerance * scale, path
 
 
 def make_loss(task: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -98,7 +97,7 @@ def test_jvp_equals_the_gradient_along_the_tangent(variant: Any) -> None:
     params, loss = make_params(family, dtype=torch.float64), make_loss(task)
     ids, mask = make_batch(family)
     tangent = make_tangent(params)
-    _, along = jvp(lambda p: loss(p, ids, mask), (params,), (tangent,))
+    along = jvp(lambda p: loss(p, ids, mask), (params,), (tangent,))[1]
     torch.testing.assert_close(along, dot(grad(loss)(params, ids, mask), tangent))
 
 

@@ -11,7 +11,7 @@ shape for good, for compiled decoding.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -56,6 +56,9 @@ class FixedCache(NamedTuple):
     length: Tensor  # int64 [], tokens written
 
 
+AnyCache = TypeVar("AnyCache", Cache, FixedCache)
+
+
 @dataclass
 class _Room:
     """A buffer [2 layers, ..., H, C, Dh], and how many of its tokens some value has claimed."""
@@ -90,34 +93,20 @@ def past(
 
 
 def append(
-    cache: Cache | FixedCache | None,
+    cache: AnyCache | None,
     keys: tuple[Tensor, ...],
     values: tuple[Tensor, ...],
     new_valid: Tensor,
-) -> Cache | FixedCache:
-    """Return a cache with T more tokens; the old one stays as it is.
+) -> AnyCache:
+    """Return a cache of the same kind with T more tokens; the old one stays as it is.
 
     Args:
-        cache: what came before.
+        cache: what came before; None starts a `Cache`.
         keys: for each layer [..., H, T, Dh].
         values: likewise.
         new_valid: bool [..., T].
     """
-    new = Segment(keys, values)
-    if cache is None:
-        return Cache((new,), new_valid)
-    if isinstance(cache, FixedCache):
-        return _write(cache, new, new_valid)
-    if not new_valid.shape[-1]:
-        return cache
-    segments = cache.segments
-    if _may_share(keys[0]):
-        segments = _extend(segments, new)
-    else:
-        segments = (*segments, new)
-    if len(segments) > MOST_SEGMENTS:
-        segments = (_merge(segments),)
-    return Cache(segments, valid(cache, new_valid))
+    return cast("AnyCache", _grow(cache, Segment(keys, values), new_valid))
 
 
 def take_rows(cache: Cache, rows: Tensor) -> Cache:
@@ -153,6 +142,22 @@ def truncate(cache: Cache, tokens: int) -> Cache:
             segments.append(Segment(*(tuple(x[..., :size, :] for x in xs) for xs in segment)))
         left -= size
     return Cache(tuple(segments), cache.valid[..., :tokens])
+
+
+def _grow(cache: Cache | FixedCache | None, new: Segment, new_valid: Tensor) -> Cache | FixedCache:
+    if cache is None:
+        return Cache((new,), new_valid)
+    if isinstance(cache, FixedCache):
+        return _write(cache, new, new_valid)
+    if not new_valid.shape[-1]:
+        return cache
+    if _may_share(new.keys[0]):
+        segments = _extend(cache.segments, new)
+    else:
+        segments = (*cache.segments, new)
+    if len(segments) > MOST_SEGMENTS:
+        segments = (_merge(segments),)
+    return Cache(segments, valid(cache, new_valid))
 
 
 def _is_traced(x: Tensor) -> bool:
