@@ -29,7 +29,7 @@ def make(
 @pytest.mark.parametrize("shape", [(5, 3), (2, 3, 7), (4, 1), (3, 2, 2, 5)])
 def test_cross_entropy_equals_torch(shape: tuple[int, ...]) -> None:
     logits, labels = make(shape)
-    assert (labels == -1).any() or shape == (4, 1)
+    labels.view(-1)[0] = -1
     flat = (logits.reshape(-1, shape[-1]), labels.reshape(-1))
     expected = F.cross_entropy(*flat, ignore_index=-1)
     torch.testing.assert_close(cross_entropy(logits, labels), expected, rtol=1e-14, atol=1e-14)
