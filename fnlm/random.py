@@ -32,6 +32,7 @@ _FOLD = _signed(0xD1B54A32D192ED03, 64)  # keeps fold_in(key, i) apart from spli
 _DRAW = _signed(0xA0761D6478BD642F, 64)  # keeps the numbers drawn apart from both
 _MIX64 = (_signed(0xBF58476D1CE4E5B9, 64), _signed(0x94D049BB133111EB, 64))
 _MIX32 = (_signed(0x7FEB352D, 32), _signed(0x846CA68B, 32))
+_BLOCK = 1 << 18  # numbers mixed together: their scratch memory stays in a core's cache
 
 
 def key(seed: int) -> Tensor:
@@ -206,9 +207,11 @@ def _bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(f"one key draws fewer than 2**31 numbers, asked for {size}: split the key")
     own = _mix64(key ^ _DRAW).unsqueeze(-1)
     first, second = own.to(torch.int32), (own >> 32).to(torch.int32)
-    counter = torch.arange(size, dtype=torch.int32, device=key.device)
-    mixed = _mix32_(_mix32_(counter ^ first).bitwise_xor_(second))
-    return mixed.reshape((*key.shape, *shape))
+    bits = torch.arange(size, dtype=torch.int32, device=key.device) ^ first
+    blocked = size > _BLOCK and key.device.type == "cpu" and not torch.compiler.is_compiling()
+    for block in bits.split(_BLOCK, -1) if blocked else (bits,):
+        _mix32_(_mix32_(block).bitwise_xor_(second))
+    return bits.reshape((*key.shape, *shape))
 
 
 def _grid(key: Tensor, shape: tuple[int, ...]) -> Tensor:

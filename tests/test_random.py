@@ -117,6 +117,15 @@ def test_a_number_does_not_depend_on_the_size_of_the_draw() -> None:
     assert random.uniform(random.key(0), (100,))[:10].equal(random.uniform(random.key(0), (10,)))
 
 
+def test_large_draws_are_hashed_in_blocks_that_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    keys, size = random.split(random.key(1), 2), 2 * random._BLOCK + 77
+    draws = random.uniform(keys, (size,)), vmap(lambda k: random.uniform(k, (size,)))(keys)
+    monkeypatch.setattr(random, "_BLOCK", size)
+    assert all(draw.equal(random.uniform(keys, (size,))) for draw in draws)
+
+
 def test_normal_is_normal() -> None:
     for dtype in (torch.float32, torch.float64):
         x = random.normal(random.key(2), (N,), dtype)
