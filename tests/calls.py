@@ -47,7 +47,7 @@ LOGITS = random.normal(KEY, (3, 7))
 LABELS = torch.tensor([2, -1, 6])
 PARAMS = make_params(GPT2)
 IDS, MASK = make_batch(GPT2)
-LINEAR = {"weight": random.normal(KEY, (12, 4)), "bias": random.normal(KEY, (4,))}
+LINEAR: dict[str, Any] = {"weight": random.normal(KEY, (12, 4)), "bias": random.normal(KEY, (4,))}
 BACK = {"weight": random.normal(KEY, (4, 12)), "bias": random.normal(KEY, (12,))}
 SMALL = {"up": LINEAR, "pair": (BACK, {"bias": torch.arange(3.0)})}
 TEXTS = ["low lower lowest", "a slow été <|endoftext|>"]
@@ -114,6 +114,10 @@ def at_steps(schedule: train.schedules.Schedule) -> Make:
 def counts(params: Any, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
     """A model whose next word is the number after the last."""
     return nn.functional.one_hot((ids + 1) % 5, 5).float(), ids
+
+
+def all_logits(params: Any) -> Tensor:
+    return gpt2.apply(params, IDS, mask=MASK)[0].sum()
 
 
 def square(params: Any, x: Tensor) -> Tensor:
@@ -252,12 +256,7 @@ MODEL: dict[str, Make] = {
     "apply with a fixed cache": lambda _: on(
         gpt2.apply, PARAMS, IDS, gpt2.init_cache(PARAMS, 3, 9), mask=MASK
     ),
-    "apply under grad": lambda _: on(
-        grad(lambda params, ids, mask: gpt2.apply(params, ids, mask=mask)[0].sum()),
-        PARAMS,
-        IDS,
-        MASK,
-    ),
+    "apply under grad": lambda _: on(grad(all_logits), PARAMS),
     "double_heads": lambda _: on(gpt2.double_heads, PARAMS, *CHOICES, key=KEY),
     "load": lambda folder: on(gpt2.load, saved(folder), heads=gpt2.HEADS, key=KEY),
     "save": writes(gpt2.save, PARAMS),
@@ -347,7 +346,7 @@ TRAINING: dict[str, Make] = {
     ),
 }
 MERGES = ([("a", "b"), ("ab", "b")], {"a": 0, "b": 1, "ab": 2, "abb": 3})
-SPECIAL = {"allowed_special": {"<|endoftext|>"}}
+SPECIAL: dict[str, Any] = {"allowed_special": {"<|endoftext|>"}}
 TEXT = "".join(TEXTS)
 TOKENIZING: dict[str, Make] = {
     "bpe.merges": lambda _: on(bpe.merges, *MERGES),

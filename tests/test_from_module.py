@@ -60,9 +60,8 @@ def close(a: Any, b: Any, tolerance: float = 1e-5) -> None:
     assert tree.structure(a) == tree.structure(b)
     for (path, x), y in zip(tree.named_leaves(a), tree.leaves(b), strict=True):
         scale = y.abs().max().clamp(min=1).item()
-        torch.testing.assert_close(
-            x, y, atol=tolerance * scale, rtol=0, msg=lambda m, p=path: f"{p}: {m}"
-        )
+        error = (x - y).abs().max().item()
+        assert x.shape == y.shape and error <= tolerance * scale, f"{path}: off by {error}"
 
 
 def test_it_computes_what_the_module_computes() -> None:
@@ -130,7 +129,7 @@ def test_an_ensemble_and_directional_derivatives() -> None:
     torch.testing.assert_close(together, torch.stack([apply(p, IDS) for p in members]))
     tangent = tree.map(torch.ones_like, params)
     loss = make_loss(apply)
-    _, along = jvp(lambda p: loss(p, IDS), (params,), (tangent,))
+    along = jvp(lambda p: loss(p, IDS), (params,), (tangent,))[1]
     total = sum(g.sum() for g in tree.leaves(grad(loss)(params, IDS)))
     torch.testing.assert_close(along, total)
 

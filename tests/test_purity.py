@@ -74,7 +74,7 @@ def world() -> dict[str, Any]:
         "determinism": (
             torch.are_deterministic_algorithms_enabled(),
             torch.is_deterministic_algorithms_warn_only_enabled(),
-            torch.utils.deterministic.fill_uninitialized_memory,
+            torch.backends.cudnn.benchmark,
         ),
         "precision": (torch.get_float32_matmul_precision(), torch.backends.mkldnn.enabled),
         "autocast": (

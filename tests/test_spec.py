@@ -155,7 +155,7 @@ def test_configs_are_frozen_and_take_names_only() -> None:
     with pytest.raises(AttributeError):
         gpt2.Config().n_embd = 3  # type: ignore[misc]
     with pytest.raises(TypeError):
-        gpt2.Config(50257)  # type: ignore[misc]
+        gpt2.Config(50257)  # type: ignore[call-arg, arg-type]
     assert issubclass(gpt2.Config, BaseConfig)
 
 
