@@ -16,10 +16,10 @@ def for_decoding(params: Tree) -> Tree:
 
     Decoding on a CPU is a chain of vector-matrix products x @ w that read every weight once a
     token, so its speed is that of memory, where the kernel keeps up. For float32 and float64 it
-    does when the rows of w [in, out] are contiguous; for bfloat16 and float16 when its columns are,
-    and is 20 times slower otherwise (`benchmarks/generate_gpt2.py` measures both). A tied table
-    [V, D] is used as table.mT, and is laid out for that; looking up a row of it then gathers D
-    scattered numbers, which is nothing beside a product with the whole table.
+    does best when the longer axis of w [in, out] is contiguous (by a quarter); for bfloat16 and
+    float16 when the columns are, and is 20 times slower otherwise. A tied table [V, D] is used as
+    table.mT, and is laid out for that; looking up a row of it then gathers D scattered numbers,
+    which is nothing beside a product with the whole table. `benchmarks/generate_gpt2.py` times it.
 
     Args:
         params: a family's parameters. Matrices named "weight" and the table `embed.token` are laid
@@ -40,5 +40,7 @@ def _lay_out(path: str, x: Tensor) -> Tensor:
     table = path in TABLES
     if x.ndim != 2 or x.device.type != "cpu" or not (table or path.split(".")[-1] == "weight"):
         return x
-    rows = x.dtype in (torch.float32, torch.float64)  # of the matrix [in, out] that multiplies
-    return x.contiguous() if rows != table else x.mT.contiguous().mT
+    factor = x.mT if table else x  # [in, out], the matrix that multiplies
+    wide = x.dtype in (torch.float32, torch.float64) and factor.shape[1] >= factor.shape[0]
+    laid = factor.contiguous() if wide else factor.mT.contiguous().mT
+    return laid.mT if table else laid
