@@ -41,6 +41,8 @@ __all__ = [
 
 HEADS = ("multiple_choice",)
 Params = dict[str, Any]
+Pair = tuple[Tensor, Tensor]  # keys and values of the new tokens [..., H, T, Dh]
+Pieces = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # cached keys and values, piece by piece
 
 
 @register_constant
@@ -64,6 +66,9 @@ class Config(BaseConfig):
 
     def __post_init__(self) -> None:
         """Refuse what could not run."""
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
         if self.activation_function not in ACTIVATIONS:
@@ -151,45 +156,34 @@ def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
 
 def _attention(
     x: Tensor,
-    past: tuple,
+    past: Pieces,
     allowed: Tensor,
     qkv: Tree,
     out: Tree,
     *,
     config: Config,
-    keys: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    sites: Tensor | None,
+) -> tuple[Tensor, Pair]:
     """Attend to the past and to x itself: [..., T, D] -> the same, with the new keys and values."""
     q, k, v = split_heads(linear(x, **qkv), config.n_head, parts=3)
-    k, v = k.contiguous(), v.contiguous()
-    old_keys, old_values = past
-    attended = attend(
-        q, (*old_keys, k), (*old_values, v), allowed, rate=config.attn_pdrop, key=_key(keys, 0)
-    )
-    x = linear(merge_heads(attended), **out)
-    return dropout(x, config.resid_pdrop, _key(keys, 1)), k, v
+    k, v = k.contiguous(), v.contiguous()  # a cache must not hold on to the memory of q
+    keys, values = past
+    rate = config.attn_pdrop
+    mixed = attend(q, (*keys, k), (*values, v), allowed, rate=rate, key=_at(sites, 0))
+    return dropout(linear(merge_heads(mixed), **out), config.resid_pdrop, _at(sites, 1)), (k, v)
 
 
 def _block(
-    x: Tensor, block: Tree, past: tuple, allowed: Tensor, *, config: Config, keys: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, *, config: Config, sites: Tensor | None
+) -> tuple[Tensor, Pair]:
     """Norm before each half, add after it: [..., T, D] -> the same, with new keys and values."""
-    epsilon = config.layer_norm_epsilon
+    epsilon, activation = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function]
     normed = layer_norm(x, **block["norm_1"], epsilon=epsilon)
-    attended, k, v = _attention(
-        normed, past, allowed, **block["attention"], config=config, keys=keys
-    )
-    x = x + attended
+    mixed, new = _attention(normed, past, allowed, **block["attention"], config=config, sites=sites)
+    x = x + mixed
     normed = layer_norm(x, **block["norm_2"], epsilon=epsilon)
-    activation = ACTIVATIONS[config.activation_function]
-    return (
-        x
-        + dropout(
-            mlp(normed, **block["mlp"], activation=activation), config.resid_pdrop, _key(keys, 2)
-        ),
-        k,
-        v,
-    )
+    fed = mlp(normed, **block["mlp"], activation=activation)
+    return x + dropout(fed, config.resid_pdrop, _at(sites, 2)), new
 
 
 def hidden_states(
@@ -213,21 +207,21 @@ def hidden_states(
     new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
     if positions is None:
         positions = _positions(cache, new_valid)
-    keys = None if key is None else random.split(key, 3 * config.n_layer + 1)
+    sites = None if key is None else random.split(key, 3 * config.n_layer + 1)  # one a dropout
     embed = params["embed"]
     x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
     if token_types is not None:
         x = x + lookup(embed["token"], token_types, "token_types")
-    x = dropout(x, config.embd_pdrop, _key(keys, -1))
+    x = dropout(x, config.embd_pdrop, _at(sites, -1))
     allowed = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])
-    new_keys, new_values = [], []
+    pairs = []
     for layer, block in enumerate(params["blocks"]):
-        own = None if keys is None else keys[..., 3 * layer : 3 * layer + 3]
-        x, k, v = _block(x, block, kv.past(cache, layer), allowed, config=config, keys=own)
-        new_keys.append(k)
-        new_values.append(v)
+        own = None if sites is None else sites[..., 3 * layer : 3 * layer + 3]
+        x, pair = _block(x, block, kv.past(cache, layer), allowed, config=config, sites=own)
+        pairs.append(pair)
+    keys, values = zip(*pairs, strict=True)
     hidden = layer_norm(x, **params["norm"], epsilon=config.layer_norm_epsilon)
-    return hidden, kv.append(cache, tuple(new_keys), tuple(new_values), new_valid)
+    return hidden, kv.append(cache, keys, values, new_valid)
 
 
 def apply(
@@ -323,8 +317,9 @@ def _positions(cache: Cache | FixedCache | None, new_valid: Tensor) -> Tensor:
     return counted.clamp(min=0)
 
 
-def _key(keys: Tensor | None, site: int) -> Tensor | None:
-    return None if keys is None else keys[..., site]
+def _at(sites: Tensor | None, site: int) -> Tensor | None:
+    """Pick the key of one dropout: [..., sites] -> [...]."""
+    return None if sites is None else sites[..., site]
 
 
 def _check(
