@@ -199,22 +199,33 @@ def test_defaults_are_those_of_the_ancestor(which: str) -> None:
 
 
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
-def test_single_steps_in_float32_equal_the_ancestor_to_1e_7(donate: bool) -> None:
+@pytest.mark.parametrize("which", ["BertAdam", "OpenAIAdam"])
+def test_single_steps_in_float32_equal_the_ancestor_to_1e_7(which: str, donate: bool) -> None:
     """From one state, one step: no rounding of earlier steps to add up."""
+    peers: dict[str, tuple[Any, Any, tuple[str, str]]] = {
+        "BertAdam": (bert_adam, ppb().optimization.BertAdam, ("next_m", "next_v")),
+        "OpenAIAdam": (
+            openai_adam,
+            ppb().optimization_openai.OpenAIAdam,
+            ("exp_avg", "exp_avg_sq"),
+        ),
+    }
+    make, cls, moment_names = peers[which]
     for steps in range(1, 12):
-        optimizer = bert_adam(0.01, warmup=0.2, t_total=T_TOTAL)
+        optimizer = make(0.01, warmup=0.2, t_total=T_TOTAL)
         grads = list(gradients(steps))
         params, state = run(optimizer, make_params(), iter(grads[:-1]))
         leaves = [torch.nn.Parameter(leaf.clone()) for leaf in tree.leaves(params)]
-        peer = ppb().optimization.BertAdam(leaves, lr=0.01, warmup=0.2, t_total=T_TOTAL)
+        peer = cls(leaves, lr=0.01, warmup=0.2, t_total=T_TOTAL)
         moments = next(link for link in state.links if isinstance(link, AdamState))
-        for p, g, m, v in zip(
+        for p, g, *pair in zip(
             leaves,
             *(map(tree.leaves, (grads[-1], moments.mu, moments.nu))),
             strict=True,
         ):
             p.grad = g.clone()
-            peer.state[p] = {"step": steps - 1, "next_m": m.clone(), "next_v": v.clone()}
+            history = {n: m.clone() for n, m in zip(moment_names, pair, strict=True)}
+            peer.state[p] = {"step": steps - 1, **history}
         peer.step()
         params, _ = optimizer.update(copy(grads[-1]), state, copy(params), donate=donate)
         expected = tree.unflatten(tree.structure(params), [p.detach() for p in leaves])
