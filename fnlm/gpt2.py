@@ -326,6 +326,8 @@ def _check(
     config: Config, ids: Tensor, cache: Cache | FixedCache | None, mask: Tensor | None
 ) -> None:
     """Compare shapes; no value is read, so it works under every transform."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"ids must be an int64 tensor [..., T], got {type(ids).__name__}")
     total = ids.shape[-1] + (0 if isinstance(cache, FixedCache) else kv.length(cache))
     if total > config.n_positions:
         raise ValueError(

@@ -1,6 +1,6 @@
 """GPT-2 equals transformers 5.x and pytorch-pretrained-bert 0.6.2: outputs and gradients."""
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -215,6 +215,7 @@ def test_half_precision_stays_half_and_close() -> None:
         (lambda p: gpt2.apply(p, torch.tensor([[-1, 4]])), IndexError, ["ids", "-1", "41"]),
         (lambda p: gpt2.apply(p, torch.zeros(2, 25).long()), ValueError, ["25", "n_positions=24"]),
         (lambda p: gpt2.apply(p, torch.zeros(2, 5)), TypeError, ["ids", "float32", "int64"]),
+        (lambda p: gpt2.apply(p, cast(Any, [3, 4])), TypeError, ["int64 tensor", "list"]),
         (
             lambda p: gpt2.apply(p, torch.zeros(2, 5).long(), mask=torch.ones(2, 6)),
             ValueError,
