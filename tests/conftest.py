@@ -40,3 +40,33 @@ def shared() -> Callable[[str], Path]:
 def seeded() -> None:
     """Test inputs drawn from torch's global generator do not depend on which tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Say what a test tried, to be printed at the end of the run: `tally("zip", {"error": 3})`."""
+
+    def add(what: str, counts: dict[str, int]) -> None:
+        record_property("tally", (what, dict(counts)))
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the tallies of every test, those of other processes included."""
+    rows = [
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "tally"
+    ]
+    if not rows:
+        return
+    terminalreporter.section("inputs tried")
+    total = 0
+    for what, counts in sorted(rows, key=lambda row: row[0]):
+        tried = sum(counts.values())
+        total += tried
+        split = ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
+        terminalreporter.write_line(f"{what}: {tried:,} tried: {split}")
+    terminalreporter.write_line(f"together: {total:,}")

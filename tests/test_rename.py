@@ -22,7 +22,7 @@ each = pytest.mark.parametrize(
 )
 TOY = Dialect(
     name="toy",
-    rules=(Rule("layers.*.w", "layer_*.weight", transpose=True), Rule("b", "b.bias")),
+    rules=(Rule("layers.*.w", "layer_*.weight", "o i -> i o"), Rule("b", "b.bias")),
     prefix="model.",
     unprefixed=("b.",),
     ties={"copy.weight": "b"},

@@ -11,19 +11,37 @@ from difflib import get_close_matches
 from functools import cache
 from typing import NamedTuple
 
+import einops
 from torch import Tensor
 
 from fnlm.params.tree import Tree, named_leaves
 
-__all__ = ["Dialect", "Family", "Rule", "from_foreign", "nest", "to_foreign"]
+__all__ = [
+    "Dialect", "Family", "Match", "Rule", "classify", "from_foreign", "nearest", "nest",
+    "to_foreign",
+]  # fmt: skip
+
+# What TensorFlow's savers store beside a model: optimizer slots of a variable, and counters.
+_TRAINING = re.compile(
+    r"(.*/)?(adam_[mv]|Adam(_1)?|Momentum|ExponentialMovingAverage|global_step|beta[12]_power)"
+    r"|save_counter.*|_CHECKPOINTABLE_OBJECT_GRAPH"
+)
 
 
 class Rule(NamedTuple):
-    """Pair our path with a foreign name; `transpose` where the matrix is stored transposed."""
+    """Pair our path with a foreign name, and their order of the axes with ours where it differs."""
 
     ours: str
     theirs: str
-    transpose: bool = False
+    layout: str = ""  # an einops pattern from theirs to ours, such as "o i -> i o"
+
+
+class Match(NamedTuple):
+    """What a foreign name stands for."""
+
+    kind: str  # "leaf", "tie" (a second copy of a leaf), "buffer", "training" or "unknown"
+    path: str = ""  # of the leaf
+    layout: str = ""  # as in `Rule`
 
 
 class Dialect(NamedTuple):
@@ -67,7 +85,8 @@ def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
         name = rule.theirs.replace("*", number)
         if not name.startswith(dialect.unprefixed):
             name = dialect.prefix + name
-        result[name] = leaf.mT if rule.transpose else leaf
+        back = " -> ".join(reversed(rule.layout.split(" -> ")))
+        result[name] = einops.rearrange(leaf, back) if back else leaf
     return result
 
 
@@ -77,7 +96,8 @@ def from_foreign(
     """Give tensors our paths.
 
     Args:
-        tensors: by foreign name, in any of the family's dialects, with or without its prefix.
+        tensors: by foreign name, in any of the family's dialects, with or without its prefix; what
+            is not ours is not read, if the mapping reads when asked, as a `Checkpoint` does.
         family: the tables.
         source: what an error calls the file.
 
@@ -85,32 +105,56 @@ def from_foreign(
         tensors by our path, and the foreign names that belong to nothing of ours.
 
     Raises:
-        ValueError: two names for one leaf, or a tied copy that differs from its original.
+        ValueError: two names for one leaf, a tied copy that differs from its original, or a tensor
+            of another rank than its rule expects.
     """
     found: dict[str, Tensor] = {}
     origin: dict[str, str] = {}
-    copies: list[tuple[str, str, Tensor]] = []
+    copies: list[tuple[str, str]] = []
     unexpected = []
-    for name, tensor in tensors.items():
-        path, transpose, kind = _classify(name, family)
-        if kind == "unknown":
+    for name in tensors:
+        match = classify(name, family)
+        if match.kind == "unknown":
             unexpected.append(name)
-        elif kind == "tie":
-            copies.append((name, path, tensor))
-        elif kind == "leaf":
-            if path in found:
-                raise ValueError(f"{source}: both {origin[path]} and {name} name the leaf {path}")
-            found[path] = tensor.mT if transpose and tensor.ndim == 2 else tensor
-            origin[path] = name
-    for name, path, tensor in copies:
+        elif match.kind == "tie":
+            copies.append((name, match.path))
+        elif match.kind == "leaf":
+            if match.path in found:
+                raise ValueError(
+                    f"{source}: both {origin[match.path]} and {name} name the leaf {match.path}"
+                )
+            found[match.path] = _arranged(tensors[name], match.layout, f"{source}: {name}")
+            origin[match.path] = name
+    for name, path in copies:
         if path not in found:
-            found[path], origin[path] = tensor, name
-        elif not _same(tensor, found[path]):
+            found[path], origin[path] = tensors[name], name
+        elif not _same(tensors[name], found[path]):
             raise ValueError(
                 f"{source}: {name} is tied to {origin[path]}, but the two differ: "
                 "the file holds an untied model"
             )
     return found, unexpected
+
+
+def classify(name: str, family: Family) -> Match:
+    """Say what a foreign name stands for in any dialect of a family.
+
+    >>> from fnlm.params.rules.gpt2 import FAMILY
+    >>> classify("module.transformer.h.3.ln_1.weight", FAMILY).path
+    'blocks.3.norm_1.scale'
+    >>> classify("model/wte/Adam_1", FAMILY).kind
+    'training'
+    """
+    for dialect in family.dialects:
+        short = name.removeprefix("module.").removeprefix(dialect.prefix)
+        if short in dialect.ties:
+            return Match("tie", dialect.ties[short])
+        if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):
+            return Match("buffer")
+        rule, number = _find(short, [(_pattern(rule.theirs), rule) for rule in dialect.rules])
+        if rule is not None:
+            return Match("leaf", rule.ours.replace("*", number), rule.layout)
+    return Match("training" if _TRAINING.fullmatch(name) else "unknown")
 
 
 def nest(flat: Mapping[str, Tensor]) -> Tree:
@@ -140,19 +184,6 @@ def nearest(name: str, names: list[str]) -> str:
     return f" (nearest: {close[0]})" if close else ""
 
 
-def _classify(name: str, family: Family) -> tuple[str, bool, str]:
-    for dialect in family.dialects:
-        short = name.removeprefix("module.").removeprefix(dialect.prefix)
-        if short in dialect.ties:
-            return dialect.ties[short], False, "tie"
-        if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):
-            return "", False, "buffer"
-        rule, number = _find(short, [(_pattern(rule.theirs), rule) for rule in dialect.rules])
-        if rule is not None:
-            return rule.ours.replace("*", number), rule.transpose, "leaf"
-    return "", False, "unknown"
-
-
 def _find(name: str, table: list[tuple[re.Pattern[str], Rule]]) -> tuple[Rule | None, str]:
     for pattern, rule in table:
         if match := pattern.fullmatch(name):
@@ -163,6 +194,20 @@ def _find(name: str, table: list[tuple[re.Pattern[str], Rule]]) -> tuple[Rule | 
 @cache
 def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(text).replace(r"\*", "([0-9]+)"))
+
+
+def _arranged(tensor: Tensor, layout: str, label: str) -> Tensor:
+    if not layout:
+        return tensor
+    axes = layout.split(" -> ")[0].split()
+    fits = tensor.ndim == len(axes) and all(
+        size == 1 for size, axis in zip(tensor.shape, axes, strict=True) if axis == "1"
+    )
+    if not fits:
+        raise ValueError(
+            f"{label} has shape {list(tensor.shape)}, expected axes ({', '.join(axes)})"
+        )
+    return einops.rearrange(tensor, layout)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

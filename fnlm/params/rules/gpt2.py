@@ -27,7 +27,7 @@ def _dialect(name: str, head: str) -> Dialect:
         name=name,
         rules=(
             *_SHARED,
-            Rule("heads.multiple_choice.weight", f"{head}.weight", transpose=True),
+            Rule("heads.multiple_choice.weight", f"{head}.weight", layout="o i -> i o"),
             Rule("heads.multiple_choice.bias", f"{head}.bias"),
         ),
         prefix="transformer.",

@@ -1,0 +1,54 @@
+"""A file's tensors by name: what is there is known at once, what it holds is read when asked."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Checkpoint", "Entry"]
+
+
+class Entry(NamedTuple):
+    """One tensor of a file."""
+
+    dtype: str  # "float32", "bfloat16", "int64", ...; "string" and the like can't be read
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]  # raises ValueError where the bytes are damaged
+
+
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of a checkpoint file, in whatever format it is.
+
+    `checkpoint.entries` tells names, types and shapes without reading a tensor; `checkpoint[name]`
+    reads one, and maps it into memory where the format allows.
+
+    >>> import torch
+    >>> entry = Entry("float32", (2,), lambda: torch.ones(2))
+    >>> file = Checkpoint(Path("w.bin"), "toy", {"w": entry})
+    >>> list(file), file.entries["w"].shape, file["w"]
+    (['w'], (2,), tensor([1., 1.]))
+    """
+
+    def __init__(self, path: Path, format: str, entries: Mapping[str, Entry]) -> None:
+        """Take the description of every tensor of the file."""
+        self.path = path
+        self.format = format  # for people: "safetensors", "TensorFlow bundle", ...
+        self.entries = entries
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Read one tensor.
+
+        Raises:
+            KeyError: there is none of that name.
+            ValueError: its bytes are damaged, or it is no tensor of numbers.
+        """
+        return self.entries[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        """Give the names in the order of the file."""
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        """Count the tensors."""
+        return len(self.entries)
