@@ -11,7 +11,7 @@ published code has none) is on when a key is given; padding is understood; the c
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Config(BaseConfig):
     resid_pdrop: float = 0.1
     layer_norm_epsilon: float = 1e-5
     initializer_range: float = 0.02
+    aliases: ClassVar[dict[str, str]] = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
 
     def __post_init__(self) -> None:
         """Refuse what could not run."""
@@ -358,13 +359,13 @@ def load(
     """Read parameters from a directory, a file, the package or the hub.
 
     Args:
-        name_or_path: a directory, a .safetensors file beside its config.json, the name of a bundled
-            model, or a hub name; a path that exists wins over a name.
+        name_or_path: a directory or a file of any format that `fnlm.params.io.read` knows, beside
+            its config.json; the name of a bundled model; or a hub name. A path that exists wins.
         heads: the heads wanted; None takes those of the file.
         key: lets wanted heads that the file lacks be initialised; without it they are an error.
 
     Returns:
-        params, memory-mapped: a tensor is read from disk when it is first used.
+        params; where the format allows, a tensor is read from disk when it is first used.
 
     Raises:
         FileNotFoundError: nothing there.
@@ -374,6 +375,16 @@ def load(
     return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
 
 
-def save(params: Params, directory: str | Path) -> None:
-    """Write model.safetensors and config.json in the form that `transformers` loads."""
-    io.save(params, directory, rules.FAMILY)
+def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
+    """Write weights and config.json in the form that another library loads.
+
+    Args:
+        params: from `init`, `load` or training.
+        directory: made if need be; files of the same names are replaced, each at once.
+        dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
+            pytorch_model.bin.
+
+    Raises:
+        ValueError: no such dialect, or a leaf that it has no name for.
+    """
+    io.save(params, directory, rules.FAMILY, dialect)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 __all__ = ["BaseConfig"]
 
@@ -17,11 +18,17 @@ class BaseConfig:
     """
 
     extra: str = dataclasses.field(default="{}", compare=False)
+    aliases: ClassVar[Mapping[str, str]] = {}  # older names of fields, read where a file lacks them
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Make a config from the content of a config.json."""
         names = {field.name for field in dataclasses.fields(cls)} - {"extra"}
+        for old, name in cls.aliases.items():
+            if old in values and name not in values:
+                values = {**values, name: values[old]}
+                if old not in names:
+                    del values[old]
         known = {name: value for name, value in values.items() if name in names}
         extra = {name: value for name, value in values.items() if name not in names}
         return cls(**known, extra=json.dumps(extra, sort_keys=True))

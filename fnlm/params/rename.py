@@ -48,11 +48,13 @@ class Dialect(NamedTuple):
     """One library's names for a family."""
 
     name: str
+    file: str  # that the library looks for in a directory; "" where fnlm reads its form alone
     rules: tuple[Rule, ...]
     prefix: str  # of every name but the unprefixed; optional when reading
     unprefixed: tuple[str, ...]
     ties: Mapping[str, str]  # foreign names of a second copy of one of our leaves
     buffers: tuple[str, ...]  # foreign names that hold no parameter
+    bare: bool = False  # whether a file without heads goes without the prefix
 
 
 class Family(NamedTuple):
@@ -75,6 +77,7 @@ def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
         ValueError: a leaf has no rule.
     """
     table = [(_pattern(rule.ours), rule) for rule in dialect.rules]
+    prefix = "" if dialect.bare and "heads" not in params else dialect.prefix
     result = {}
     for path, leaf in named_leaves(params):
         rule, number = _find(path, table)
@@ -84,7 +87,7 @@ def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
             )
         name = rule.theirs.replace("*", number)
         if not name.startswith(dialect.unprefixed):
-            name = dialect.prefix + name
+            name = prefix + name
         back = " -> ".join(reversed(rule.layout.split(" -> ")))
         result[name] = einops.rearrange(leaf, back) if back else leaf
     return result

@@ -6,6 +6,7 @@ checkpoint and making a tree without memory are maps over it.
 
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -17,7 +18,7 @@ from fnlm import random
 from fnlm.params import tree
 from fnlm.params.tree import Tree
 
-__all__ = ["Spec", "check", "init", "linear", "meta", "norm", "size"]
+__all__ = ["Spec", "check", "init", "linear", "listed", "meta", "norm", "size"]
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,16 @@ def size(spec: Tree) -> int:
     return sum(math.prod(s.shape) for s in tree.leaves(spec))
 
 
-def check(spec: Tree, params: Tree, source: str = "params") -> None:
+def check(
+    spec: Tree, params: Tree, source: str = "params", names: Mapping[str, str] | None = None
+) -> None:
     """Compare a tree with its description, leaf by leaf.
 
     Args:
         spec: tree of `Spec`.
         params: tree of tensors of any floating type.
         source: what the error calls the tree.
+        names: what a file calls our paths, to be named first.
 
     Raises:
         ValueError: lists missing, unexpected (with the nearest missing name) and mismatched leaves
@@ -96,18 +100,30 @@ def check(spec: Tree, params: Tree, source: str = "params") -> None:
     ValueError: file.bin does not fit: w has shape [3], expected [2]
     """
     wanted, found = dict(tree.named_leaves(spec)), dict(tree.named_leaves(params))
+    labels = {path: f"{name} ({path})" for path, name in (names or {}).items()}
     missing = [name for name in wanted if name not in found]
-    problems = [f"missing {name} {list(wanted[name].shape)}" for name in missing]
+    problems = [f"missing {labels.get(n, n)} {list(wanted[n].shape)}" for n in missing]
     for name, leaf in found.items():
+        label = labels.get(name, name)
         if name not in wanted:
             near = get_close_matches(name, missing, 1)
             hint = f" (nearest missing: {near[0]})" if near else ""
             problems.append(f"unexpected {name} {list(leaf.shape)}{hint}")
         elif tuple(leaf.shape) != wanted[name].shape:
             problems.append(
-                f"{name} has shape {list(leaf.shape)}, expected {list(wanted[name].shape)}"
+                f"{label} has shape {list(leaf.shape)}, expected {list(wanted[name].shape)}"
             )
         elif not leaf.is_floating_point():
-            problems.append(f"{name} has type {leaf.dtype}, expected a floating-point type")
+            problems.append(f"{label} has type {leaf.dtype}, expected a floating-point type")
     if problems:
-        raise ValueError(f"{source} does not fit: " + "; ".join(problems))
+        raise ValueError(f"{source} does not fit: {listed(problems)}")
+
+
+def listed(problems: list[str]) -> str:
+    """Join what is wrong in one line, without end where all is wrong.
+
+    >>> listed([f"no {i}" for i in range(99)])
+    'no 0; no 1; no 2; no 3; no 4; no 5; no 6; no 7; and 91 more'
+    """
+    more = f"; and {len(problems) - 8} more" if len(problems) > 9 else ""
+    return "; ".join(problems[: 8 if more else 9]) + more

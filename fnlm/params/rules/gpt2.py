@@ -1,4 +1,4 @@
-"""GPT-2's names in `transformers` and pytorch-pretrained-bert files."""
+"""GPT-2's names in `transformers` and pytorch-pretrained-bert files, and in OpenAI's release."""
 
 from fnlm.params.rename import Dialect, Family, Rule
 
@@ -22,26 +22,60 @@ _SHARED = (
 )
 
 
-def _dialect(name: str, head: str) -> Dialect:
+# OpenAI's code computes with convolutions of width 1: hence the first axis of its matrices.
+_OPENAI = (
+    Rule("embed.token", "wte"),
+    Rule("embed.position", "wpe"),
+    Rule("blocks.*.norm_1.scale", "h*/ln_1/g"),
+    Rule("blocks.*.norm_1.bias", "h*/ln_1/b"),
+    Rule("blocks.*.attention.qkv.weight", "h*/attn/c_attn/w", "1 i o -> i o"),
+    Rule("blocks.*.attention.qkv.bias", "h*/attn/c_attn/b"),
+    Rule("blocks.*.attention.out.weight", "h*/attn/c_proj/w", "1 i o -> i o"),
+    Rule("blocks.*.attention.out.bias", "h*/attn/c_proj/b"),
+    Rule("blocks.*.norm_2.scale", "h*/ln_2/g"),
+    Rule("blocks.*.norm_2.bias", "h*/ln_2/b"),
+    Rule("blocks.*.mlp.up.weight", "h*/mlp/c_fc/w", "1 i o -> i o"),
+    Rule("blocks.*.mlp.up.bias", "h*/mlp/c_fc/b"),
+    Rule("blocks.*.mlp.down.weight", "h*/mlp/c_proj/w", "1 i o -> i o"),
+    Rule("blocks.*.mlp.down.bias", "h*/mlp/c_proj/b"),
+    Rule("norm.scale", "ln_f/g"),
+    Rule("norm.bias", "ln_f/b"),
+)
+
+
+def _dialect(name: str, file: str, head: str, bare: bool) -> Dialect:
     return Dialect(
         name=name,
+        file=file,
         rules=(
             *_SHARED,
-            Rule("heads.multiple_choice.weight", f"{head}.weight", layout="o i -> i o"),
+            Rule("heads.multiple_choice.weight", f"{head}.weight", "o i -> i o"),
             Rule("heads.multiple_choice.bias", f"{head}.bias"),
         ),
         prefix="transformer.",
         unprefixed=("multiple_choice_head.", "lm_head."),
         ties={"lm_head.weight": "embed.token", "lm_head.decoder.weight": "embed.token"},
         buffers=("h.*.attn.bias", "h.*.attn.masked_bias"),
+        bare=bare,
     )
 
 
 FAMILY = Family(
     name="gpt2",
     dialects=(
-        _dialect("transformers", "multiple_choice_head.summary"),
-        _dialect("pytorch-pretrained-bert", "multiple_choice_head.linear"),
+        _dialect("transformers", "model.safetensors", "multiple_choice_head.summary", bare=False),
+        _dialect(
+            "pytorch-pretrained-bert", "pytorch_model.bin", "multiple_choice_head.linear", bare=True
+        ),
+        Dialect(
+            name="tensorflow",
+            file="",
+            rules=_OPENAI,
+            prefix="model/",
+            unprefixed=(),
+            ties={},
+            buffers=(),
+        ),
     ),
     architectures={(): "GPT2LMHeadModel", ("multiple_choice",): "GPT2DoubleHeadsModel"},
     required={
