@@ -88,10 +88,8 @@ def test_names_of_pytorch_pretrained_bert(tmp_path: Path) -> None:
         assert ("heads" in params) == bool(heads)
         parameters = dict(module.named_parameters())
         foreign = rename.to_foreign(leaves, FAMILY.dialects[1])
-        prefix = "transformer." if name == "GPT2Model" else ""
-        assert {k.removeprefix(prefix) for k in foreign} == set(parameters) - {
-            "lm_head.decoder.weight"
-        }
+        prefix = "transformer." if name == "GPT2LMHeadModel" else ""
+        assert {prefix + k for k in foreign} == set(parameters) - {"lm_head.decoder.weight"}
 
 
 @pytest.mark.parametrize("kept", ["both", "only the copy"])

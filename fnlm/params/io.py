@@ -7,21 +7,22 @@ is first used.
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from fnlm.params import hub, rename, tree
 from fnlm.params import spec as describe
 from fnlm.params.config import BaseConfig
-from fnlm.params.rename import Family
+from fnlm.params.rename import Dialect, Family
 from fnlm.params.tree import Tree
 
-__all__ = ["load", "read", "save", "write"]
+__all__ = ["assemble", "config_from", "load", "read", "replace", "save", "write"]
 
 SpecOf = Callable[..., Tree]
 
@@ -39,14 +40,27 @@ def read(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is not a whole .safetensors file: {error}") from error
 
 
-def write(tensors: dict[str, Tensor], path: str | Path) -> None:
-    """Write tensors to a .safetensors file, which appears whole or not at all."""
+def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write tensors to a file, which appears whole or not at all.
+
+    Args:
+        tensors: by name; read one after the other if the mapping reads when asked.
+        path: ending in .safetensors, or in .bin for the form of `torch.save`.
+    """
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    if Path(path).suffix == ".safetensors":
+        replace(path, lambda part: safetensors.torch.save_file(whole, part, {"format": "pt"}))
+    else:
+        replace(path, lambda part: torch.save(whole, part))
+
+
+def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
+    """Fill a new file and put it in the place of the former one, at once or not at all."""
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
     os.close(handle)
     try:
-        whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        safetensors.torch.save_file(whole, name, metadata={"format": "pt"})
+        fill(Path(name))
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
@@ -64,37 +78,80 @@ def load(
     key: Tensor | None,
 ) -> Tree:
     """Read a family's parameters; the body of every family's `load`, which documents it."""
-    weights, config_path = hub.locate(name_or_path)
-    config = _config(config_path, family, config_class)
-    found, unexpected = rename.from_foreign(read(weights), family, str(weights))
+    weights, config = hub.locate(name_or_path)
+    return assemble(
+        read(weights),
+        config_from(config, family, config_class),
+        family,
+        spec,
+        source=str(weights),
+        heads=heads,
+        key=key,
+    )
+
+
+def assemble(
+    tensors: Mapping[str, Tensor],
+    config: BaseConfig,
+    family: Family,
+    spec: SpecOf,
+    *,
+    source: str = "tensors",
+    heads: Sequence[str] | None = None,
+    key: Tensor | None = None,
+) -> Tree:
+    """Make parameters of a family from tensors by foreign name, every one accounted for.
+
+    Args:
+        tensors: from `read`, for example.
+        config: of the family.
+        family: its tables.
+        spec: its `spec`.
+        source: what an error calls the tensors.
+        heads: as in every family's `load`, like `key`.
+
+    Raises:
+        ValueError: a tensor is missing, unexpected, or of another shape or type.
+    """
+    found, unexpected = rename.from_foreign(tensors, family, source)
+    dialect = rename.dialect_of(tensors, family)
     if unexpected:
         every_head = max(family.architectures, key=len)
-        _report_unexpected(unexpected, found, spec(config, every_head), family, weights)
+        _report_unexpected(unexpected, found, spec(config, every_head), family, dialect, source)
     present = tuple(sorted({path.split(".")[1] for path in found if path.startswith("heads.")}))
     wanted = spec(config, present if heads is None else tuple(heads))
-    found |= _new_heads(wanted, found, heads, key, weights)
-    describe.check(wanted, found, str(weights))
+    found |= _new_heads(wanted, found, heads, key, source)
+    describe.check(wanted, found, source, _names(wanted, dialect))
     ordered = {path: found[path] for path, _ in tree.named_leaves(wanted)}
     return {"config": config, **rename.nest(ordered)}
 
 
-def save(params: Tree, directory: str | Path, family: Family) -> None:
-    """Write model.safetensors and config.json; the body of every family's `save`."""
+def save(params: Tree, directory: str | Path, family: Family, dialect: str) -> None:
+    """Write weights and config.json; the body of every family's `save`, which documents it."""
+    dialects = {d.name: d for d in family.dialects if d.file}
+    if dialect not in dialects:
+        raise ValueError(f"dialect={dialect!r} is not one of {', '.join(dialects)}")
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     config: BaseConfig = params["config"]
     heads = tuple(sorted(params.get("heads", {})))
     leaves = {name: value for name, value in params.items() if name != "config"}
-    write(rename.to_foreign(leaves, family.dialects[0]), directory / "model.safetensors")
+    foreign = rename.to_foreign(leaves, dialects[dialect])
+    directory.mkdir(parents=True, exist_ok=True)
+    write(foreign, directory / dialects[dialect].file)
     content = config.to_dict() | {
         "model_type": family.name,
         "architectures": [family.architectures[heads]],
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    (directory / "config.json").write_text(text, encoding="utf-8")
+    replace(directory / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _config(path: Path, family: Family, config_class: type[BaseConfig]) -> Any:
+def config_from(path: Path, family: Family, config_class: type[BaseConfig]) -> Any:
+    """Read a config.json of a family.
+
+    Raises:
+        ValueError: it is of another family, or asks for arithmetic that fnlm does not do.
+    """
     config = config_class.from_json_file(path)
     values = config.to_dict()
     if (found := values.get("model_type", family.name)) != family.name:
@@ -111,16 +168,31 @@ def _config(path: Path, family: Family, config_class: type[BaseConfig]) -> Any:
 
 
 def _report_unexpected(
-    names: list[str], found: dict[str, Tensor], wanted: Tree, family: Family, source: Path
+    names: list[str],
+    found: dict[str, Tensor],
+    wanted: Tree,
+    family: Family,
+    dialect: Dialect,
+    source: str,
 ) -> None:
     """Raise, naming each unexpected tensor and the missing one it looks most like."""
-    leaves = tree.named_leaves(describe.meta(wanted))
-    absent = {path: leaf for path, leaf in leaves if path not in found}
-    foreign = rename.to_foreign(rename.nest(absent), family.dialects[0]) if absent else {}
-    missing = [name for name, path in zip(foreign, absent, strict=True) if path[:6] != "heads."]
-    text = "; ".join(f"unexpected {name}{rename.nearest(name, list(foreign))}" for name in names)
-    lost = f"; missing {', '.join(missing)}" if missing else ""
-    raise ValueError(f"{source} does not fit family {family.name!r}: {text}{lost}")
+    if not found:
+        raise ValueError(
+            f"{source} holds nothing of family {family.name!r} (its tensors: {names[0]}, ...): "
+            "use the module of its own family"
+        )
+    foreign = [name for path, name in _names(wanted, dialect).items() if path not in found]
+    problems = [f"unexpected {name}{rename.nearest(name, foreign)}" for name in names]
+    heads = _names({"heads": wanted["heads"]}, dialect).values()
+    problems += [f"missing {name}" for name in foreign if name not in heads]
+    text = describe.listed(problems)
+    raise ValueError(f"{source} does not fit family {family.name!r}: {text}")
+
+
+def _names(wanted: Tree, dialect: Dialect) -> dict[str, str]:
+    """Say what a file in some dialect calls our paths."""
+    paths = [path for path, _ in tree.named_leaves(wanted)]
+    return {path: name for path in paths if (name := rename.foreign_name(path, dialect))}
 
 
 def _new_heads(
@@ -128,7 +200,7 @@ def _new_heads(
     found: dict[str, Tensor],
     heads: Sequence[str] | None,
     key: Tensor | None,
-    source: Path,
+    source: str,
 ) -> dict[str, Tensor]:
     """Initialise the wanted heads that the file lacks altogether."""
     have = {path.split(".")[1] for path in found if path.startswith("heads.")}

@@ -6,7 +6,7 @@ substring, and nothing is dropped in silence.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from typing import NamedTuple
@@ -17,8 +17,8 @@ from torch import Tensor
 from fnlm.params.tree import Tree, named_leaves
 
 __all__ = [
-    "Dialect", "Family", "Match", "Rule", "classify", "from_foreign", "nearest", "nest",
-    "to_foreign",
+    "Dialect", "Family", "Match", "Rule", "classify", "dialect_of", "foreign_name", "from_foreign",
+    "nearest", "nest", "to_foreign",
 ]  # fmt: skip
 
 # What TensorFlow's savers store beside a model: optimizer slots of a variable, and counters.
@@ -76,21 +76,32 @@ def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
     Raises:
         ValueError: a leaf has no rule.
     """
-    table = [(_pattern(rule.ours), rule) for rule in dialect.rules]
-    prefix = "" if dialect.bare and "heads" not in params else dialect.prefix
+    prefixed = not dialect.bare or "heads" in params
     result = {}
     for path, leaf in named_leaves(params):
-        rule, number = _find(path, table)
+        rule, number = _find(path, dialect.rules, "ours")
         if rule is None:
             raise ValueError(
                 f"no rule of {dialect.name} names the leaf {path}: it can't be saved in that form"
             )
-        name = rule.theirs.replace("*", number)
-        if not name.startswith(dialect.unprefixed):
-            name = prefix + name
+        name = _filled(rule, number, dialect, prefixed)
         back = " -> ".join(reversed(rule.layout.split(" -> ")))
         result[name] = einops.rearrange(leaf, back) if back else leaf
     return result
+
+
+def foreign_name(path: str, dialect: Dialect) -> str | None:
+    """Say what a dialect calls one of our paths; None where it has no name for it."""
+    rule, number = _find(path, dialect.rules, "ours")
+    return None if rule is None else _filled(rule, number, dialect)
+
+
+def dialect_of(names: Iterable[str], family: Family) -> Dialect:
+    """Find the dialect that knows the most of some names, the first one when in doubt."""
+    names = list(names)
+    return max(
+        family.dialects, key=lambda dialect: sum(_match(n, dialect) is not None for n in names)
+    )
 
 
 def from_foreign(
@@ -149,14 +160,8 @@ def classify(name: str, family: Family) -> Match:
     'training'
     """
     for dialect in family.dialects:
-        short = name.removeprefix("module.").removeprefix(dialect.prefix)
-        if short in dialect.ties:
-            return Match("tie", dialect.ties[short])
-        if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):
-            return Match("buffer")
-        rule, number = _find(short, [(_pattern(rule.theirs), rule) for rule in dialect.rules])
-        if rule is not None:
-            return Match("leaf", rule.ours.replace("*", number), rule.layout)
+        if match := _match(name, dialect):
+            return match
     return Match("training" if _TRAINING.fullmatch(name) else "unknown")
 
 
@@ -187,11 +192,28 @@ def nearest(name: str, names: list[str]) -> str:
     return f" (nearest: {close[0]})" if close else ""
 
 
-def _find(name: str, table: list[tuple[re.Pattern[str], Rule]]) -> tuple[Rule | None, str]:
-    for pattern, rule in table:
+def _match(name: str, dialect: Dialect) -> Match | None:
+    short = name.removeprefix("module.").removeprefix(dialect.prefix)
+    if short in dialect.ties:
+        return Match("tie", dialect.ties[short])
+    if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):
+        return Match("buffer")
+    rule, number = _find(short, dialect.rules, "theirs")
+    return rule and Match("leaf", rule.ours.replace("*", number), rule.layout)
+
+
+def _find(name: str, rules: tuple[Rule, ...], side: str) -> tuple[Rule | None, str]:
+    """Find the rule of a name of one side, and the layer number in the name."""
+    for rule in rules:
+        pattern = _pattern(getattr(rule, side))
         if match := pattern.fullmatch(name):
             return rule, match.group(1) if pattern.groups else ""
     return None, ""
+
+
+def _filled(rule: Rule, number: str, dialect: Dialect, prefixed: bool = True) -> str:
+    name = rule.theirs.replace("*", number)
+    return dialect.prefix + name if prefixed and not name.startswith(dialect.unprefixed) else name
 
 
 @cache
