@@ -45,13 +45,20 @@ def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
     Args:
         tensors: by name; read one after the other if the mapping reads when asked.
-        path: ending in .safetensors, or in .bin for the form of `torch.save`.
+        path: a name that ends in .bin means the form of `torch.save`, any other safetensors.
     """
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    if Path(path).suffix == ".safetensors":
-        replace(path, lambda part: safetensors.torch.save_file(whole, part, {"format": "pt"}))
-    else:
+    whole = {name: _alone(value) for name, value in tensors.items()}
+    if Path(path).suffix == ".bin":
         replace(path, lambda part: torch.save(whole, part))
+    else:
+        replace(path, lambda part: safetensors.torch.save_file(whole, part, {"format": "pt"}))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Give a tensor memory of its own, in the order of its dimensions, as files need it."""
+    tensor = tensor.detach().cpu().contiguous()
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone()
 
 
 def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
@@ -126,8 +133,14 @@ def assemble(
     return {"config": config, **rename.nest(ordered)}
 
 
-def save(params: Tree, directory: str | Path, family: Family, dialect: str) -> None:
-    """Write weights and config.json; the body of every family's `save`, which documents it."""
+def save(
+    params: Tree, directory: str | Path, family: Family, dialect: str, *, file: str | None = None
+) -> list[str]:
+    """Write weights and config.json; the body of every family's `save`, which documents it.
+
+    Returns:
+        the names of the files; `file` is that of the weights, if not the usual one.
+    """
     dialects = {d.name: d for d in family.dialects if d.file}
     if dialect not in dialects:
         raise ValueError(f"dialect={dialect!r} is not one of {', '.join(dialects)}")
@@ -137,13 +150,15 @@ def save(params: Tree, directory: str | Path, family: Family, dialect: str) -> N
     leaves = {name: value for name, value in params.items() if name != "config"}
     foreign = rename.to_foreign(leaves, dialects[dialect])
     directory.mkdir(parents=True, exist_ok=True)
-    write(foreign, directory / dialects[dialect].file)
+    file = file or dialects[dialect].file
+    write(foreign, directory / file)
     content = config.to_dict() | {
         "model_type": family.name,
         "architectures": [family.architectures[heads]],
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     replace(directory / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
+    return [file, "config.json"]
 
 
 def config_from(path: Path, family: Family, config_class: type[BaseConfig]) -> Any:

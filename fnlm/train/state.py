@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import grad_and_value
 
 from fnlm import random
-from fnlm.params import tree
+from fnlm.params import io, tree
 from fnlm.params.tree import Tree
 from fnlm.train.links import Optimizer, global_norm
 
@@ -114,11 +114,7 @@ def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
     ...     load_state(f"{folder}/state.safetensors", like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
     """
-    path = Path(path)
-    tensors = {name: _alone(leaf) for name, leaf in tree.named_leaves(state)}
-    partial = path.with_name(f"{path.name}.partial")
-    save_file(tensors, partial, metadata={"format": "pt"})
-    os.replace(partial, path)
+    io.write(dict(tree.named_leaves(state)), path)
 
 
 def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
@@ -157,12 +153,6 @@ def _parts(batch: tuple[Any, ...], number: int) -> list[tuple[Any, ...]]:
             )
     cut = tree.map(lambda leaf: leaf.unflatten(0, (number, -1)), batch)
     return [tree.map(lambda leaf, i=i: leaf[i], cut) for i in range(number)]
-
-
-def _alone(leaf: Tensor) -> Tensor:
-    """Return the tensor in memory of its own, in the order of its dimensions, for the file."""
-    leaf = leaf.detach().contiguous()
-    return leaf if leaf.untyped_storage().nbytes() == leaf.nbytes else leaf.clone()
 
 
 def _check(
