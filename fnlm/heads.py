@@ -1,10 +1,32 @@
 """Task heads: hidden states and their own sub-tree of parameters, to logits."""
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
 
 from fnlm.layers.linear import linear
+from fnlm.layers.norm import layer_norm
+from fnlm.params.tree import Tree
 
-__all__ = ["choice_logits", "tied_logits"]
+__all__ = ["choice_logits", "find", "tied_logits", "word_logits"]
+
+
+def find(params: dict[str, Any], name: str) -> Tree:
+    """Return the parameters of a head.
+
+    Raises:
+        KeyError: there is no such head; says how to get one.
+
+    >>> find({"heads": {"choice": {"bias": 1}}}, "choice")
+    {'bias': 1}
+    """
+    if name not in params.get("heads", {}):
+        raise KeyError(
+            f"params have no head {name!r}: make it with init(..., heads=({name!r},)) or "
+            f"load(..., heads=({name!r},), key=key)"
+        )
+    return params["heads"][name]
 
 
 def tied_logits(hidden: Tensor, table: Tensor) -> Tensor:
@@ -34,3 +56,31 @@ def choice_logits(hidden: Tensor, positions: Tensor, weight: Tensor, bias: Tenso
     """
     index = positions[..., None, None].expand(*positions.shape, 1, hidden.shape[-1])
     return linear(hidden.gather(-2, index), weight, bias)[..., 0, 0]
+
+
+def word_logits(
+    hidden: Tensor,
+    table: Tensor,
+    transform: dict[str, Tensor],
+    norm: dict[str, Tensor],
+    bias: Tensor,
+    *,
+    activation: Callable[[Tensor], Tensor],
+    epsilon: float,
+) -> Tensor:
+    """Score every word by its embedding, after one more layer: BERT's masked language model.
+
+    Args:
+        hidden: [..., D].
+        table: [V, D], the input embeddings.
+        transform: weight [D, D] and bias [D] of the layer.
+        norm: scale [D] and bias [D].
+        bias: [V].
+        activation: after the layer, before the norm.
+        epsilon: of the norm.
+
+    Returns:
+        [..., V].
+    """
+    hidden = layer_norm(activation(linear(hidden, **transform)), **norm, epsilon=epsilon)
+    return linear(hidden, table.mT, bias)

@@ -160,8 +160,7 @@ def test_a_head_must_be_named_and_keyed(tmp_path: Path) -> None:
     same(loaded, gpt2.load(tmp_path, heads=HEAD, key=random.key(1)))
     gpt2.save(loaded, tmp_path)
     same(gpt2.load(tmp_path, heads=HEAD), loaded)
-    with pytest.raises(ValueError, match=r"unexpected heads.multiple_choice"):
-        gpt2.load(tmp_path, heads=())
+    same(gpt2.load(tmp_path, heads=()), base)  # heads that are not wanted are left out
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
@@ -190,9 +189,9 @@ def test_wrong_places_are_named(saved: tuple[Any, Path], tmp_path: Path) -> None
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"model.safetensors is missing"):
         gpt2.load(tmp_path / "empty")
-    with pytest.raises(FileNotFoundError, match=r"no file or directory 'no/such'.*check the name"):
+    with pytest.raises(FileNotFoundError, match=r"'no/such' is no directory or.*check the name"):
         gpt2.load("no/such")
-    with pytest.raises(FileNotFoundError, match=r"no file or directory"):
+    with pytest.raises(FileNotFoundError, match=r"is no directory and no name of a model"):
         gpt2.load("not a name at all!")
 
 

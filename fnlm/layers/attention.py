@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fnlm.layers.dropout import dropout
 
-__all__ = ["MASKED_SCORE", "attend", "causal_mask", "merge_heads", "split_heads"]
+__all__ = ["MASKED_SCORE", "attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
 
 MASKED_SCORE = -1e4  # finite, as in the reference: a row without any allowed key stays finite
 
@@ -55,22 +55,39 @@ def causal_mask(valid: Tensor, new: int) -> Tensor:
     return rearrange(valid, "... s -> ... 1 1 s") & reach
 
 
+def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to the scores of each key: 0, or `MASKED_SCORE` for padding.
+
+    Args:
+        mask: [..., S], nonzero for real tokens.
+        dtype: of the scores.
+
+    Returns:
+        [..., 1, 1, S].
+
+    >>> padding_bias(torch.tensor([1, 0]), torch.float32)
+    tensor([[[     0., -10000.]]])
+    """
+    return rearrange((mask == 0).to(dtype) * MASKED_SCORE, "... s -> ... 1 1 s")
+
+
 def attend(
     q: Tensor,
     keys: tuple[Tensor, ...],
     values: tuple[Tensor, ...],
-    allowed: Tensor,
+    mask: Tensor | None = None,
     *,
     rate: float = 0.0,
     key: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(q k^T / sqrt(Dh)) v, the scores not allowed being `MASKED_SCORE`.
+    """Return softmax(q k^T / sqrt(Dh)) v, the scores being masked before the softmax.
 
     Args:
         q: [..., H, T, Dh].
         keys: pieces [..., H, Si, Dh]; together they have S = sum of Si tokens.
         values: pieces of the same shapes.
-        allowed: bool, broadcastable to [..., H, T, S].
+        mask: broadcastable to [..., H, T, S]. Bool: False replaces a score by `MASKED_SCORE`.
+            Floating: it is added to the scores. By default none is changed.
         rate: of the dropout on the attention weights.
         key: of that dropout.
 
@@ -85,8 +102,11 @@ def attend(
     """
     q = q * (1 / math.sqrt(q.shape[-1]))
     scores = _join([q @ k.mT for k in keys])
-    weights = torch.where(allowed, scores, MASKED_SCORE).softmax(-1)
-    weights = dropout(weights, rate, key)
+    if mask is not None:
+        scores = (
+            torch.where(mask, scores, MASKED_SCORE) if mask.dtype == torch.bool else scores + mask
+        )
+    weights = dropout(scores.softmax(-1), rate, key)
     if len(values) == 1:
         return weights @ values[0]
     parts = weights.split([v.shape[-2] for v in values], -1)

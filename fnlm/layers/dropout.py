@@ -4,7 +4,7 @@ from torch import Tensor
 
 from fnlm import random
 
-__all__ = ["dropout"]
+__all__ = ["dropout", "keys_of_sites"]
 
 
 def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
@@ -32,3 +32,12 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
         )
     kept = random.bernoulli(key, 1 - rate, tuple(x.shape[key.ndim :]))
     return x * kept.to(x.dtype).mul_(1 / (1 - rate))
+
+
+def keys_of_sites(key: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
+    """Derive the keys of a model's dropouts, one for each place: all None without a key.
+
+    >>> keys_of_sites(None, 2)
+    (None, None)
+    """
+    return (None,) * count if key is None else random.split(key, count).unbind(-1)

@@ -120,14 +120,20 @@ def assemble(
     Raises:
         ValueError: a tensor is missing, unexpected, or of another shape or type.
     """
-    found, unexpected = rename.from_foreign(tensors, family, source)
+    known = rename.for_heads(family, _heads_of(config, family) or heads or ())
+    found, unexpected = rename.from_foreign(tensors, known, source)
     dialect = rename.dialect_of(tensors, family)
     if unexpected:
+        _report_shared(unexpected, family, source)
         every_head = max(family.architectures, key=len)
         _report_unexpected(unexpected, found, spec(config, every_head), family, dialect, source)
-    present = tuple(sorted({path.split(".")[1] for path in found if path.startswith("heads.")}))
-    wanted = spec(config, present if heads is None else tuple(heads))
-    found |= _new_heads(wanted, found, heads, key, source)
+    if heads is not None:
+        found = {path: x for path, x in found.items() if _part(path) in ("", *heads)}
+    wanted = spec(
+        config, sorted({_part(path) for path in found} - {""}) if heads is None else heads
+    )
+    wanted = _without_absent(wanted, found, family)
+    found |= _new_parts(wanted, found, family, key, source)
     describe.check(wanted, found, source, _names(wanted, dialect))
     ordered = {path: found[path] for path, _ in tree.named_leaves(wanted)}
     return {"config": config, **rename.nest(ordered)}
@@ -152,9 +158,10 @@ def save(
     directory.mkdir(parents=True, exist_ok=True)
     file = file or dialects[dialect].file
     write(foreign, directory / file)
+    classes = family.architectures
     content = config.to_dict() | {
         "model_type": family.name,
-        "architectures": [family.architectures[heads]],
+        "architectures": [classes[h] for h in ([heads] if heads in classes else zip(heads))],
     }
     text = json.dumps(content, indent=2, sort_keys=True) + "\n"
     replace(directory / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
@@ -210,16 +217,50 @@ def _names(wanted: Tree, dialect: Dialect) -> dict[str, str]:
     return {path: name for path in paths if (name := rename.foreign_name(path, dialect))}
 
 
-def _new_heads(
+def _part(path: str) -> str:
+    """Return the head that a path belongs to; "" for the model below."""
+    return path.split(".")[1] if path.startswith("heads.") else ""
+
+
+def _heads_of(config: BaseConfig, family: Family) -> set[str]:
+    """Return the heads of the classes that a config.json names."""
+    classes = config.to_dict().get("architectures") or ()
+    return {
+        head for heads, name in family.architectures.items() if name in classes for head in heads
+    }
+
+
+def _report_shared(names: list[str], family: Family, source: str) -> None:
+    """Raise if one of some names is unexpected only because it could belong to several heads."""
+    for name in names:
+        rules = [rule for dialect in family.dialects for rule in dialect.rules]
+        if rename.classify(name, family).kind == "leaf":
+            owners = sorted({_part(rule.ours) for rule in rules if name.endswith(rule.theirs)})
+            raise ValueError(
+                f"{source}: {name} may belong to {', '.join(owners)}, and config.json names no "
+                f"class that tells which: pass heads=({owners[0]!r},), for example"
+            )
+
+
+def _without_absent(wanted: Tree, found: Mapping[str, Tensor], family: Family) -> Tree:
+    """Leave out what a file may lack, does lack, and no wanted head needs."""
+    there = {path.split(".")[0] for path in found}
+    needed = {
+        part for part, needing in family.optional.items() if {*needing} & {*wanted.get("heads", {})}
+    }
+    return {k: v for k, v in wanted.items() if k not in {*family.optional} - there - needed}
+
+
+def _new_parts(
     wanted: Tree,
     found: dict[str, Tensor],
-    heads: Sequence[str] | None,
+    family: Family,
     key: Tensor | None,
     source: str,
 ) -> dict[str, Tensor]:
-    """Initialise the wanted heads that the file lacks altogether."""
-    have = {path.split(".")[1] for path in found if path.startswith("heads.")}
-    lacking = [head for head in heads or () if head not in have]
+    """Initialise the wanted heads that the file lacks altogether, and what they alone need."""
+    have = {_part(path) for path in found}
+    lacking = {name: leaves for name, leaves in wanted.get("heads", {}).items() if name not in have}
     if not lacking:
         return {}
     if key is None:
@@ -227,5 +268,6 @@ def _new_heads(
             f"{source} has no head {', '.join(lacking)}: "
             "pass key=fnlm.random.key(seed) to initialise it at random"
         )
-    fresh = describe.init({"heads": {head: wanted["heads"][head] for head in lacking}}, key)
-    return dict(tree.named_leaves(fresh))
+    below = {path.split(".")[0] for path in found}
+    parts = {part: wanted[part] for part in family.optional if part in {*wanted} - below}
+    return dict(tree.named_leaves(describe.init({"heads": lacking, **parts}, key)))

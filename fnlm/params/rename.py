@@ -17,8 +17,8 @@ from torch import Tensor
 from fnlm.params.tree import Tree, named_leaves
 
 __all__ = [
-    "Dialect", "Family", "Match", "Rule", "classify", "dialect_of", "foreign_name", "from_foreign",
-    "nearest", "nest", "to_foreign",
+    "Dialect", "Family", "Match", "Rule", "classify", "dialect_of", "for_heads", "foreign_name",
+    "from_foreign", "nearest", "nest", "to_foreign",
 ]  # fmt: skip
 
 # What TensorFlow's savers store beside a model: optimizer slots of a variable, and counters.
@@ -68,13 +68,14 @@ class Family(NamedTuple):
     required: Mapping[
         str, object
     ]  # config keys that would change the arithmetic, with the only value we compute
+    optional: Mapping[str, tuple[str, ...]] = {}  # what a file may lack, and the heads that need it
 
 
 def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
     """Give the leaves a dialect's names: the inverse of `from_foreign`.
 
     Raises:
-        ValueError: a leaf has no rule.
+        ValueError: a leaf has no rule, or two leaves have one name.
     """
     prefixed = not dialect.bare or "heads" in params
     result = {}
@@ -85,6 +86,11 @@ def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
                 f"no rule of {dialect.name} names the leaf {path}: it can't be saved in that form"
             )
         name = _filled(rule, number, dialect, prefixed)
+        if name in result:
+            raise ValueError(
+                f"{path} and the same leaf of another head are both called {name} in {dialect.name}"
+                " files: save the heads apart, or in the dialect 'fnlm'"
+            )
         back = " -> ".join(reversed(rule.layout.split(" -> ")))
         result[name] = einops.rearrange(leaf, back) if back else leaf
     return result
@@ -102,6 +108,30 @@ def dialect_of(names: Iterable[str], family: Family) -> Dialect:
     return max(
         family.dialects, key=lambda dialect: sum(_match(n, dialect) is not None for n in names)
     )
+
+
+def for_heads(family: Family, heads: Iterable[str]) -> Family:
+    """Keep, of the rules that share a foreign name, that of a head among `heads`; none if in doubt.
+
+    >>> from fnlm.params.rules.bert import FAMILY
+    >>> classify("classifier.bias", for_heads(FAMILY, ["token_classification"])).path
+    'heads.token_classification.bias'
+    >>> classify("classifier.bias", for_heads(FAMILY, [])).kind
+    'unknown'
+    """
+    heads = set(heads)
+
+    def narrow(dialect: Dialect) -> Dialect:
+        sharing: dict[str, list[Rule]] = {}
+        for rule in dialect.rules:
+            sharing.setdefault(rule.theirs, []).append(rule)
+        rules: list[Rule] = []
+        for group in sharing.values():
+            named = [rule for rule in group if rule.ours.split(".")[1] in heads]
+            rules += group if len(group) == 1 else named if len(named) == 1 else []
+        return dialect._replace(rules=tuple(rules))
+
+    return family._replace(dialects=tuple(narrow(dialect) for dialect in family.dialects))
 
 
 def from_foreign(
