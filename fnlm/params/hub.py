@@ -1,62 +1,250 @@
-"""Where a model's files are: a path, a model inside the package, or a name on the hub."""
+"""Where the files of a model are: a path, a model inside the package, or a name on the hub.
 
+Paths win, the network is asked last. Nothing here knows tensors, and huggingface_hub is imported
+only when a name is asked for; its environment variables (HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+HF_TOKEN, HF_ENDPOINT, HF_HUB_DISABLE_PROGRESS_BARS ...) work as in its own documentation.
+"""
+
+import difflib
+import errno
+import os
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-__all__ = ["BUNDLED", "locate"]
+from fnlm.params import _hub_client
+
+__all__ = ["BUNDLED", "CONFIGS", "PUBLISHED", "WEIGHTS", "Source", "find", "locate", "weights"]
 
 BUNDLED = Path(__file__).parent.parent / "models"
 
+# The names that pytorch-pretrained-bert published, and where on the hub their models are now.
+PUBLISHED = {
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+    "bert-large-uncased": "google-bert/bert-large-uncased",
+    "bert-base-cased": "google-bert/bert-base-cased",
+    "bert-large-cased": "google-bert/bert-large-cased",
+    "bert-base-multilingual-uncased": "google-bert/bert-base-multilingual-uncased",
+    "bert-base-multilingual-cased": "google-bert/bert-base-multilingual-cased",
+    "bert-base-chinese": "google-bert/bert-base-chinese",
+    "openai-gpt": "openai-community/openai-gpt",
+    "gpt2": "openai-community/gpt2",
+    "transfo-xl-wt103": "transfo-xl/transfo-xl-wt103",
+}
 
-def locate(name_or_path: str | Path) -> tuple[Path, Path]:
-    """Find the weights and the config.json of a model.
+# The names that weights have in a directory or on the hub, and those of a configuration; the
+# preferred one first.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+CONFIGS = ("config.json", "bert_config.json", "hparams.json")
+
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", re.ASCII)
+_WANTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+_Path = str | Path
+_Choices = Sequence[tuple[str, ...]]
+
+
+class Source(NamedTuple):
+    """The files of a model."""
+
+    weights: Path  # a file of weights, an index of such files, or a TensorFlow .index
+    config: Path
+
+
+def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
+    """Find the weights of a model and the configuration beside them.
 
     Args:
-        name_or_path: a directory, a .safetensors file, the name of a bundled model, or a hub name.
-            Paths win.
-
-    Returns:
-        path of the .safetensors file, path of the config.json.
+        name_or_path: a directory; a file of weights, or the prefix of a TensorFlow checkpoint; the
+            name of a model inside the package; one of the published names; or `owner/name` on the
+            hub, with `@revision` or without. What exists on disk wins; then the cache of the hub.
+        configs: the file names of a configuration, the preferred one first.
 
     Raises:
-        FileNotFoundError: says what was looked for, where, and how to get it.
+        FileNotFoundError: says what was looked for, where, why it is not there, and how to get it.
+        ValueError: several files could be meant; or an index names files outside its directory.
+        OSError: the disk is too small for the download, or what came is damaged.
+
+    Example:
+        >>> locate("tiny").config.name
+        'config.json'
     """
-    path = Path(name_or_path).expanduser()
-    if (
-        not path.exists()
-        and (BUNDLED / path.name / "config.json").is_file()
-        and path.name == str(path)
-    ):
-        path = BUNDLED / path
+    if _on_disk(name_or_path) is None:
+        choices = [(name, config) for name in WEIGHTS for config in configs]
+        wanted = f"{_WANTED} beside a configuration ({' or '.join(configs)})"
+        return Source(*_from_hub(str(name_or_path), choices, wanted)[:2])
+    path = weights(name_or_path)
+    for name in configs:
+        if (config := path.parent / name).is_file():
+            return Source(path, config)
+    raise FileNotFoundError(
+        f"{path.parent / configs[0]} is missing{_and_so(configs[1:])}: a model is its weights "
+        f"({path.name}) beside its configuration; copy that there too"
+    )
+
+
+def weights(name_or_path: _Path) -> Path:
+    """Find the weights of a model, with a configuration beside them or without; see `locate`.
+
+    Example:
+        >>> weights("tiny").name
+        'model.safetensors'
+    """
+    path = _on_disk(name_or_path)
+    if path is None:
+        return _from_hub(str(name_or_path), [(name,) for name in WEIGHTS], _WANTED)[0]
     if path.is_dir():
-        weights = path / "model.safetensors"
-    elif path.is_file():
-        weights = path
-    else:
-        return _from_hub(str(name_or_path))
-    config = weights.parent / "config.json"
-    for file in (weights, config):
-        if not file.is_file():
-            raise FileNotFoundError(
-                f"{file} is missing: a model is a model.safetensors beside its config.json"
-            )
-    return weights, config
+        path = _weights_in(path)
+    if path.name.endswith(_ARCHIVES):
+        raise FileNotFoundError(_unpack(path))
+    return path
 
 
-def _from_hub(name: str) -> tuple[Path, Path]:
-    """Fetch from the hub's cache, or from the network unless HF_HUB_OFFLINE is set."""
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def find(name_or_path: _Path, choices: _Choices) -> tuple[Path, ...]:
+    """Return the paths of the first complete set of files.
 
-    try:
-        files = [
-            huggingface_hub.hf_hub_download(name, f) for f in ("model.safetensors", "config.json")
-        ]
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        bundled = ", ".join(sorted(p.name for p in BUNDLED.glob("*"))) or "none"
+    Args:
+        name_or_path: a directory, a file in it, or a name; see `locate`.
+        choices: sets of file names, the preferred one first.
+
+    Returns:
+        One path for each name of the set that was found.
+
+    Raises:
+        FileNotFoundError: no set is complete; the message says what was looked for and where.
+
+    Example:
+        >>> [path.name for path in find("tiny", [("vocab.txt",), ("vocab.json", "merges.txt")])]
+        ['vocab.json', 'merges.txt']
+    """
+    wanted = " or ".join("+".join(names) for names in choices)
+    path = _on_disk(name_or_path)
+    if path is None:
+        return _from_hub(str(name_or_path), choices, wanted)
+    directory = path if path.is_dir() else path.parent
+    for names in choices:
+        paths = tuple(directory / name for name in names)
+        if all(file.is_file() for file in paths):
+            return paths
+    raise FileNotFoundError(f"directory {str(directory)!r} holds no {wanted}; put them there")
+
+
+def _on_disk(name_or_path: _Path) -> Path | None:
+    """The path that a name stands for, where there is one: its own, or one inside the package."""
+    name = os.fspath(name_or_path)
+    path = Path(os.path.expanduser(name))
+    if name and os.path.exists(path):
+        return path
+    if os.path.exists(index := f"{path}.index"):  # the prefix of a TensorFlow checkpoint
+        return Path(index)
+    if path.name == name and (BUNDLED / name).is_dir():
+        return BUNDLED / name
+    return None
+
+
+def _weights_in(directory: Path) -> Path:
+    """The weights that a directory holds: the first of the forms that it has."""
+    for name in WEIGHTS:
+        if (path := directory / name).is_file():
+            return path
+    found = (
+        _only(directory.glob("*.safetensors"))
+        or _tensorflow(directory)
+        or _only(directory.glob("*.npz"))
+        or _only(directory.glob("params_shapes.json"))  # of the NumPy files of OpenAI's first GPT
+    )
+    if found is not None:
+        return found
+    for path in sorted(directory.iterdir()):
+        if path.name.endswith(_ARCHIVES):
+            raise FileNotFoundError(_unpack(path))
+    others = (*WEIGHTS[1:], "a TensorFlow checkpoint", "an .npz file", "params_shapes.json")
+    raise FileNotFoundError(
+        f"{directory / WEIGHTS[0]} is missing{_and_so(others)}: copy the weights there, or give "
+        "the path of the directory or file that holds them"
+    )
+
+
+def _tensorflow(directory: Path) -> Path | None:
+    """The checkpoint that TensorFlow's file `checkpoint` calls the latest, or else the only one."""
+    note = directory / "checkpoint"
+    if note.is_file():
+        text = note.read_text(encoding="utf-8", errors="replace")
+        if said := re.search(r'^model_checkpoint_path: "([^"\n]+)"', text, re.MULTILINE):
+            prefix = re.split(r"[/\\]", said[1])[-1]  # written where it was made: the name counts
+            for path in (directory / f"{prefix}.index", directory / prefix):
+                if path.is_file():
+                    return path
+    indexes = directory.glob("*.index")
+    return _only(path for path in indexes if any(directory.glob(f"{path.stem}.data-*")))
+
+
+def _only(paths: Iterable[Path]) -> Path | None:
+    found = sorted(path for path in paths if path.is_file())
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise ValueError(f"{found[0].parent} holds {names}: give the path of the one that is meant")
+    return found[0] if found else None
+
+
+def _and_so(names: Sequence[str]) -> str:
+    return f", and so are {', '.join(names)}" if names else ""
+
+
+def _unpack(archive: Path) -> str:
+    how = "unzip" if archive.suffix == ".zip" else "tar xf"
+    return (
+        f"{archive} is an archive: unpack it (cd {archive.parent}; {how} {archive.name}), then "
+        "give the path of the directory that holds its files"
+    )
+
+
+def _from_hub(name: str, choices: _Choices, wanted: str) -> tuple[Path, ...]:
+    """Return the first complete set of files: out of the hub's cache, or else from the network."""
+    bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/"))) or "none"
+    if not _NAME.fullmatch(name) or ".." in name:
         raise FileNotFoundError(
-            f"no file or directory {name!r}, no bundled model of that name (bundled: {bundled}), "
-            f"and the hub gave no model.safetensors and config.json for it "
-            f"({type(error).__name__}): check the name, or download both files into a directory "
-            "and pass its path"
+            f"{name!r} is no directory and no name of a model ('model' or 'owner/model'); give a "
+            f"directory that holds {wanted}"
+        )
+    from huggingface_hub import constants
+
+    repository, _, revision = name.partition("@")
+    revision = revision or constants.DEFAULT_REVISION
+    homes = _homes(repository)
+    failures = _hub_client.failures()
+    try:
+        for home in homes:
+            for names in choices:
+                if paths := _hub_client.whole(names, _hub_client.cached(home, revision)):
+                    return paths
+        if constants.HF_HUB_OFFLINE:
+            raise _hub_client.Reason("HF_HUB_OFFLINE is set: unset it to download them")
+        return _hub_client.download(homes[0], revision, choices)
+    except failures as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        known = [*bundled.split(", "), *PUBLISHED, *PUBLISHED.values()]
+        alike = difflib.get_close_matches(repository, known, n=1, cutoff=0.8)
+        near = f" (is {alike[0]!r} meant?)" if alike and alike[0] not in homes else ""
+        why = _hub_client.why(error, homes[0], revision)
+        raise FileNotFoundError(
+            f"{name!r} is no directory or file, no model inside the package (there: {bundled}), "
+            f"and the hub ({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no {wanted} "
+            f"of {homes[0]}: {why}; check the name{near}, or do it by hand: put these files into a "
+            "directory and load that"
         ) from error
-    return Path(files[0]), Path(files[1])
+
+
+def _homes(repository: str) -> tuple[str, ...]:
+    """The names of a repository: that of today, and the one it was published by."""
+    for name, home in PUBLISHED.items():
+        if repository in (name, home):
+            return home, name
+    return (repository,)

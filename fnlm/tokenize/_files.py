@@ -1,78 +1,8 @@
-"""Vocabulary files: finding them, on disk first and then on the Hugging Face hub, reading them."""
+"""Reading the files of a vocabulary."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-BUNDLED = Path(__file__).parent.parent / "models"
-
-
-def find(name_or_path: str | Path, choices: Sequence[tuple[str, ...]]) -> tuple[Path, ...]:
-    """Return the paths of the first complete set of files.
-
-    Args:
-        name_or_path: a directory, a file in it, the name of a model inside the package, or the
-            name of a model on the hub. What is on disk wins; the network is asked last.
-        choices: sets of file names, the preferred one first.
-
-    Returns:
-        One path for each name of the set that was found.
-
-    Raises:
-        FileNotFoundError: no set is complete; the message says what was looked for and where.
-
-    Example:
-        >>> find("./no/such/directory", [("vocab.json", "merges.txt")])
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
-    """
-    wanted = " or ".join("+".join(names) for names in choices)
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
-    if not path.exists() and path.name == name and (BUNDLED / name).is_dir():
-        path = BUNDLED / name
-    if path.exists():
-        directory = path if path.is_dir() else path.parent
-        for names in choices:
-            paths = tuple(directory / file for file in names)
-            if all(file.is_file() for file in paths):
-                return paths
-        raise FileNotFoundError(f"directory {str(directory)!r} holds no {wanted}; put them there")
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or not name:
-        raise FileNotFoundError(
-            f"{name!r} is no directory and no name of a model ('model' or 'owner/model'); give a "
-            f"directory that holds {wanted}"
-        )
-    return _from_hub(name, choices, wanted)
-
-
-def _from_hub(name: str, choices: Sequence[tuple[str, ...]], wanted: str) -> tuple[Path, ...]:
-    """Return the files of a model on the hub: out of its cache, or else from the network."""
-    from huggingface_hub import constants, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
-    reason: Exception | None = None
-    try:
-        for names in choices:
-            cached = [try_to_load_from_cache(name, file) for file in names]
-            if all(isinstance(file, str) for file in cached):
-                return tuple(Path(str(file)) for file in cached)
-        for names in choices:
-            try:
-                return tuple(Path(hf_hub_download(name, file)) for file in names)
-            except LocalEntryNotFoundError:  # no network: no use asking for the other files
-                raise
-            except EntryNotFoundError as error:
-                reason = error
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = error
-    bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/"))) or "none"
-    raise FileNotFoundError(
-        f"{name!r} is no directory, no model inside the package (there: {bundled}), and the hub "
-        f"({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no {wanted} "
-        f"({type(reason).__name__}); by hand: put these files into a directory and load that"
-    ) from reason
 
 
 def read_json(path: Path) -> Any:

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
+from fnlm.params import hub
 from fnlm.tokenize import _batch, _files, bpe
 from fnlm.tokenize._byte_level import (
     ALPHABET,
@@ -338,7 +339,7 @@ def load(name_or_path: str | Path) -> Tokenizer:
         ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
-    paths = _files.find(name_or_path, FILES)
+    paths = hub.find(name_or_path, FILES)
     added: dict[str, int] = {}
     if len(paths) == 1:
         vocab, merges, added = _files.read_tokenizer_json(paths[0])
