@@ -1,0 +1,174 @@
+"""Files mapped into memory and the members of zip archives in them, held to the bytes there."""
+
+import mmap
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Member", "content", "is_zip", "map_file", "members", "start", "tensor", "verify"]
+
+_LOCAL = struct.Struct("<4s5H3L2H")  # the header in front of a member
+_BLOCK = 1 << 20
+_INPUT = 1 << 16
+# Deflate can't do better than 258 bytes for 2 bits.
+_MOST_PER_BYTE = 1032
+
+
+class Member(NamedTuple):
+    """Where the bytes of a member of a zip archive are."""
+
+    name: str
+    offset: int  # of its first byte in the file
+    stored: int  # bytes in the file
+    size: int  # bytes once inflated
+    crc: int | None  # None where the writer recorded none
+    deflated: bool
+
+
+def map_file(path: str | Path) -> mmap.mmap:
+    """Map a file into memory, privately: what is written there never reaches the file."""
+    with open(path, "rb") as file:
+        if file.seek(0, 2) == 0:
+            raise ValueError("the file is empty: copy or download it again")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def tensor(buffer: mmap.mmap | bytearray, dtype: torch.dtype, offset: int, count: int) -> Tensor:
+    """Give `count` elements from byte `offset` on; without a copy where they are aligned."""
+    if count == 0:
+        return torch.empty(0, dtype=dtype)
+    if offset % dtype.itemsize:
+        buffer, offset = bytearray(memoryview(buffer)[offset:][: count * dtype.itemsize]), 0
+    return torch.frombuffer(buffer, dtype=dtype, count=count, offset=offset)
+
+
+def is_zip(data: mmap.mmap) -> bool:
+    """Tell a zip archive by its first bytes."""
+    return data[:4] == b"PK\3\4"
+
+
+def members(data: mmap.mmap) -> dict[str, Member]:
+    """Describe every member of a zip archive.
+
+    The directory at the end and the header in front of each member must agree, and no two
+    members may share a name or a byte.
+
+    Raises:
+        ValueError: they don't, or a member is encrypted or compressed otherwise than by deflate.
+    """
+    try:
+        with zipfile.ZipFile(data) as archive:  # type: ignore[call-overload]
+            listed, end = archive.infolist(), archive.start_dir
+    except (zipfile.BadZipFile, NotImplementedError, ArithmeticError, ValueError) as error:
+        raise ValueError(f"the zip archive is damaged ({error}): copy it again") from error
+    unchecked = all(info.CRC == 0 for info in listed)
+    found = {info.filename: _member(data, info, unchecked) for info in listed}
+    if len(found) != len(listed):
+        raise ValueError("the zip archive has several members of one name: write it again")
+    taken = sorted((info.header_offset, found[info.filename]) for info in listed)
+    ends = [member.offset + member.stored for _, member in taken]
+    starts = [offset for offset, _ in taken[1:]] + [end]
+    for (_, member), stop, following in zip(taken, ends, starts, strict=True):
+        if stop > following:
+            raise ValueError(f"member {member.name!r} of the zip archive overlaps what follows it")
+    return found
+
+
+def content(data: mmap.mmap, member: Member) -> bytearray:
+    """Give the bytes of a member, inflated and verified."""
+    if not member.deflated:
+        verify(data, member)
+        return bytearray(data[member.offset : member.offset + member.stored])
+    engine, whole = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(member.size)
+    crc, filled, position, end = 0, 0, member.offset, member.offset + member.stored
+    pending = b""
+    while filled < member.size and not engine.eof and (pending or position < end):
+        if not pending:
+            pending = data[position : min(position + _INPUT, end)]
+            position += len(pending)
+        try:
+            block = engine.decompress(pending, min(_BLOCK, member.size - filled))
+        except zlib.error as error:
+            raise _damaged(member) from error
+        pending = engine.unconsumed_tail
+        whole[filled : filled + len(block)] = block
+        crc, filled = zlib.crc32(block, crc), filled + len(block)
+    if filled != member.size or member.crc not in (None, crc):
+        raise _damaged(member)
+    return whole
+
+
+def start(data: mmap.mmap, member: Member, size: int) -> bytes:
+    """Give the first bytes of a member, at most `size`, without verifying the rest."""
+    if not member.deflated:
+        return data[member.offset : member.offset + min(size, member.stored)]
+    rest = data[member.offset : member.offset + min(member.stored, size + 1024)]
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(rest, size)
+    except zlib.error as error:
+        raise _damaged(member) from error
+
+
+def verify(data: mmap.mmap, member: Member) -> None:
+    """Hold the bytes of a stored member to its checksum.
+
+    Raises:
+        ValueError: they differ.
+    """
+    if member.crc is None:
+        return
+    crc = 0
+    for offset in range(member.offset, member.offset + member.stored, _BLOCK):
+        crc = zlib.crc32(data[offset : min(offset + _BLOCK, member.offset + member.stored)], crc)
+    if crc != member.crc:
+        raise _damaged(member)
+
+
+def _member(data: mmap.mmap, info: zipfile.ZipInfo, unchecked: bool) -> Member:
+    """Hold a line of the directory to the header in front of the member."""
+    name, offset = info.orig_filename, info.header_offset
+    wrong = ValueError(f"member {name!r} of the zip archive contradicts itself: copy it again")
+    if offset < 0 or offset + _LOCAL.size > len(data) or info.filename != name:
+        raise wrong
+    mark, _, flags, method, _, _, crc, stored, size, long_name, extra = _LOCAL.unpack_from(
+        data, offset
+    )
+    first = offset + _LOCAL.size
+    local = data[first : first + long_name].decode("utf-8" if flags & 0x800 else "cp437")
+    if (mark, local, flags, method) != (b"PK\3\4", name, info.flag_bits, info.compress_type):
+        raise wrong
+    written = flags & 8 == 0  # else the sizes come after the member
+    large = 0xFFFFFFFF in (stored, size)  # then they are in the extra field
+    if (
+        written
+        and not large
+        and (crc, stored, size)
+        != (
+            info.CRC,
+            info.compress_size,
+            info.file_size,
+        )
+    ):
+        raise wrong
+    if flags & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"member {name!r} is encrypted or compressed in a way fnlm doesn't read")
+    deflated = method == zipfile.ZIP_DEFLATED
+    if not deflated and info.compress_size != info.file_size:
+        raise wrong
+    if info.file_size > info.compress_size * _MOST_PER_BYTE:
+        raise ValueError(f"member {name!r} claims {info.file_size} bytes, more than it can hold")
+    place = first + long_name + extra
+    checksum = None if unchecked else info.CRC
+    return Member(name, place, info.compress_size, info.file_size, checksum, deflated)
+
+
+def _damaged(member: Member) -> ValueError:
+    return ValueError(
+        f"member {member.name!r} is damaged, it has not the checksum or the size that the archive "
+        "records: copy or download the file again"
+    )

@@ -1,0 +1,170 @@
+"""Safetensors files, and checkpoints in shards with an index."""
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from torch import Tensor
+
+from fnlm.params import pickled
+from fnlm.params.checkpoint import Checkpoint, Entry
+
+__all__ = ["read", "recognises"]
+
+_INDEX = ".index.json"
+_LARGEST_INDEX = 1 << 26
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
+    "BOOL": "bool",
+}
+
+
+def recognises(path: str | Path) -> bool:
+    """Tell by its name or its first bytes whether a file is an index of shards or safetensors.
+
+    >>> recognises("model.safetensors.index.json"), recognises(__file__)
+    (True, False)
+    """
+    if Path(path).name.endswith(_INDEX):
+        return True
+    with open(path, "rb") as file:
+        head = file.read(9)
+        return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= file.seek(0, 2) - 8
+
+
+def read(path: str | Path) -> Checkpoint:
+    """Describe the tensors of a .safetensors file, or of the shards that an .index.json lists.
+
+    The shards, of safetensors or of torch.save, lie beside the index. Each tensor is mapped into
+    memory when asked for. The format has no checksums.
+
+    Raises:
+        ValueError: a file is damaged or of another format, or the index and the shards disagree.
+        FileNotFoundError: a shard is missing.
+
+    >>> import torch
+    >>> from safetensors.torch import save_file
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     save_file({"w": torch.ones(2)}, f"{folder}/model.safetensors")
+    ...     file = read(f"{folder}/model.safetensors")
+    ...     file.format, file["w"]
+    ('safetensors', tensor([1., 1.]))
+    """
+    path = Path(path)
+    return _shards(path) if path.name.endswith(_INDEX) else _single(path)
+
+
+def _single(path: Path) -> Checkpoint:
+    try:
+        file: Any = safetensors.safe_open(path, framework="pt")
+        entries = {name: _entry(path, file, name) for name in file.keys()}  # noqa: SIM118
+    except safetensors.SafetensorError as error:
+        raise _broken(path, error) from error
+    return Checkpoint(path, "safetensors", entries)
+
+
+def _entry(path: Path, file: Any, name: str) -> Entry:
+    described = file.get_slice(name)
+    dtype = described.get_dtype()
+    shape = tuple(described.get_shape())
+    return Entry(_DTYPES.get(dtype, dtype), shape, partial(_tensor, path, file, name))
+
+
+def _tensor(path: Path, file: Any, name: str) -> Tensor:
+    try:
+        return file.get_tensor(name)
+    except safetensors.SafetensorError as error:
+        raise _broken(path, error) from error
+
+
+def _broken(path: Path, error: Exception) -> ValueError:
+    return ValueError(f"{path} is not a whole .safetensors file: {str(error)[:600]}")
+
+
+def _shards(path: Path) -> Checkpoint:
+    """Put the shards of an index together; every tensor must be where the index says, and listed.
+
+    A shard is a file beside the index. It may be a link into the folder `blobs` of the hub's cache,
+    which is made of such links, but into no other folder.
+    """
+    wanted = _weight_map(path)
+    listed: dict[str, set[str]] = {}
+    for name, file in wanted.items():
+        listed.setdefault(file, set()).add(name)
+    places = {file: _beside(path, file) for file in listed}
+    missing = [file for file, place in places.items() if not place.is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path} lists shards that are not beside it: {', '.join(missing[:10])}; download them"
+        )
+    shards = {file: _reader(place)(place) for file, place in places.items()}
+    for file, shard in shards.items():
+        _agree(path, file, listed[file], set(shard.entries))
+    entries = {name: shards[file].entries[name] for name, file in wanted.items()}
+    formats = ", ".join(sorted({shard.format for shard in shards.values()}))
+    return Checkpoint(path, f"{formats}, {len(shards)} shards", entries)
+
+
+def _reader(path: Path) -> Callable[[Path], Checkpoint]:
+    return pickled.read if pickled.recognises(path) else _single
+
+
+def _agree(path: Path, file: str, wanted: set[str], found: set[str]) -> None:
+    for names, what in ((wanted - found, "lacks"), (found - wanted, "has, and the index lacks,")):
+        if names:
+            listed = ", ".join(sorted(names)[:10])[:600]
+            raise ValueError(
+                f"shard {file} of {path} {what} {listed}: download the index with its shards"
+            )
+
+
+def _beside(path: Path, file: str) -> Path:
+    """Find a shard beside its index."""
+    place, home = path.parent / file, path.parent.resolve()
+    if file != place.name or file == ".." or "\\" in file or not file.isprintable():
+        raise ValueError(f"{path} lists {file[:200]!r}: a shard is the name of a file beside it")
+    try:
+        real = place.resolve()
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path} lists {file[:200]!r}, a name of no file: {error}") from error
+    if real.parent != home and real.parent not in [above / "blobs" for above in home.parents]:
+        raise ValueError(f"{path} lists {file!r}, a link out of its folder: copy the file there")
+    return place
+
+
+def _weight_map(path: Path) -> dict[str, str]:
+    """Read from an index in which file each tensor is."""
+    with open(path, "rb") as file:
+        text = file.read(_LARGEST_INDEX + 1)
+    if len(text) > _LARGEST_INDEX:
+        raise ValueError(f"{path} is larger than any index of shards: download it again")
+    try:
+        content = json.loads(text, object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {str(error)[:200]}") from error
+    found = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+        raise ValueError(f'{path} has no "weight_map" of tensors to files: download it again')
+    return found
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is there twice")
+    return found
