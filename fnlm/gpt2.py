@@ -19,12 +19,13 @@ from torch import Tensor
 from fnlm import heads as task_heads
 from fnlm import random
 from fnlm.layers import cache as kv
+from fnlm.layers import causal
 from fnlm.layers.activation import ACTIVATIONS
-from fnlm.layers.attention import attend, causal_mask, merge_heads, split_heads
+from fnlm.layers.attention import causal_mask
 from fnlm.layers.cache import AnyCache, Cache, FixedCache
-from fnlm.layers.dropout import dropout
+from fnlm.layers.causal import Pair, Pieces
+from fnlm.layers.dropout import dropout, keys_of_sites
 from fnlm.layers.embedding import lookup
-from fnlm.layers.linear import linear
 from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
 from fnlm.params import io
@@ -41,8 +42,7 @@ __all__ = [
 
 HEADS = ("multiple_choice",)
 Params = dict[str, Any]
-Pair = tuple[Tensor, Tensor]  # keys and values of the new tokens [..., H, T, Dh]
-Pieces = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # cached keys and values, piece by piece
+Sites = tuple[Tensor | None, ...]  # keys of dropouts
 
 
 @register_constant
@@ -95,17 +95,7 @@ def init_cache(params: Params, batch_size: int, capacity: int) -> FixedCache:
     Raises:
         ValueError: capacity is more than `n_positions`.
     """
-    config: Config = params["config"]
-    if not 0 < capacity <= config.n_positions:
-        raise ValueError(
-            f"capacity must be from 1 to n_positions={config.n_positions}, got {capacity}"
-        )
-    table = params["embed"]["token"]
-    shape = (batch_size, config.n_head, capacity, config.n_embd // config.n_head)
-    keys = tuple(table.new_zeros(shape) for _ in range(config.n_layer))
-    values = tuple(table.new_zeros(shape) for _ in range(config.n_layer))
-    valid = torch.zeros(batch_size, capacity, dtype=torch.bool, device=table.device)
-    return FixedCache(keys, values, valid, torch.zeros((), dtype=torch.int64, device=table.device))
+    return causal.fixed_cache(params["config"], params["embed"]["token"], batch_size, capacity)
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
@@ -155,36 +145,17 @@ def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
     return describe.init(spec(config, heads), key)
 
 
-def _attention(
-    x: Tensor,
-    past: Pieces,
-    allowed: Tensor,
-    qkv: Tree,
-    out: Tree,
-    *,
-    config: Config,
-    sites: Tensor | None,
-) -> tuple[Tensor, Pair]:
-    """Attend to the past and to x itself: [..., T, D] -> the same, with the new keys and values."""
-    q, k, v = split_heads(linear(x, **qkv), config.n_head, parts=3)
-    k, v = k.contiguous(), v.contiguous()  # a cache must not hold on to the memory of q
-    keys, values = past
-    rate = config.attn_pdrop
-    mixed = attend(q, (*keys, k), (*values, v), allowed, rate=rate, key=_at(sites, 0))
-    return dropout(linear(merge_heads(mixed), **out), config.resid_pdrop, _at(sites, 1)), (k, v)
-
-
 def _block(
-    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, *, config: Config, sites: Tensor | None
+    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, config: Config, sites: Sites
 ) -> tuple[Tensor, Pair]:
     """Norm before each half, add after it: [..., T, D] -> the same, with new keys and values."""
     epsilon, activation = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function]
     normed = layer_norm(x, **block["norm_1"], epsilon=epsilon)
-    mixed, new = _attention(normed, past, allowed, **block["attention"], config=config, sites=sites)
+    mixed, new = causal.attention(normed, past, allowed, block["attention"], config, sites[:2])
     x = x + mixed
     normed = layer_norm(x, **block["norm_2"], epsilon=epsilon)
     fed = mlp(normed, **block["mlp"], activation=activation)
-    return x + dropout(fed, config.resid_pdrop, _at(sites, 2)), new
+    return x + dropout(fed, config.resid_pdrop, sites[2]), new
 
 
 def hidden_states(
@@ -204,21 +175,21 @@ def hidden_states(
         tokens.
     """
     config: Config = params["config"]
-    _check(config, ids, cache, mask)
+    causal.check(config, ids, cache, mask)
     new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
     if positions is None:
-        positions = _positions(cache, new_valid)
-    sites = None if key is None else random.split(key, 3 * config.n_layer + 1)  # one a dropout
+        positions = causal.positions(cache, new_valid)
+    *sites, first = keys_of_sites(key, 3 * config.n_layer + 1)
     embed = params["embed"]
     x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
     if token_types is not None:
         x = x + lookup(embed["token"], token_types, "token_types")
-    x = dropout(x, config.embd_pdrop, _at(sites, -1))
+    x = dropout(x, config.embd_pdrop, first)
     allowed = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])
     pairs = []
     for layer, block in enumerate(params["blocks"]):
-        own = None if sites is None else sites[..., 3 * layer : 3 * layer + 3]
-        x, pair = _block(x, block, kv.past(cache, layer), allowed, config=config, sites=own)
+        own = tuple(sites[3 * layer : 3 * layer + 3])
+        x, pair = _block(x, block, kv.past(cache, layer), allowed, config, own)
         pairs.append(pair)
     keys, values = zip(*pairs, strict=True)
     hidden = layer_norm(x, **params["norm"], epsilon=config.layer_norm_epsilon)
@@ -295,62 +266,15 @@ def double_heads(
     Raises:
         KeyError: the parameters have no such head.
     """
-    if "multiple_choice" not in params.get("heads", {}):
-        raise KeyError(
-            "params have no head 'multiple_choice': make it with "
-            "init(..., heads=('multiple_choice',)) or "
-            "load(..., heads=('multiple_choice',), key=key)"
-        )
+    config: Config = params["config"]
+    head = task_heads.find(params, "multiple_choice")
     hidden, _ = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
     lm = task_heads.tied_logits(hidden, params["embed"]["token"])
-    return lm, task_heads.choice_logits(
-        hidden, choice_positions, **params["heads"]["multiple_choice"]
-    )
-
-
-def _positions(cache: Cache | FixedCache | None, new_valid: Tensor) -> Tensor:
-    """Count real tokens, row by row: [..., T], padding taking the number of its neighbour."""
-    counted = new_valid.cumsum(-1) - 1
-    if cache is not None:
-        counted = counted + cache.valid.sum(-1, keepdim=True)
-    return counted.clamp(min=0)
-
-
-def _at(sites: Tensor | None, site: int) -> Tensor | None:
-    """Pick the key of one dropout: [..., sites] -> [...]."""
-    return None if sites is None else sites[..., site]
-
-
-def _check(
-    config: Config, ids: Tensor, cache: Cache | FixedCache | None, mask: Tensor | None
-) -> None:
-    """Compare shapes; no value is read, so it works under every transform."""
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"ids must be an int64 tensor [..., T], got {type(ids).__name__}")
-    total = ids.shape[-1] + (0 if isinstance(cache, FixedCache) else kv.length(cache))
-    if total > config.n_positions:
-        raise ValueError(
-            f"{total} tokens (with the cached ones) exceed n_positions={config.n_positions}: "
-            "shorten ids, or drop the oldest tokens and start a new cache"
-        )
-    if mask is not None and mask.shape != ids.shape:
-        raise ValueError(
-            f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree "
-            "(the mask speaks of the new tokens alone, the cache remembers the earlier ones)"
-        )
-    if cache is not None:
-        keys = kv.past(cache, 0)[0][0]
-        layers = len(cache.keys if isinstance(cache, FixedCache) else cache.segments[0].keys)
-        found = (layers, *keys.shape[:-2], keys.shape[-1])
-        wanted = (config.n_layer, *ids.shape[:-1], config.n_head, config.n_embd // config.n_head)
-        if found != wanted:
-            raise ValueError(
-                f"cache is for (layers, *batch, heads, head width) = {found}, "
-                f"the model and ids need {wanted}: "
-                "use a cache that this model made for this batch"
-            )
+    own = None if key is None else random.fold_in(key, 0)
+    rate = config.resid_pdrop
+    return lm, task_heads.choice_logits(hidden, choice_positions, **head, rate=rate, key=own)
 
 
 def load(

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from fnlm.layers.dropout import dropout
 from fnlm.layers.linear import linear
 from fnlm.layers.norm import layer_norm
 from fnlm.params.tree import Tree
@@ -42,7 +44,15 @@ def tied_logits(hidden: Tensor, table: Tensor) -> Tensor:
     return hidden @ table.mT
 
 
-def choice_logits(hidden: Tensor, positions: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def choice_logits(
+    hidden: Tensor,
+    positions: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    rate: float = 0.0,
+    key: Tensor | None = None,
+) -> Tensor:
     """Score each choice by the hidden state at one of its positions.
 
     Args:
@@ -50,12 +60,17 @@ def choice_logits(hidden: Tensor, positions: Tensor, weight: Tensor, bias: Tenso
         positions: int64 [..., C], each 0 <= position < T.
         weight: [D, 1].
         bias: [1].
+        rate: of a dropout that spares or zeroes a feature in all choices at once.
+        key: of that dropout.
 
     Returns:
         [..., C].
     """
     index = positions[..., None, None].expand(*positions.shape, 1, hidden.shape[-1])
-    return linear(hidden.gather(-2, index), weight, bias)[..., 0, 0]
+    chosen = hidden.gather(-2, index).squeeze(-2)
+    if key is not None:
+        chosen = chosen * dropout(torch.ones_like(chosen[..., :1, :]), rate, key)
+    return linear(chosen, weight, bias).squeeze(-1)
 
 
 def word_logits(

@@ -1,0 +1,361 @@
+"""OpenAI GPT: a causal transformer with post-norm blocks, learned positions and a tied output.
+
+Dimensions: B batch (any leading axes), T new tokens, S cached tokens, V vocabulary (words, then
+special tokens), N positions, D width, H heads, Dh width of a head, L layers, C choices.
+
+Sources: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training";
+openai/finetune-transformer-lm, `train.py`; pytorch-pretrained-bert 0.6.2, `modeling_openai.py`.
+Deviations: with a key, dropout falls on the sum of the embeddings (OpenAI's code drops elements
+of the embedding matrix, pytorch-pretrained-bert forgets its `embd_pdrop`); padding is understood;
+there is a cache, and it is a value.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from fnlm import heads as task_heads
+from fnlm import random
+from fnlm.layers import cache as kv
+from fnlm.layers import causal
+from fnlm.layers.activation import ACTIVATIONS, gelu_tanh
+from fnlm.layers.attention import causal_mask
+from fnlm.layers.cache import AnyCache, Cache, FixedCache
+from fnlm.layers.causal import Pair, Pieces
+from fnlm.layers.dropout import dropout, keys_of_sites
+from fnlm.layers.embedding import lookup
+from fnlm.layers.mlp import mlp
+from fnlm.layers.norm import layer_norm
+from fnlm.params import io
+from fnlm.params import spec as describe
+from fnlm.params.config import BaseConfig
+from fnlm.params.rules import gpt as rules
+from fnlm.params.spec import Spec
+from fnlm.params.tree import Tree, register_constant
+
+__all__ = [
+    "HEADS", "Cache", "Config", "FixedCache", "apply", "double_heads", "extend_vocabulary",
+    "hidden_states", "init", "init_cache", "load", "save", "spec",
+]  # fmt: skip
+
+HEADS = ("multiple_choice",)
+Params = dict[str, Any]
+Sites = tuple[Tensor | None, ...]  # keys of dropouts
+
+# What the values of `afn` mean in GPT's files, whose "gelu" is the approximate one.
+_AFN = {"gelu": gelu_tanh, **{name: ACTIVATIONS[name] for name in ("relu", "silu", "swish")}}
+
+
+@register_constant
+@dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+    """The fields of a published config.json; the defaults are those of the published model.
+
+    `vocab_size` counts the words alone, whose embeddings `n_special` special tokens follow.
+    """
+
+    vocab_size: int = 40478
+    n_special: int = 0
+    n_positions: int = 512
+    n_ctx: int = 512
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    afn: str = "gelu"
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    aliases: ClassVar[dict[str, str]] = {"n_ctx": "n_positions"}
+
+    def __post_init__(self) -> None:
+        """Refuse what could not run."""
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.n_special < 0:
+            raise ValueError(f"n_special must be at least 0, got {self.n_special}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+        if self.afn not in _AFN:
+            raise ValueError(f"afn={self.afn!r} is not one of {', '.join(_AFN)}")
+
+    @property
+    def total_tokens_embeddings(self) -> int:
+        """V, the rows of the embedding table: words and special tokens."""
+        return self.vocab_size + self.n_special
+
+
+def init_cache(params: Params, batch_size: int, capacity: int) -> FixedCache:
+    """Make an empty cache of fixed capacity, for compiled decoding.
+
+    Ordinary decoding needs none to start: `apply` makes its own.
+
+    Args:
+        params: only shapes and types are read.
+        batch_size: B.
+        capacity: tokens it can hold, at most `n_positions`.
+
+    Returns:
+        a cache whose every successor has the same shapes.
+
+    Raises:
+        ValueError: capacity is more than `n_positions`.
+    """
+    return causal.fixed_cache(params["config"], params["embed"]["token"], batch_size, capacity)
+
+
+def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
+    """Describe the parameters: a tree of `Spec`.
+
+    Raises:
+        ValueError: a head is not one of `HEADS`.
+    """
+    width, std = config.n_embd, config.initializer_range
+    block = {
+        "attention": {
+            "qkv": describe.linear(width, 3 * width, std),
+            "out": describe.linear(width, width, std),
+        },
+        "norm_1": describe.norm(width),
+        "mlp": {
+            "up": describe.linear(width, 4 * width, std),
+            "down": describe.linear(4 * width, width, std),
+        },
+        "norm_2": describe.norm(width),
+    }
+    tree: Tree = {
+        "config": config,
+        "embed": {
+            "token": Spec((config.total_tokens_embeddings, width), "normal", std),
+            "position": Spec((config.n_positions, width), "normal", std),
+        },
+        "blocks": (block,) * config.n_layer,
+    }
+    if unknown := set(heads) - set(HEADS):
+        raise ValueError(f"heads={tuple(heads)}: {sorted(unknown)} not among {HEADS}")
+    if heads:
+        tree["heads"] = {"multiple_choice": describe.linear(width, 1, std)}
+    return tree
+
+
+def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
+    """Make random parameters: weights normal with `initializer_range`, biases 0, scales 1.
+
+    >>> config = Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3)
+    >>> params = init(config, random.key(0))
+    >>> params["blocks"][0]["attention"]["qkv"]["weight"].shape
+    torch.Size([12, 36])
+    """
+    return describe.init(spec(config, heads), key)
+
+
+def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
+    """Give the model a number of special tokens, whose embeddings follow those of the words.
+
+    Special tokens that are there already keep their embeddings (pytorch-pretrained-bert's
+    `set_num_special_tokens` makes all of them anew); those beyond `n_special` are left out.
+
+    Args:
+        params: from `init` or `load`; not changed.
+        n_special: special tokens in all; their ids are `vocab_size` to
+            `vocab_size + n_special - 1`.
+        key: the new embeddings are drawn from it, normal with `initializer_range`.
+
+    Returns:
+        parameters whose config says so.
+
+    Raises:
+        ValueError: `n_special` is negative.
+
+    >>> config = Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3)
+    >>> params = extend_vocabulary(init(config, random.key(0)), 3, random.key(1))
+    >>> params["config"].n_special, params["embed"]["token"].shape
+    (3, torch.Size([53, 12]))
+    """
+    config: Config = dataclasses.replace(params["config"], n_special=n_special)
+    table = params["embed"]["token"][: config.total_tokens_embeddings]
+    shape = (config.total_tokens_embeddings - len(table), config.n_embd)
+    fresh = random.normal(key, shape).to(table) * config.initializer_range
+    embed = params["embed"] | {"token": torch.cat([table, fresh])}
+    return params | {"config": config, "embed": embed}
+
+
+def _block(
+    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, config: Config, sites: Sites
+) -> tuple[Tensor, Pair]:
+    """Add and norm after each half: [..., T, D] -> the same, with new keys and values."""
+    epsilon = config.layer_norm_epsilon
+    mixed, new = causal.attention(x, past, allowed, block["attention"], config, sites[:2])
+    x = layer_norm(x + mixed, **block["norm_1"], epsilon=epsilon)
+    fed = mlp(x, **block["mlp"], activation=_AFN[config.afn])
+    x = x + dropout(fed, config.resid_pdrop, sites[2])
+    return layer_norm(x, **block["norm_2"], epsilon=epsilon), new
+
+
+def hidden_states(
+    params: Params,
+    ids: Tensor,
+    cache: AnyCache | None = None,
+    *,
+    positions: Tensor | None = None,
+    token_types: Tensor | None = None,
+    mask: Tensor | None = None,
+    key: Tensor | None = None,
+) -> tuple[Tensor, AnyCache]:
+    """Run the transformer without its output layer: same arguments as `apply`.
+
+    Returns:
+        the hidden states after the last block [..., T, D], and the cache that includes the new
+        tokens.
+    """
+    config: Config = params["config"]
+    causal.check(config, ids, cache, mask)
+    new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
+    if positions is None:
+        positions = causal.positions(cache, new_valid)
+    *sites, first = keys_of_sites(key, 3 * config.n_layer + 1)
+    embed = params["embed"]
+    x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
+    if token_types is not None:
+        x = x + lookup(embed["token"], token_types, "token_types")
+    x = dropout(x, config.embd_pdrop, first)
+    allowed = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])
+    pairs = []
+    for layer, block in enumerate(params["blocks"]):
+        own = tuple(sites[3 * layer : 3 * layer + 3])
+        x, pair = _block(x, block, kv.past(cache, layer), allowed, config, own)
+        pairs.append(pair)
+    keys, values = zip(*pairs, strict=True)
+    return x, kv.append(cache, keys, values, new_valid)
+
+
+def apply(
+    params: Params,
+    ids: Tensor,
+    cache: AnyCache | None = None,
+    *,
+    positions: Tensor | None = None,
+    token_types: Tensor | None = None,
+    mask: Tensor | None = None,
+    key: Tensor | None = None,
+) -> tuple[Tensor, AnyCache]:
+    """Score the next token after each token.
+
+    Args:
+        params: from `init` or `load`.
+        ids: int64 [..., T], each 0 <= id < V.
+        cache: of the tokens before `ids`, from an earlier call; it stays usable.
+        positions: int64, broadcastable to [..., T]; by default each row counts its real tokens, the
+            cached included.
+        token_types: ids [..., T] whose embeddings are added.
+        mask: [..., T], nonzero for real tokens, 0 for padding on either side; the cache remembers
+            it.
+        key: turns dropout on; one key, or keys for the leading axes of `ids`.
+
+    Returns:
+        logits [..., T, V], and the cache that includes the new tokens.
+
+    Raises:
+        ValueError: more than `n_positions` tokens; a cache or mask that does not fit.
+        IndexError: ids or positions out of range.
+
+    >>> config = Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3)
+    >>> params = init(config, random.key(0))
+    >>> ids = torch.tensor([[3, 1, 4, 1, 5]])
+    >>> whole, _ = apply(params, ids)
+    >>> first, cache = apply(params, ids[:, :3])
+    >>> second, cache = apply(params, ids[:, 3:], cache)
+    >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
+    True
+    """
+    hidden, grown = hidden_states(
+        params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
+    )
+    return task_heads.tied_logits(hidden, params["embed"]["token"]), grown
+
+
+def double_heads(
+    params: Params,
+    ids: Tensor,
+    choice_positions: Tensor,
+    cache: AnyCache | None = None,
+    *,
+    positions: Tensor | None = None,
+    token_types: Tensor | None = None,
+    mask: Tensor | None = None,
+    key: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Score the next tokens, and each choice as a whole.
+
+    Args:
+        params: with the head "multiple_choice".
+        ids: int64 [..., C, T].
+        choice_positions: int64 [..., C], the token whose hidden state stands for the choice: most
+            often a special one, at the end.
+        cache: see `apply`, as for the other arguments.
+
+    Returns:
+        language-model logits [..., C, T, V] and choice logits [..., C].
+
+    Raises:
+        KeyError: the parameters have no such head.
+    """
+    config: Config = params["config"]
+    head = task_heads.find(params, "multiple_choice")
+    hidden, _ = hidden_states(
+        params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
+    )
+    lm = task_heads.tied_logits(hidden, params["embed"]["token"])
+    own = None if key is None else random.fold_in(key, 0)
+    rate = config.resid_pdrop
+    return lm, task_heads.choice_logits(hidden, choice_positions, **head, rate=rate, key=own)
+
+
+def load(
+    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None
+) -> Params:
+    """Read parameters from a directory, a file or the hub.
+
+    Args:
+        name_or_path: a directory or a file of any format that `fnlm.params.io.read` knows, OpenAI's
+            release of NumPy arrays among them, beside its config.json; or a hub name. A path that
+            exists wins.
+        heads: the heads wanted; None takes those of the file.
+        key: lets wanted heads that the file lacks be initialised; without it they are an error.
+
+    Returns:
+        params; where the format allows, a tensor is read from disk when it is first used.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
+        damaged file.
+    """
+    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
+
+
+def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
+    """Write weights and config.json in the form that another library loads.
+
+    Args:
+        params: from `init`, `load` or training.
+        directory: made if need be; files of the same names are replaced, each at once.
+        dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
+            pytorch_model.bin. The first knows no `n_special`, so its config.json counts special
+            tokens in `vocab_size`.
+
+    Raises:
+        ValueError: no such dialect, or a leaf that it has no name for.
+    """
+    config: Config = params["config"]
+    if dialect == "transformers":
+        rows = config.total_tokens_embeddings
+        params = params | {"config": dataclasses.replace(config, vocab_size=rows, n_special=0)}
+    io.save(params, directory, rules.FAMILY, dialect)

@@ -1,0 +1,85 @@
+"""GPT's names in `transformers` and pytorch-pretrained-bert files, and in OpenAI's release."""
+
+from fnlm.params.rename import Dialect, Family, Rule
+
+_EMBEDDINGS = (
+    Rule("embed.token", "tokens_embed.weight"),
+    Rule("embed.position", "positions_embed.weight"),
+)
+
+# Tensors of a layer in the order of OpenAI's release: our name and the name of the layer's module.
+_LAYER = (
+    ("attention.qkv.weight", "attn.c_attn"),
+    ("attention.qkv.bias", "attn.c_attn"),
+    ("attention.out.weight", "attn.c_proj"),
+    ("attention.out.bias", "attn.c_proj"),
+    ("norm_1.scale", "ln_1"),
+    ("norm_1.bias", "ln_1"),
+    ("mlp.up.weight", "mlp.c_fc"),
+    ("mlp.up.bias", "mlp.c_fc"),
+    ("mlp.down.weight", "mlp.c_proj"),
+    ("mlp.down.bias", "mlp.c_proj"),
+    ("norm_2.scale", "ln_2"),
+    ("norm_2.bias", "ln_2"),
+)
+
+
+def _named(weight: str, scale: str, bias: str) -> tuple[Rule, ...]:
+    """Pair the tensors of all layers with names that end in one of three ways."""
+    ends = {"weight": weight, "scale": scale, "bias": bias}
+    return tuple(
+        Rule(f"blocks.*.{ours}", f"h.*.{module}.{ends[ours.split('.')[-1]]}")
+        for ours, module in _LAYER
+    )
+
+
+def _numbered(layers: int) -> tuple[Rule, ...]:
+    """Pair the tensors with their numbers in the release: positions, words, layer after layer."""
+    words = (Rule("embed.position", "params.0"), Rule("embed.token", "params.1"))
+    names = [f"blocks.{layer}.{ours}" for layer in range(layers) for ours, _ in _LAYER]
+    return words + tuple(
+        Rule(ours, f"params.{number}", "1 i o -> i o" if ours.endswith("weight") else "")
+        for number, ours in enumerate(names, start=2)
+    )
+
+
+def _dialect(name: str, file: str, rules: tuple[Rule, ...], head: str, bare: bool) -> Dialect:
+    return Dialect(
+        name=name,
+        file=file,
+        rules=(
+            *_EMBEDDINGS,
+            *rules,
+            Rule("heads.multiple_choice.weight", f"{head}.weight", "o i -> i o"),
+            Rule("heads.multiple_choice.bias", f"{head}.bias"),
+        ),
+        prefix="transformer.",
+        unprefixed=("multiple_choice_head.", "lm_head."),
+        ties={"lm_head.weight": "embed.token", "lm_head.decoder.weight": "embed.token"},
+        buffers=("h.*.attn.bias", "position_ids"),
+        bare=bare,
+    )
+
+
+_RULES = _named("weight", "weight", "bias")
+_FIRST_RULES = _named("w", "g", "b")
+_THEIR_HEAD = "multiple_choice_head.linear"
+
+FAMILY = Family(
+    name="openai-gpt",
+    dialects=(
+        _dialect(
+            "transformers", "model.safetensors", _RULES, "multiple_choice_head.summary", bare=False
+        ),
+        _dialect("pytorch-pretrained-bert", "pytorch_model.bin", _RULES, _THEIR_HEAD, bare=True),
+        # The file that was first published; nothing writes its names any more.
+        _dialect("pytorch-pretrained-bert 0.3", "", _FIRST_RULES, _THEIR_HEAD, bare=True),
+        # The release has 12 layers, and computes with convolutions of width 1.
+        Dialect(
+            name="openai", file="", rules=_numbered(12), prefix="", unprefixed=(), ties={},
+            buffers=(),
+        ),
+    ),
+    architectures={(): "OpenAIGPTLMHeadModel", ("multiple_choice",): "OpenAIGPTDoubleHeadsModel"},
+    required={"tie_word_embeddings": True},
+)  # fmt: skip
