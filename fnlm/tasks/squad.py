@@ -1,0 +1,298 @@
+"""SQuAD, versions 1.1 and 2.0: files to examples, examples to windows of a model's length.
+
+A context longer than the model's input is cut into overlapping windows. A token in several windows
+is answered from the one that shows most of its surroundings: its best window. Offsets of tokens are
+characters of the context as the file has it, so an answer is an exact slice of it.
+
+Sources: Rajpurkar et al. 2016 and 2018 (the data); `run_squad.py` of the BERT paper's code (the
+windows). Deviation: the original divides the context at white space and has to align a predicted
+answer with it again; here offsets make this exact, and other spaces need no care.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fnlm.tasks import _read
+from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
+from fnlm.tasks.features import convert, marks, rows
+
+MARKS = 3  # [CLS] question [SEP] window [SEP]
+
+
+class Answer(NamedTuple):
+    """An answer as a person marked it."""
+
+    text: str
+    start: int  # its first character in the context; -1 where it does not stand there
+
+
+class Example(NamedTuple):
+    """A question about a context."""
+
+    id: str
+    question: str
+    context: str
+    answers: tuple[Answer, ...]  # any of them is right; none where unknown or impossible
+    impossible: bool = False  # version 2.0: the context does not answer the question
+
+
+class Features(NamedTuple):
+    """The windows of examples, in the order of the examples; N windows of T tokens."""
+
+    ids: Ints  # [N, T]
+    token_types: Ints  # [N, T]
+    mask: Bools  # [N, T]
+    starts: Ints  # [N] first token of the first answer; 0, [CLS], where the window lacks the answer
+    ends: Ints  # [N] last token of it, or 0
+    example: Ints  # [N] index of the example, never falling
+    offsets: Ints  # [N, T, 2] characters of the context; -1 where a token is not of the context
+    best: Bools  # [N, T] whether this is the token's best window
+
+
+def read(path: str | Path, *, training: bool = False) -> tuple[Example, ...]:
+    """Read the questions of a SQuAD file, of either version.
+
+    Args:
+        path: a JSON file in the layout of SQuAD, perhaps compressed by gzip.
+        training: whether each question must either have an answer that stands in the context or be
+            marked as impossible. Without it, answers may be missing.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it is not JSON or not laid out as SQuAD is, or, in training, lacks an answer;
+            the message names the place.
+
+    Example:
+        >>> read("./no/such/file.json")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: './no/such/file.json' is no file; give the path of a data file
+    """
+    examples: list[Example] = []
+    names: set[str] = set()
+    for context, question, place in _questions(_read.read_json(path), f"{path}: "):
+        name = _field(question, "id", str, place)
+        if name in names and not training:
+            raise ValueError(f"{place}: id {name!r} is there twice; predictions go by ids")
+        names.add(name)
+        impossible = question.get("is_impossible", False) is True
+        answers = () if impossible else _answers(question, context, place, training)
+        text = _field(question, "question", str, place)
+        examples.append(Example(name, text, context, answers, impossible))
+    if not examples:
+        raise ValueError(f"{path} holds no questions; is it the right file?")
+    return tuple(examples)
+
+
+def _questions(data: Any, place: str) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield the context, the JSON object and the place of every question."""
+    for article, at in _items(data, "data", place):
+        for paragraph, inner in _items(article, "paragraphs", f"{at}."):
+            context = _field(paragraph, "context", str, inner)
+            for question, innermost in _items(paragraph, "qas", f"{inner}."):
+                yield context, question, innermost
+
+
+def _items(node: Any, name: str, place: str) -> Iterator[tuple[Any, str]]:
+    for at, item in enumerate(_field(node, name, list, place.rstrip(": ."))):
+        yield item, f"{place}{name}[{at}]"
+
+
+def _field(node: Any, name: str, kind: type, place: str) -> Any:
+    value = node.get(name) if isinstance(node, dict) else None
+    if not isinstance(value, kind):
+        what = {str: "string", list: "list", int: "whole number"}[kind]
+        raise ValueError(
+            f"{place} has no {what} {name!r}; SQuAD nests data, paragraphs, qas, answers"
+        )
+    return value
+
+
+def _answers(
+    question: dict[str, Any], context: str, place: str, training: bool
+) -> tuple[Answer, ...]:
+    if training or "answers" in question:
+        _field(question, "answers", list, place)
+    answers = []
+    for answer, at in _items({"answers": question.get("answers", [])}, "answers", f"{place}."):
+        text = _field(answer, "text", str, at)
+        given = _field(answer, "answer_start", int, at) if training else answer.get("answer_start")
+        start = _nearest(context, text, given) if isinstance(given, int) else -1
+        if training and (start < 0 or not text):
+            raise ValueError(f"{at}: {text!r} does not stand in the context; mend or remove it")
+        answers.append(Answer(text, start))
+    if training and not answers:
+        raise ValueError(
+            f"{place} (id {question['id']!r}) has no answers; training needs one for each question "
+            'that is not marked "is_impossible"'
+        )
+    return tuple(answers)
+
+
+def _nearest(context: str, text: str, given: int) -> int:
+    """Return where a text stands in the context, nearest to a place; -1 if it does not.
+
+    Some answers of the training data are a few characters beside the place they give.
+    """
+    if given >= 0 and context.startswith(text, given):
+        return given
+    before = context.rfind(text, 0, max(given, 0) + len(text))
+    after = context.find(text, max(given, 0))
+    if before < 0 or after < 0:
+        return max(before, after)
+    return before if given - before <= after - given else after
+
+
+def features(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    max_seq_length: int = 384,
+    doc_stride: int = 128,
+    max_query_length: int = 64,
+    workers: int = 1,
+    progress: Progress | None = None,
+    cache: str | Path | None = None,
+) -> Features:
+    """Cut the examples into windows and lay them out as [CLS] question [SEP] window [SEP].
+
+    The first answer of an example, as far as a window holds all of it, gives `starts` and `ends`.
+
+    Args:
+        examples: those of a file.
+        tokenizer: BERT's.
+        max_seq_length: T.
+        doc_stride: tokens from the start of a window to that of the next; a larger one than the
+            window has room for counts as that room, so no token is left out.
+        max_query_length: tokens of the question that are kept.
+        workers, progress, cache: as for `fnlm.tasks.features.convert`.
+
+    Raises:
+        ValueError: a length leaves no room for the context, or is below 1.
+    """
+    if max_seq_length - max_query_length - MARKS < 1 or max_query_length < 0:
+        raise ValueError(
+            f"max_seq_length={max_seq_length} leaves no room for the context beside "
+            f"max_query_length={max_query_length} and {MARKS} marks; make it longer"
+        )
+    if doc_stride < 1:
+        raise ValueError(f"doc_stride={doc_stride} must be at least 1 token")
+    make = partial(
+        _windows, tokenizer=tokenizer, lengths=(max_seq_length, doc_stride, max_query_length)
+    )
+    return convert(make, examples, Features, workers=workers, progress=progress, cache=cache)
+
+
+class _Context(NamedTuple):
+    ids: list[int]
+    starts: list[int]  # of each token, in characters
+    ends: list[int]
+    offsets: Ints  # [tokens, 2]
+
+
+def _windows(
+    examples: Sequence[Example], first: int, tokenizer: Tokenizer, lengths: tuple[int, int, int]
+) -> Features:
+    """Make the windows of some examples, the first of which has the index `first`."""
+    length, stride, query_length = lengths
+    form = marks(tokenizer)
+    pairs: list[tuple[list[int], list[int]]] = []
+    numbers: list[tuple[int, int, int]] = []  # start, end, example
+    offsets: list[Ints] = []
+    best: list[Bools] = []
+    text, context = None, _Context([], [], [], np.zeros((0, 2), np.int32))
+    for index, example in enumerate(examples, start=first):
+        if example.context != text:  # questions about one context follow each other
+            text, context = example.context, _encode(example.context, tokenizer)
+        query = tokenizer.encode(example.question)[:query_length]
+        before = len(query) + 2
+        spans = list(window_spans(len(context.ids), length - before - 1, stride))
+        answer = _token_span(example, context)
+        for (begin, end), is_best in zip(spans, best_windows(spans), strict=True):
+            pairs.append((query, context.ids[begin:end]))
+            inside = answer is not None and begin <= answer[0] and answer[1] < end
+            shift = before - begin
+            start, last = (answer[0] + shift, answer[1] + shift) if answer and inside else (0, 0)
+            numbers.append((start, last, index))
+            offsets.append(_placed(context.offsets[begin:end], before, length, -1))
+            best.append(_placed(is_best, before, length, False))
+    ids, token_types, mask = rows(pairs, form, length)
+    starts, ends, indices = np.array(numbers, np.int32).reshape(-1, 3).T
+    return Features(
+        *(ids, token_types, mask, starts, ends, indices),
+        np.array(offsets, np.int32).reshape(-1, length, 2),
+        np.array(best, np.bool_).reshape(-1, length),
+    )
+
+
+def _placed(values: Any, before: int, length: int, fill: int) -> Any:
+    """Return values at their place in a row of a given length."""
+    row = np.full((length, *values.shape[1:]), fill, values.dtype)
+    row[before : before + len(values)] = values
+    return row
+
+
+def _encode(text: str, tokenizer: Tokenizer) -> _Context:
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    pairs = np.array(offsets, np.int32).reshape(-1, 2)
+    return _Context(ids, pairs[:, 0].tolist(), pairs[:, 1].tolist(), pairs)
+
+
+def _token_span(example: Example, context: _Context) -> tuple[int, int] | None:
+    """Return the first and the last token that share a character with the first answer."""
+    if not example.answers or example.answers[0].start < 0:
+        return None
+    text, start = example.answers[0]
+    first = bisect_right(context.ends, start)
+    last = bisect_left(context.starts, start + len(text)) - 1
+    return (first, last) if first <= last else None
+
+
+def window_spans(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int]]:
+    """Yield (begin, end) of each window over a context.
+
+    Args:
+        tokens: length of the context; without any there is one empty window.
+        room: tokens of the context in a window, at least 1.
+        stride: tokens from the begin of a window to that of the next.
+
+    Example:
+        >>> list(window_spans(10, 6, 3))
+        [(0, 6), (3, 9), (6, 10)]
+    """
+    begin = 0
+    while begin + room < tokens:
+        yield begin, begin + room
+        begin += min(room, stride)
+    yield begin, tokens
+
+
+def best_windows(spans: Sequence[tuple[int, int]]) -> list[Bools]:
+    """Tell for each window which of its tokens have no better one.
+
+    The score of a token in a window is the number of tokens on its shorter side within the window,
+    plus a hundredth of the window's length; of equal scores the first window's is best.
+
+    Args:
+        spans: (begin, end) of each window over one context.
+
+    Returns:
+        for each window [end - begin] bool; every token is True in one window.
+
+    Example:
+        >>> [best.astype(int).tolist() for best in best_windows([(0, 6), (3, 9), (6, 10)])]
+        [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 0], [0, 1, 1, 1]]
+    """
+    if len(spans) == 1:
+        return [np.ones(spans[0][1] - spans[0][0], np.bool_)]
+    scores = np.full((len(spans), max(end for _, end in spans)), -1)
+    for window, (begin, end) in enumerate(spans):
+        left = np.arange(end - begin)
+        scores[window, begin:end] = 100 * np.minimum(left, left[::-1]) + end - begin
+    winner = scores.argmax(axis=0)
+    return [winner[begin:end] == window for window, (begin, end) in enumerate(spans)]

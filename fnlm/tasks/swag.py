@@ -1,0 +1,128 @@
+"""SWAG: which of four endings follows a sentence?
+
+Source: Zellers et al. 2018, and the layout of the published files: csv with a header, quoted.
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fnlm.tasks import _read
+from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
+from fnlm.tasks.features import convert, encode_pairs
+
+ENDINGS = ("ending0", "ending1", "ending2", "ending3")
+
+
+class Example(NamedTuple):
+    """A sentence, the beginning of the next one, and four ways in which that may end."""
+
+    context: str
+    start: str
+    endings: tuple[str, str, str, str]
+    label: int | None  # index of the right ending; None in files without labels
+
+
+class Features(NamedTuple):
+    """Rows for a model: N examples of 4 choices of T tokens."""
+
+    ids: Ints  # [N, 4, T]
+    token_types: Ints  # [N, 4, T]
+    mask: Bools  # [N, 4, T]
+    labels: Ints  # [N] index of the right choice, -1 without one
+
+
+def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
+    """Read a file of SWAG.
+
+    Args:
+        path: the file; perhaps compressed by gzip.
+        labelled: whether each row must have a label; without it a column "label" is not looked at.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it has other columns, or a label is wrong; the message names the file, the line
+            and the column.
+    """
+    reader = csv.DictReader(io.StringIO(_read.read_text(path), newline=""), strict=True)
+    wanted = ("sent1", "sent2", *ENDINGS, *(("label",) if labelled else ()))
+    examples = []
+    try:
+        for column in wanted:
+            if column not in (reader.fieldnames or ()):
+                raise ValueError(
+                    f"{path}, line 1: no column {column!r} among {reader.fieldnames}; SWAG needs it"
+                )
+        for row in reader:
+            examples.append(_example(row, labelled, f"{path}, line {reader.line_num}"))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.line_num}: not csv ({error})") from None
+    if not examples:
+        raise ValueError(f"{path} holds no examples; is it the right file?")
+    return tuple(examples)
+
+
+def _example(row: dict[str | None, str | None], labelled: bool, place: str) -> Example:
+    short = [name for name, cell in row.items() if cell is None]
+    if short or None in row:
+        where = f"none for {short[0]!r}" if short else "more than the header"
+        raise ValueError(f"{place}: wrong number of columns: {where}; see to its quotes")
+    cells = {name: cell or "" for name, cell in row.items()}
+    label = None
+    if labelled:
+        if cells["label"] not in ("0", "1", "2", "3"):
+            raise ValueError(
+                f"{place}, column 'label': {cells['label']!r} is not one of 0, 1, 2, 3"
+            )
+        label = int(cells["label"])
+    a, b, c, d = (cells[name] for name in ENDINGS)
+    return Example(cells["sent1"], cells["sent2"], (a, b, c, d), label)
+
+
+def features(
+    examples: Sequence[Example],
+    tokenizer: Tokenizer,
+    *,
+    max_seq_length: int = 128,
+    workers: int = 1,
+    progress: Progress | None = None,
+    cache: str | Path | None = None,
+) -> Features:
+    """Lay each choice out as [CLS] context [SEP] start ending [SEP].
+
+    Where this does not fit, the longer text of the two loses tokens off its end, one by one.
+
+    Args:
+        examples: those of a file.
+        tokenizer: BERT's.
+        max_seq_length: T.
+        workers, progress, cache: as for `fnlm.tasks.features.convert`.
+
+    Raises:
+        ValueError: `max_seq_length` has no room for a token of each text.
+    """
+    make = partial(_rows, tokenizer=tokenizer, length=max_seq_length)
+    return convert(make, examples, Features, workers=workers, progress=progress, cache=cache)
+
+
+def _rows(examples: Sequence[Example], first: int, tokenizer: Tokenizer, length: int) -> Features:
+    del first  # rows do not depend on their place
+    texts = [
+        (example.context, f"{example.start} {ending}")
+        for example in examples
+        for ending in example.endings
+    ]
+    shape = (len(examples), len(ENDINGS), length)
+    ids, token_types, mask = encode_pairs(tokenizer, texts, length)
+    labels = [-1 if example.label is None else example.label for example in examples]
+    return Features(
+        ids.reshape(shape),
+        token_types.reshape(shape),
+        mask.reshape(shape),
+        np.array(labels, np.int32),
+    )
