@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnlm import gpt2, random
+from fnlm import bert, gpt, gpt2, random
 from fnlm.params import tree
 from fnlm.params.tree import Tree
 
@@ -23,24 +23,25 @@ class Family(NamedTuple):
     tasks: dict[str, Task]  # every model variant, as a function of params and data
 
 
-def _gpt2_lm(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
-    return gpt2.apply(params, ids, mask=mask, key=key)[0]
+def _causal(module: ModuleType) -> dict[str, Task]:
+    """Make the tasks of a family with the signatures of GPT-2."""
 
+    def hidden(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
+        return module.hidden_states(params, ids, mask=mask, key=key)[0]
 
-def _gpt2_hidden(
-    params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None
-) -> Tensor:
-    return gpt2.hidden_states(params, ids, mask=mask, key=key)[0]
+    def lm(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
+        return module.apply(params, ids, mask=mask, key=key)[0]
 
+    def double(
+        params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None
+    ) -> tuple[Tensor, Tensor]:
+        """Take each row of ids as two choices: itself, and itself with the first tokens dropped."""
+        choices = torch.stack([ids, ids.roll(1, -1)], -2)
+        masks = None if mask is None else torch.stack([mask, mask.roll(1, -1)], -2)
+        last = torch.full_like(choices[..., 0], ids.shape[-1] - 2)
+        return module.double_heads(params, choices, last, mask=masks, key=key)
 
-def _gpt2_double(
-    params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None
-) -> tuple[Tensor, Tensor]:
-    """Take each row of ids as two choices: itself, and itself with the first tokens dropped."""
-    choices = torch.stack([ids, ids.roll(1, -1)], -2)
-    masks = None if mask is None else torch.stack([mask, mask.roll(1, -1)], -2)
-    last = torch.full_like(choices[..., 0], ids.shape[-1] - 2)
-    return gpt2.double_heads(params, choices, last, mask=masks, key=key)
+    return {"hidden_states": hidden, "apply": lm, "double_heads": double}
 
 
 GPT2 = Family(
@@ -58,10 +59,80 @@ GPT2 = Family(
         attn_pdrop=0.3,
         resid_pdrop=0.1,
     ),
-    {"hidden_states": _gpt2_hidden, "apply": _gpt2_lm, "double_heads": _gpt2_double},
+    _causal(gpt2),
 )
 
-FAMILIES = (GPT2,)
+GPT = Family(
+    "gpt",
+    gpt,
+    gpt.Config(
+        vocab_size=41,
+        n_positions=24,
+        n_ctx=24,
+        n_embd=36,
+        n_layer=2,
+        n_head=3,
+        layer_norm_epsilon=1e-3,
+        embd_pdrop=0.2,
+        attn_pdrop=0.3,
+        resid_pdrop=0.1,
+    ),
+    _causal(gpt),
+)
+
+
+def _bert(name: str) -> Task:
+    """Make a task of a function of bert: token types vary with the ids."""
+
+    def task(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Any:
+        return getattr(bert, name)(params, ids, ids % 2, mask, key=key)
+
+    return task
+
+
+def _bert_multiple_choice(
+    params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None
+) -> Tensor:
+    """Take each row of ids as two choices: itself, and itself with the first tokens last."""
+    choices = torch.stack([ids, ids.roll(1, -1)], -2)
+    masks = None if mask is None else torch.stack([mask, mask.roll(1, -1)], -2)
+    return bert.multiple_choice(params, choices, choices % 2, masks, key=key)
+
+
+BERT = Family(
+    "bert",
+    bert,
+    bert.Config(
+        vocab_size=41,
+        hidden_size=36,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=20,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.3,
+        max_position_embeddings=24,
+        layer_norm_eps=1e-3,
+        num_labels=5,
+    ),
+    {
+        "multiple_choice": _bert_multiple_choice,
+        **{
+            name: _bert(name)
+            for name in (
+                "apply",
+                "layers",
+                "pretraining",
+                "masked_lm",
+                "next_sentence_prediction",
+                "sequence_classification",
+                "token_classification",
+                "question_answering",
+            )
+        },
+    },
+)
+
+FAMILIES = (GPT2, GPT, BERT)
 VARIANTS = [(family, name) for family in FAMILIES for name in family.tasks]
 IDS = [f"{family.name}-{name}" for family, name in VARIANTS]
 
