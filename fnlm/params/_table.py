@@ -1,0 +1,246 @@
+"""Sorted tables with checksums, the container of TensorFlow's checkpoint files; CRC-32C; Snappy.
+
+    file    = block ... block, footer
+    block   = content, 1 byte (0: as it is, 1: compressed by Snappy), masked CRC-32C of both
+    content = entry ... entry, uint32 places where the key is whole, uint32 number of those
+    entry   = varint bytes shared with the key before, varint bytes of key that follow,
+              varint bytes of value, key, value
+    footer  = handles (varint offset, varint size) of the metaindex block and of the index block,
+              padded to 40 bytes, magic number
+
+The index block has an entry a data block: a key not before its last one, and its handle. All
+numbers are little-endian. Source: the table format document of LevelDB, the format description of
+Snappy and RFC 3720 (CRC-32C).
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fnlm.params._wire import varint
+
+MAGIC = bytes.fromhex("57fb808b247547db")
+_FOOTER = 48
+_TRAILER = 5  # of a block: compression and checksum
+_POLYNOMIAL = 0x82F63B78  # CRC-32C; the highest power is the lowest bit
+_LANES = 1 << 14  # words of 8 bytes; with them the tables stay in the cache of a core
+
+Words = NDArray[np.uint64]
+
+
+class Table:
+    """The keys and values of a table in memory, in the order of their bytes.
+
+    The blocks' checksums are verified when they are read, which is when an entry is asked for.
+    """
+
+    def __init__(self, data: memoryview) -> None:
+        """Read footer and index.
+
+        Raises:
+            ValueError: the data are no table, or a damaged one.
+        """
+        if len(data) < _FOOTER or data[-8:] != MAGIC:
+            raise ValueError("it does not end as a table of TensorFlow's does; is it cut?")
+        self._data = data[:-_FOOTER]
+        footer = data[-_FOOTER:-8]
+        start, size, at = _handle(footer, 0)
+        self._block(start, size)  # the metaindex; empty in every known file
+        start, size, _ = _handle(footer, at)
+        index = dict(_entries(self._block(start, size)))
+        self._last = list(index)
+        self._handles = [_handle(value, 0)[:2] for value in index.values()]
+
+    def __iter__(self) -> Iterator[tuple[bytes, memoryview]]:
+        """Give every key with its value.
+
+        Raises:
+            ValueError: a block is damaged.
+        """
+        before: bytes | None = None
+        for handle, last in zip(self._handles, self._last, strict=True):
+            for key, value in _entries(self._block(*handle)):
+                if (before is not None and key <= before) or key > last:
+                    raise ValueError(f"key {key!r} is out of order")
+                before = key
+                yield key, value
+
+    def find(self, key: bytes) -> memoryview:
+        """Give the value of one key; reads one block.
+
+        Raises:
+            ValueError: there is no such key, or its block is damaged.
+        """
+        block = bisect_left(self._last, key)
+        if block < len(self._last):
+            for found, value in _entries(self._block(*self._handles[block])):
+                if found == key:
+                    return value
+        raise ValueError(f"there is no entry of key {key!r}")
+
+    def _block(self, start: int, size: int) -> memoryview:
+        """Verify a block and uncompress it."""
+        content = self._data[start : start + size + 1]
+        checksum = self._data[start + size + 1 : start + size + _TRAILER]
+        if len(checksum) < 4:
+            raise ValueError(f"a block at {start:,} of {size:,} bytes is past the end; is it cut?")
+        if crc32c(content) != unmask(int.from_bytes(checksum, "little")):
+            raise ValueError(f"the block at {start:,} does not match its checksum")
+        if content[-1] > 1:
+            raise ValueError(f"the block at {start:,} has compression {content[-1]}, not 0 or 1")
+        return memoryview(uncompress(content[:-1])) if content[-1] else content[:-1]
+
+
+def _handle(data: memoryview, at: int) -> tuple[int, int, int]:
+    """Read where a block starts, its size, and where the handle ends."""
+    start, at = varint(data, at)
+    size, at = varint(data, at)
+    return start, size, at
+
+
+def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
+    """Give the entries of a block, whose keys must increase."""
+    restarts = int.from_bytes(block[-4:], "little")
+    end = len(block) - 4 - 4 * restarts
+    if end < 0:
+        raise ValueError(f"a block of {len(block):,} bytes is said to hold {restarts:,} restarts")
+    at, key, first = 0, b"", True
+    room = 64 * len(block)  # for keys: sharing must not blow a small block up
+    while at < end:
+        shared, at = varint(block, at)
+        rest, at = varint(block, at)
+        size, at = varint(block, at)
+        room -= shared + rest
+        if shared > len(key) or at + rest + size > end or room < 0:
+            raise ValueError(f"an entry of {shared} + {rest} + {size} bytes does not fit its block")
+        before, key = key, key[:shared] + bytes(block[at : at + rest])
+        if key <= before and not first:
+            raise ValueError(f"key {key!r} is out of order")
+        at, first = at + rest + size, False
+        yield key, block[at - size : at]
+
+
+def uncompress(data: memoryview) -> bytes:
+    """Undo Snappy's compression (of a block, not of its framed streams).
+
+    Raises:
+        ValueError: the data are damaged.
+
+    >>> uncompress(memoryview(bytes([9, 2 << 2]) + b"abc" + bytes([1 | 2 << 2, 3])))
+    b'abcabcabc'
+    """
+    size, at = varint(data, 0)
+    if size > 22 * len(data):  # no element makes more than 64 bytes of 3
+        raise ValueError(f"Snappy: {len(data):,} bytes can't hold {size:,}")
+    made = bytearray()
+    while at < len(data):
+        tag, kind = data[at] >> 2, data[at] & 3
+        width = max(0, tag - 59) if kind == 0 else (1, 2, 4)[kind - 1]
+        number = int.from_bytes(data[at + 1 : at + 1 + width], "little")
+        at += 1 + width
+        if kind == 0:
+            length = 1 + (number if width else tag)
+            made += data[at : at + length]
+            at += length
+        else:
+            back = number | tag >> 3 << 8 if kind == 1 else number
+            length = 4 + (tag & 7) if kind == 1 else 1 + tag
+            if not 0 < back <= len(made):
+                raise ValueError(f"Snappy: copies from {back:,} back, of {len(made):,} bytes")
+            piece = made[len(made) - back : len(made) - back + length]
+            made += (piece * (1 + length // back))[:length]  # it may overlap what it makes
+        if at > len(data) or len(made) > size:
+            break
+    if at != len(data) or len(made) != size:
+        raise ValueError(f"Snappy: the data don't hold the {size:,} bytes that they should")
+    return bytes(made)
+
+
+def unmask(stored: int) -> int:
+    """Undo the masking of checksums in files; the mask is rotation by 15 bits and a constant."""
+    rotated = (stored - 0xA282EAD8) % (1 << 32)
+    return (rotated >> 17 | rotated << 15) % (1 << 32)
+
+
+def crc32c(data: memoryview | NDArray[np.uint8]) -> int:
+    """Compute CRC-32C, the Castagnoli checksum.
+
+    The remainder of the bytes as a polynomial is linear in them: many words of 8 bytes are
+    multiplied at a time, by tables, by the power of x that brings them to the place of later
+    words, and added to those, until a few are left for the loop over bytes.
+
+    >>> hex(crc32c(memoryview(b"123456789")))
+    '0xe3069283'
+    """
+    crc, array = 0xFFFFFFFF, np.frombuffer(data, np.uint8)
+    count = len(array) // 8
+    if count > 64:
+        crc, left = 0, _fold(array, count).tobytes() + array[8 * count :].tobytes()
+    else:
+        left = array.tobytes()
+    for byte in left:
+        crc = crc >> 8 ^ _BYTES[(crc ^ byte) & 255]
+    return crc ^ 0xFFFFFFFF
+
+
+def _fold(data: NDArray[np.uint8], count: int) -> Words:
+    """Shorten the first `count` words to 8 that, from 0, have the remainder of all from ~0."""
+    lanes = min(_LANES, 1 << (count - 1).bit_length())
+    first = count % lanes or lanes
+    state = np.zeros(lanes, np.uint64)
+    state[lanes - first :] = data[: 8 * first].copy().view(np.uint64)
+    state[lanes - first] ^= np.uint64(0xFFFFFFFF)
+    for at in range(8 * first, 8 * count, 8 * lanes):
+        state = _shift(state, lanes) ^ data[at : at + 8 * lanes].copy().view(np.uint64)
+    while lanes > 8:
+        lanes //= 2
+        state = _shift(state[:lanes], lanes) ^ state[lanes:]
+    return state
+
+
+def _shift(words: Words, places: int) -> Words:
+    """Multiply every word by x^(64 places), modulo the polynomial."""
+    tables = _tables(places)
+    parts = words.view(np.uint8).reshape(-1, 8)
+    shifted = tables[0][parts[:, 0]]
+    for table, part in zip(tables[1:], parts.T[1:], strict=True):
+        shifted ^= table[part]
+    return shifted
+
+
+@cache
+def _tables(places: int) -> Words:
+    """What `_shift` makes of a word with one byte set: [8 places of the byte, its 256 values]."""
+    bits = np.uint64(1) << np.arange(64, dtype=np.uint64)
+    if places > 1:
+        images = _shift(_shift(bits, places // 2), places // 2)
+    else:
+        images = np.array([_through(int(bit)) for bit in bits], np.uint64) << np.uint64(32)
+    tables = np.zeros((8, 256), np.uint64)
+    for bit, image in enumerate(images.reshape(8, 8).T):
+        tables[:, 1 << bit : 2 << bit] = tables[:, : 1 << bit] ^ image[:, None]
+    return tables
+
+
+def _through(word: int) -> int:
+    """Divide a word and 4 zero bytes after it, x^64 times it, by the polynomial."""
+    crc = 0
+    for byte in word.to_bytes(8, "little") + bytes(4):
+        crc = crc >> 8 ^ _BYTES[(crc ^ byte) & 255]
+    return crc
+
+
+def _byte_table() -> list[int]:
+    """Divide every byte by the polynomial."""
+    remainders = []
+    for remainder in range(256):
+        for _ in range(8):
+            remainder = remainder >> 1 ^ (_POLYNOMIAL if remainder & 1 else 0)
+        remainders.append(remainder)
+    return remainders
+
+
+_BYTES = _byte_table()
