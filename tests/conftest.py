@@ -1,8 +1,10 @@
 """What all tests share: no network, the same random numbers every time, the optional data files."""
 
 import os
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub when it is imported
 
@@ -15,6 +17,60 @@ hypothesis.settings.register_profile("gate", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gate")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+NO_SOCKETS = os.environ.get("FNLM_TEST_NO_SOCKETS", "0") != "0"
+LOOPBACK = {"127.0.0.1", "::1", "localhost"}
+may_reach: set[str] = set()  # the hosts that the running test may connect to
+was_refused: list[str] = []
+
+
+def guard(owner: Any, name: str, host_of: Callable[..., Any]) -> None:
+    """Let a function of sockets through only if the host that its arguments name may be reached."""
+    genuine = getattr(owner, name)
+
+    def guarded(*args: Any, **kwargs: Any) -> Any:
+        host = host_of(*args, **kwargs)
+        if host is not None and host not in may_reach:
+            was_refused.append(f"{name} to {host!r}")
+            raise PermissionError(f"tests use no network, and this one asked for {was_refused[-1]}")
+        return genuine(*args, **kwargs)
+
+    setattr(owner, name, guarded)
+
+
+def host_of_socket(this: socket.socket, *args: Any) -> Any:
+    return args[-1][0] if this.family in (socket.AF_INET, socket.AF_INET6) else None
+
+
+for _name in ("bind", "connect", "connect_ex", "sendto"):
+    guard(socket.socket, _name, host_of_socket)
+guard(socket, "getaddrinfo", lambda host, *args, **kwargs: host)
+
+
+@pytest.fixture(autouse=True)
+def no_network() -> Iterator[None]:
+    """A test fails that tried to reach anything, though it caught the error."""
+    was_refused.clear()
+    yield
+    assert not was_refused, f"tests use no network, and this one asked for {was_refused}"
+
+
+@pytest.fixture
+def loopback() -> Iterator[None]:
+    """The test may reach servers on this machine; it is skipped where nothing can."""
+    if NO_SOCKETS:
+        pytest.skip("needs a server on 127.0.0.1, and FNLM_TEST_NO_SOCKETS is set")
+    may_reach.update(LOOPBACK)
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
+    except OSError as error:
+        pytest.skip(f"needs a server on 127.0.0.1, which cannot be reached: {error}")
+    else:
+        yield
+    finally:
+        may_reach.clear()
 
 
 def data_path(name: str) -> Path:

@@ -143,7 +143,7 @@ def _on_disk(name_or_path: _Path) -> Path | None:
         return path
     if os.path.exists(index := f"{path}.index"):  # the prefix of a TensorFlow checkpoint
         return Path(index)
-    if path.name == name and (BUNDLED / name).is_dir():
+    if path.name == name and os.path.isdir(BUNDLED / name):
         return BUNDLED / name
     return None
 
@@ -231,7 +231,7 @@ def _from_hub(name: str, choices: _Choices, wanted: str) -> tuple[Path, ...]:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
         known = [*bundled.split(", "), *PUBLISHED, *PUBLISHED.values()]
-        alike = difflib.get_close_matches(repository, known, n=1, cutoff=0.8)
+        alike = difflib.get_close_matches(repository.lower(), known, n=1, cutoff=0.8)
         near = f" (is {alike[0]!r} meant?)" if alike and alike[0] not in homes else ""
         why = _hub_client.why(error, homes[0], revision)
         raise FileNotFoundError(

@@ -1,0 +1,567 @@
+"""Files of models: on disk, in the hub's cache, from a hub on 127.0.0.1, and the errors of each."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from conftest import ROOT, was_refused
+from families import GPT2, make_params
+from hub_server import COMMIT, TOKEN, Cut, Hub, Repository, etag
+from huggingface_hub import constants, file_download
+
+from fnlm import gpt2
+from fnlm.params import _hub_client, hub, tree
+
+BIG = bytes(range(256)) * 4000  # a file of weights, as far as these tests look into it
+CONFIG = b"{}"
+
+
+def index_of(*shards: Any) -> bytes:
+    return json.dumps({"weight_map": {str(i): shard for i, shard in enumerate(shards)}}).encode()
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+WHOLE = {"config.json": CONFIG, "model.safetensors": BIG}
+SHARDED = {
+    "config.json": CONFIG,
+    "model.safetensors.index.json": index_of(SHARDS[0], SHARDS[1], SHARDS[0]),
+    **{shard: shard.encode() + BIG for shard in SHARDS},
+}
+
+
+def put(directory: Path, *names: str, **contents: str) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        (directory / name).write_text(contents.get(name.replace(".", "_"), ""))
+    return directory
+
+
+def test_no_test_reaches_out() -> None:
+    """The guard in conftest.py: every road is closed, and the test would fail all the same."""
+    with socket.socket() as tcp, socket.socket(type=socket.SOCK_DGRAM) as udp:
+        for attempt in (
+            lambda: tcp.connect(("127.0.0.1", 9)),
+            lambda: tcp.connect_ex(("10.0.0.1", 9)),
+            lambda: udp.sendto(b"", ("127.0.0.1", 9)),
+            lambda: socket.create_connection(("huggingface.co", 443)),
+        ):
+            with pytest.raises(PermissionError, match="tests use no network"):
+                attempt()
+    assert len(was_refused) == 4
+    was_refused.clear()
+
+
+# On disk.
+
+FORMS: dict[str, tuple[list[str], str]] = {
+    "safetensors": (["model.safetensors", "pytorch_model.bin"], "model.safetensors"),
+    "sharded": (
+        ["model.safetensors.index.json", *SHARDS, "pytorch_model.bin"],
+        "model.safetensors.index.json",
+    ),
+    "bin": (["pytorch_model.bin", "tf.index", "tf.data-00000-of-00001"], "pytorch_model.bin"),
+    "sharded bin": (["pytorch_model.bin.index.json"], "pytorch_model.bin.index.json"),
+    "other name": (["tuned.safetensors", "a.npz", "b.npz"], "tuned.safetensors"),
+    "TensorFlow": (["bert_model.ckpt.index", "bert_model.ckpt.data-0"], "bert_model.ckpt.index"),
+    "TensorFlow, of two": (
+        ["checkpoint", "model.ckpt-5.index", "model.ckpt-9.index"],
+        "model.ckpt-9.index",
+    ),
+    "TensorFlow, one with data": (["a.index", "b.index", "b.data-0"], "b.index"),
+    "TensorFlow, first version": (["checkpoint", "model.ckpt-9"], "model.ckpt-9"),
+    "NumPy": (["weights.npz", "params_shapes.json"], "weights.npz"),
+    "OpenAI's shards": (["params_shapes.json", "params_0.npy"], "params_shapes.json"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_directory_gives_the_first_form_it_has(form: str, tmp_path: Path) -> None:
+    names, expected = FORMS[form]
+    note = 'model_checkpoint_path: "/home/me/run/model.ckpt-9"\nall_model_checkpoint_paths: "x"\n'
+    put(tmp_path, *names, "hparams.json", "config.json", checkpoint=note)
+    assert hub.locate(tmp_path) == (tmp_path / expected, tmp_path / "config.json")
+    (tmp_path / "config.json").unlink()
+    assert hub.locate(str(tmp_path)).config == tmp_path / "hparams.json"
+    put(tmp_path, "bert_config.json", "mine.json")
+    assert hub.locate(tmp_path).config == tmp_path / "bert_config.json"
+    assert hub.locate(tmp_path, configs=("mine.json",)).config == tmp_path / "mine.json"
+
+
+def test_a_file_stands_for_itself_and_a_prefix_for_its_index(tmp_path: Path) -> None:
+    put(tmp_path, "a.bin", "b.bin", "m.ckpt.index", "m.ckpt.data-00000-of-00001", "config.json")
+    assert hub.locate(tmp_path / "b.bin") == (tmp_path / "b.bin", tmp_path / "config.json")
+    assert hub.locate(tmp_path / "m.ckpt").weights == tmp_path / "m.ckpt.index"
+    (tmp_path / "config.json").unlink()
+    assert hub.weights(tmp_path / "m.ckpt") == tmp_path / "m.ckpt.index"
+    assert hub.weights(tmp_path) == tmp_path / "m.ckpt.index"
+
+
+def test_paths_win_over_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.locate("tiny").weights == hub.BUNDLED / "tiny" / "model.safetensors"
+    for name in ("tiny", "gpt2", "owner/name", "at@home"):
+        put(tmp_path / name, "model.safetensors", "config.json")
+        assert hub.locate(name).weights == Path(name, "model.safetensors")
+        assert hub.locate(f"~/{name}").weights == tmp_path / name / "model.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("names", "candidates"),
+    [
+        (["a.safetensors", "b.safetensors"], "a.safetensors, b.safetensors"),
+        (["a.index", "a.data-0", "b.index", "b.data-0"], "a.index, b.index"),
+        (["x.npz", "y.npz"], "x.npz, y.npz"),
+    ],
+)
+def test_what_could_be_meant_is_listed(names: list[str], candidates: str, tmp_path: Path) -> None:
+    put(tmp_path, *names)
+    with pytest.raises(ValueError, match=f"holds {candidates}: give the path of the one") as caught:
+        hub.locate(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_note_of_tensorflow_cannot_leave_its_directory(tmp_path: Path) -> None:
+    put(tmp_path, "secret.index", "secret")
+    for path in ("../secret", str(tmp_path / "secret"), "..\\\\secret", "..", ".", "/", "\0"):
+        inside = put(tmp_path / "in", "checkpoint", checkpoint=f'model_checkpoint_path: "{path}"')
+        with pytest.raises(FileNotFoundError, match="model.safetensors is missing"):
+            hub.locate(inside)
+
+
+def test_what_is_missing_on_disk_is_named(tmp_path: Path) -> None:
+    empty = put(tmp_path / "empty")
+    bare = put(tmp_path / "bare", "model.safetensors")
+    packed = put(tmp_path / "packed", "bert-base-uncased.tar.gz")
+    cases = {
+        empty: f"{empty}/model.safetensors is missing, and so are model.safetensors.index.json, ",
+        bare: f"{bare}/config.json is missing, and so are bert_config.json, hparams.json: a model",
+        packed: f"unpack it (cd {packed}; tar xf bert-base-uncased.tar.gz)",
+        packed / "bert-base-uncased.tar.gz": f"unpack it (cd {packed}; tar xf",
+        tmp_path / "none": "is no directory and no name of a model",
+        Path("a/b/c"): "'a/b/c' is no directory and no name",
+    }
+    for path, message in cases.items():
+        with pytest.raises(FileNotFoundError) as caught:
+            hub.locate(path)
+        assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "a/../b", "x" * 5000, "a\0b", "~no-such-user/x y", "a b"]
+)
+def test_a_name_that_none_could_have_is_refused(name: str) -> None:
+    with pytest.raises((FileNotFoundError, ValueError), match="no name of a model|is missing"):
+        hub.locate(name)
+
+
+# A cache that is already there.
+
+
+def cache(folder: Path, name: str, files: dict[str, bytes]) -> Path:
+    """Lay out a repository as huggingface_hub does."""
+    repository = folder / f"models--{name.replace('/', '--')}"
+    for file, content in files.items():
+        path = repository / "snapshots" / COMMIT / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    return repository / "snapshots" / COMMIT
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of an empty cache; the network is not to be asked."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("name", hub.PUBLISHED)
+def test_published_names_are_found_by_either_id(name: str, offline: Path) -> None:
+    assert len(hub.PUBLISHED) == 10
+    home = hub.PUBLISHED[name]
+    old = cache(offline, name, WHOLE)
+    assert hub.locate(name) == hub.locate(home) == (old / "model.safetensors", old / "config.json")
+    new = cache(offline, home, WHOLE)
+    assert hub.locate(name).weights == hub.locate(home).weights == new / "model.safetensors"
+
+
+def test_a_cache_must_hold_the_whole_set(offline: Path) -> None:
+    folder = cache(offline, "owner/name", SHARDED)
+    assert hub.locate("owner/name").weights == folder / "model.safetensors.index.json"
+    assert hub.locate(f"owner/name@{COMMIT}") == hub.locate("owner/name@main")
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    (folder / SHARDS[1]).unlink()
+    assert hub.locate("owner/name").weights == folder / "pytorch_model.bin"
+    (folder / "config.json").unlink()
+    assert hub.weights("owner/name") == folder / "pytorch_model.bin"
+    with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"):
+        hub.locate("owner/name")
+
+
+TRICKS = ["../secret.bin", "/etc/passwd", "a/b.bin", "..\\a", ".hidden", "", "a\nb", "C:x", 7, None]
+
+
+@pytest.mark.parametrize("shard", TRICKS)
+def test_an_index_names_files_beside_it_only(shard: Any, offline: Path) -> None:
+    files = {"config.json": CONFIG, "model.safetensors.index.json": index_of("good.bin", shard)}
+    cache(offline, "owner/name", files)
+    with pytest.raises(ValueError, match="which is not a file beside it") as caught:
+        hub.locate("owner/name")
+    assert repr(shard) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"{}", b'{"weight_map": [1]}', b"\xff", b"[" * 99999]
+)
+def test_what_is_no_index_is_named(content: bytes, offline: Path) -> None:
+    cache(offline, "owner/name", {"config.json": b"", "pytorch_model.bin.index.json": content})
+    with pytest.raises(ValueError, match=r"pytorch_model.bin.index.json is no index of shards"):
+        hub.locate("owner/name")
+
+
+def test_near_misses_are_told(offline: Path) -> None:
+    for typo, meant in {
+        "bert-base-uncase": "bert-base-uncased",
+        "GPT2": "gpt2",
+        "openai-comunity/gpt2": "openai-community/gpt2",
+        "tinny": "tiny",
+        "bert-base-multilingual": "bert-base-multilingual-cased",
+    }.items():
+        with pytest.raises(FileNotFoundError) as caught:
+            hub.locate(typo)
+        assert f"(is {meant!r} meant?)" in str(caught.value), typo
+    with pytest.raises(FileNotFoundError) as caught:
+        hub.locate("something/else")
+    assert "meant" not in str(caught.value)
+
+
+# A running hub.
+
+
+@pytest.fixture
+def server(loopback: None) -> Iterator[Hub]:
+    with Hub({"owner/name": Repository(dict(WHOLE))}) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: Hub, offline: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The cache of a client of the server, in this process; a developer's own token stays out."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(offline / "no-token"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 12)
+    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NO_PROXY", "*")
+    return offline
+
+
+def failure(name: str = "owner/name") -> str:
+    """The message of the error that a name gives."""
+    with pytest.raises(FileNotFoundError) as caught:
+        hub.locate(name)
+    message = str(caught.value)
+    assert "\n" not in message and "by hand: put these files" in message
+    return message
+
+
+def test_a_second_use_asks_nothing(server: Hub, client: Path) -> None:
+    found = hub.locate("owner/name")
+    assert found.weights.read_bytes() == BIG and found.config.read_bytes() == CONFIG
+    assert found.weights.is_relative_to(client)
+    assert [r.path for r in server.requests].count("/api/models/owner/name/revision/main") == 1
+    assert sum(r.method == "GET" for r in server.requests) <= 4  # a redirect is one more
+    server.requests.clear()
+    assert hub.locate("owner/name") == found
+    assert hub.find("owner/name", [("vocab.txt",), ("config.json",)]) == (found.config,)
+    assert not server.requests
+    # What huggingface_hub itself makes of the cache.
+    path = huggingface_hub.hf_hub_download("owner/name", "model.safetensors")
+    assert Path(path) == found.weights
+    assert not list(client.rglob("*.incomplete"))
+
+
+def test_all_shards_come(server: Hub, client: Path) -> None:
+    server.repositories["owner/name"] = Repository(SHARDED | {"pytorch_model.bin": b"no"})
+    found = hub.locate("owner/name")
+    assert found.weights.name == "model.safetensors.index.json"
+    for shard in SHARDS:
+        assert (found.weights.parent / shard).read_bytes() == SHARDED[shard]
+    server.requests.clear()
+    assert hub.locate("owner/name") == found and not server.requests
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"pytorch_model.bin": BIG, "bert_config.json": CONFIG},
+        {"pytorch_model.bin.index.json": index_of("a.bin"), "a.bin": b"a", "config.json": CONFIG},
+    ],
+)
+def test_other_forms_come_too(files: dict[str, bytes], server: Hub, client: Path) -> None:
+    server.repositories["owner/name"] = Repository(files | {"README.md": b"..."})
+    found = hub.locate("owner/name")
+    assert {path.name for path in found.weights.parent.iterdir()} == set(files)
+    assert hub.weights("owner/name") == found.weights
+
+
+def test_published_names_are_asked_for_where_they_are_now(server: Hub, client: Path) -> None:
+    server.repositories["openai-community/gpt2"] = Repository(dict(WHOLE))
+    found = hub.locate("gpt2")
+    server.requests.clear()
+    assert hub.locate("openai-community/gpt2") == found and not server.requests
+
+
+def test_a_revision_can_be_named(server: Hub, client: Path) -> None:
+    found = hub.locate(f"owner/name@{COMMIT}")
+    assert found.weights.read_bytes() == BIG
+    assert "it has no revision 'v9'" in failure("owner/name@v9")
+
+
+def test_the_token_is_sent_and_only_to_the_hub(
+    server: Hub, client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.repositories["owner/name"].gated = True
+    assert f"it is gated: ask for access on {server.url}/owner/name" in failure()
+    assert "then set HF_TOKEN" in failure()
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    assert "the token is refused: set HF_TOKEN to a valid one" in failure()
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    server.requests.clear()
+    assert hub.locate("owner/name").weights.read_bytes() == BIG
+    for request in server.requests:
+        elsewhere = request.path.startswith("/cdn")
+        assert request.token == (None if elsewhere else f"Bearer {TOKEN}"), request
+    assert any(request.path.startswith("/cdn") for request in server.requests)
+
+
+def test_a_private_repository_is_as_good_as_none(
+    server: Hub, client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.repositories["owner/name"].private = True
+    assert "no such repository, or it is private: then set HF_TOKEN" in failure()
+    assert "no such repository" in failure("owner/none")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert hub.locate("owner/name").config.read_bytes() == CONFIG
+    assert "no such repository" in failure("owner/none")
+
+
+def test_what_a_repository_holds_instead_is_told(server: Hub, client: Path) -> None:
+    server.repositories["owner/name"].files = {"README.md": b"", "model.gguf": b""}
+    message = failure()
+    assert "it holds README.md, model.gguf;" in message
+    assert f"({server.url}, cache {client})" in message
+    assert "gave no weights (model.safetensors or pytorch_model.bin" in message
+    server.repositories["owner/name"].files = SHARDED | {SHARDS[0]: b""}
+    del server.repositories["owner/name"].files[SHARDS[1]]
+    assert f"owner/name lacks {SHARDS[1]}, which its index names" in failure()
+
+
+def test_an_index_from_a_hub_cannot_ask_for_other_files(server: Hub, client: Path) -> None:
+    index = index_of("../../../stolen.bin")
+    server.repositories["owner/name"].files = {
+        "config.json": CONFIG,
+        "model.safetensors.index.json": index,
+        "../../../stolen.bin": b"",
+    }
+    with pytest.raises(ValueError, match=r"names the file '../../../stolen.bin', which is not"):
+        hub.locate("owner/name")
+    assert not any("stolen" in request.path for request in server.requests)
+
+
+# Downloads that break off.
+
+
+def ranges(server: Hub) -> list[int]:
+    """Where the requests for parts of files began."""
+    return [int(r.range[6:-1]) for r in server.requests if r.range]
+
+
+@pytest.mark.parametrize("how", ["close", "reset"])
+def test_a_broken_download_goes_on(how: str, server: Hub, client: Path) -> None:
+    server.cuts["model.safetensors"] = Cut(700_000, how)
+    assert hub.locate("owner/name").weights.read_bytes() == BIG
+    assert ranges(server)[0] > (650_000 if how == "close" else 0)
+
+
+def test_a_later_call_goes_on_where_an_earlier_one_failed(server: Hub, client: Path) -> None:
+    server.cuts["model.safetensors"] = Cut(700_000, then=500)
+    assert "500" in failure()
+    size = next(client.rglob("*.fnlm.incomplete")).stat().st_size
+    assert 650_000 < size <= 700_000
+    server.cuts.clear()
+    server.requests.clear()
+    assert hub.locate("owner/name").weights.read_bytes() == BIG
+    assert set(ranges(server)) == {size}
+
+
+CLIENT = """
+import sys
+from huggingface_hub import constants
+from fnlm.params import hub
+constants.DOWNLOAD_CHUNK_SIZE = 1 << 12
+found = hub.locate("owner/name")
+assert "torch" not in sys.modules
+print(found.weights, found.config, sep="\\n")
+"""
+
+
+def environment(server: Hub, home: Path, **more: str) -> dict[str, str]:
+    there = {"HF_ENDPOINT": server.url, "HF_HOME": str(home), "NO_PROXY": "*", **more}
+    return os.environ | {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | there
+
+
+def test_a_killed_download_goes_on(server: Hub, tmp_path: Path) -> None:
+    """In processes of their own, which know the hub by the variables of the environment."""
+    server.repositories["owner/name"].private = True
+    server.cuts["model.safetensors"] = Cut(700_000, "stall")
+    variables = environment(server, tmp_path, HF_TOKEN=TOKEN)
+    command = [sys.executable, "-c", CLIENT]
+    killed = subprocess.Popen(command, cwd=ROOT, env=variables)
+    assert server.stalled.wait(60)
+    until(lambda: sizes(tmp_path) > 600_000)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    server.go_on.set()
+    server.requests.clear()
+    size = sizes(tmp_path)
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    weights, config = map(Path, done.stdout.split())
+    assert weights.read_bytes() == BIG and config.read_bytes() == CONFIG
+    assert weights.is_relative_to(tmp_path / "hub")
+    assert set(ranges(server)) == {size}
+    server.requests.clear()
+    quiet = environment(server, tmp_path, HF_HUB_OFFLINE="1")
+    again = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert again.stdout == done.stdout and not server.requests
+
+
+def sizes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.fnlm.incomplete"))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_damaged_bytes_are_not_kept(server: Hub, client: Path) -> None:
+    blobs = put(client / "models--owner--name" / "blobs")
+    for rest in (b"something else", BIG + b"more"):
+        (blobs / f"{etag('model.safetensors', BIG)}.fnlm.incomplete").write_bytes(rest)
+        message = failure()
+        assert "have SHA-256" in message and "download it again" in message
+    assert hub.locate("owner/name").weights.read_bytes() == BIG
+
+
+def test_a_full_disk_is_told_before_the_download(
+    server: Hub, client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(OSError, match=r"needs 1,024,000 bytes .* has 1,000: make room") as caught:
+        hub.locate("owner/name")
+    assert caught.value.errno == errno.ENOSPC
+    assert not any(r.path.startswith("/cdn") for r in server.requests)
+
+
+# No network.
+
+
+def test_no_answer_costs_little_time(
+    server: Hub, client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.stop()
+    start = time.perf_counter()
+    assert "ConnectError" in failure()
+    assert time.perf_counter() - start < 3
+
+
+def test_a_silent_network_costs_as_long_as_allowed(
+    client: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_hub_client, "_patience", lambda: 0.2)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: time.sleep(3))
+    start = time.perf_counter()
+    assert "no answer in 0.2 s (HF_HUB_ETAG_TIMEOUT sets the limit)" in failure()
+    assert time.perf_counter() - start < 2
+
+
+def test_how_long_the_hub_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_ETAG_TIMEOUT", raising=False)
+    assert _hub_client._patience() == 5
+    monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "30")  # as it was when huggingface_hub was imported
+    monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 30)
+    assert _hub_client._patience() == 30
+
+
+def test_what_is_no_hub_is_told(server: Hub, client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def page(*args: Any, **kwargs: Any) -> None:
+        raise json.JSONDecodeError("Expecting value", "<html>", 0)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", page)
+    assert "its answer is no list of files: is HF_ENDPOINT a hub?" in failure()
+
+
+# The whole way, and nothing on the way in.
+
+
+def test_a_model_from_a_hub(server: Hub, client: Path, tmp_path: Path) -> None:
+    params = make_params(GPT2)
+    gpt2.save(params, tmp_path / "saved")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
+    server.repositories["openai-community/gpt2"] = Repository(files)
+    for _ in range(2):
+        loaded = gpt2.load("gpt2")
+        assert [name for name, _ in tree.named_leaves(loaded)] == [
+            name for name, _ in tree.named_leaves(params)
+        ]
+        for ours, theirs in zip(tree.leaves(loaded), tree.leaves(params), strict=True):
+            assert torch.equal(ours, theirs)
+        assert loaded["config"].n_embd == GPT2.config.n_embd
+        server.stop()  # the second time, from the cache
+
+
+IMPORTS = """
+import sys
+seen = []
+def watch(event, arguments):
+    if event == "open" and not str(arguments[0]).endswith((".py", ".pyc", ".so")):
+        seen.append(arguments[0])
+    elif event.startswith(("socket.", "subprocess.", "os.mkdir", "os.remove", "os.rename")):
+        seen.append(event)
+sys.addaudithook(watch)
+import fnlm
+import fnlm.params.hub
+print(seen, {"torch", "huggingface_hub", "numpy"} & set(sys.modules))
+assert fnlm.params.hub.locate("tiny")
+print("huggingface_hub" in sys.modules)
+"""
+
+
+def test_importing_does_nothing_and_paths_need_no_hub() -> None:
+    command = [sys.executable, "-B", "-c", IMPORTS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "[] set()\nFalse\n", done.stderr
