@@ -62,3 +62,15 @@ def ppb_gpt2(config: dict[str, Any], model: str = "GPT2LMHeadModel") -> Any:
         module = getattr(ppb(), model)(ppb_gpt2_config(config))
     module.eval()
     return module
+
+
+def ppb_gpt(config: dict[str, Any], model: str = "OpenAIGPTLMHeadModel") -> Any:
+    """A GPT of pytorch-pretrained-bert with random weights, in evaluation mode.
+
+    `config` holds fields of a published config.json; `model` is "OpenAIGPTModel",
+    "OpenAIGPTLMHeadModel" or "OpenAIGPTDoubleHeadsModel".
+    """
+    with quiet():
+        module = getattr(ppb(), model)(ppb().OpenAIGPTConfig.from_dict(config))
+    module.eval()
+    return module
