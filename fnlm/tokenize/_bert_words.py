@@ -1,0 +1,183 @@
+"""From a text to the words that BERT cuts into pieces: cleaned, spaced, lower-cased, unaccented.
+
+There are two ways to the same words. `Spacing` is a table for `str.translate`: it takes each
+character by itself, and is fast. `words` looks at a character with its neighbours and knows where
+each came from. The table marks what it cannot do (a sigma that may be final, marks that may change
+places, surrogates) with `CARE`, and then `words` is asked.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from fnlm.tokenize._unicode import Data, Edition, Ranges, data, decompose, final_sigma, reorder
+
+SPECIAL = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
+CARE = "\0"  # a text has none left: it is a control character
+
+_REPLACEMENT = 0xFFFD
+_SURROGATES = range(0xD800, 0xE000)
+# Ideographs, each a word by itself. The gap from 2B820 to 2B91F in the second set is the peer's.
+_IDEOGRAPHS: dict[Edition, Ranges] = {
+    "python": Ranges("3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2CEAF 2F800-2FA1F".split()),
+    "tokenizers": Ranges(
+        "3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B81F 2B920-2CEAF 2F800-2FA1F".split()
+    ),
+}
+
+
+class Profile(NamedTuple):
+    """What one published BERT tokenizer does differently from the others."""
+
+    edition: Edition  # whose character data
+    dropped: Literal["other", "control"]  # which characters vanish
+    max_characters: int  # of a word
+    never_split: tuple[str, ...]  # tokens that a text may hold as such
+    anywhere: bool  # whether these count within a word too, before the text is cleaned
+
+
+PROFILES = {
+    "ppb-0.6.2": Profile("python", "other", 100, SPECIAL, False),
+    "google-2018-11": Profile("python", "other", 200, (), False),
+    "google-2019-03": Profile("python", "control", 200, (), False),
+    "transformers": Profile("tokenizers", "other", 100, SPECIAL, True),
+}
+
+
+DEFAULT = "ppb-0.6.2"
+
+
+class Rules(NamedTuple):
+    """What is done to a text, in full."""
+
+    known: Data
+    dropped: Ranges
+    ideographs: Ranges
+    lower: bool
+    strip: bool  # accents
+    sigma: bool  # whether a capital sigma at the end of a word becomes a final one
+    never_split: frozenset[str]  # words that stay as they are
+
+
+class Word(NamedTuple):
+    """A word, and where in the text each of its characters came from."""
+
+    text: str
+    starts: list[int]
+    ends: list[int]
+
+
+def make_rules(
+    profile: Profile, lower: bool, strip: bool, ideographs: bool, never_split: tuple[str, ...]
+) -> Rules:
+    """Return the rules of a profile with its settings."""
+    known = data(profile.edition)
+    return Rules(
+        known,
+        known.other if profile.dropped == "other" else known.control,
+        _IDEOGRAPHS[profile.edition] if ideographs else Ranges([]),
+        lower,
+        strip,
+        lower and profile.edition == "python",
+        frozenset() if profile.anywhere else frozenset(never_split),
+    )
+
+
+class Spacing(dict[int, str]):
+    """Character -> what becomes of it, with spaces around what is a word by itself."""
+
+    __slots__ = ("rules",)
+
+    def __init__(self, rules: Rules) -> None:
+        super().__init__()
+        self.rules = rules
+
+    def __missing__(self, code: int) -> str:
+        self[code] = text = self._make(code)
+        return text
+
+    def _make(self, code: int) -> str:
+        rules, known = self.rules, self.rules.known
+        if code in _SURROGATES:
+            return CARE
+        if _vanishes(code, rules):
+            return ""
+        if code in known.space:
+            return " "
+        folded = [character for character, _, _ in _fold(chr(code), [0], rules)]
+        text = "".join(f" {c} " if ord(c) in known.punctuation else c for c in folded)
+        if code in rules.ideographs:
+            text = f" {text} "
+        moves = rules.strip and any(character in known.order for character in folded)
+        return text + CARE if moves or (rules.sigma and chr(code) == "Σ") else text
+
+
+def words(text: str, rules: Rules) -> Iterator[Word]:
+    """Yield the words of a text without surrogates.
+
+    Accents that are taken away belong to the character before them, so that the place of a word
+    takes in all of its accents.
+    """
+    for cleaned, places in _clean(text, rules):
+        if cleaned in rules.never_split:
+            yield Word(cleaned, places, [place + 1 for place in places])
+            continue
+        folded, begin = _fold(cleaned, places, rules), 0
+        for at, (character, _, _) in enumerate(folded):
+            if ord(character) in rules.known.punctuation:
+                if begin < at:
+                    yield _word(folded[begin:at])
+                yield _word(folded[at : at + 1])
+                begin = at + 1
+        if begin < len(folded):
+            yield _word(folded[begin:])
+
+
+def _word(folded: list[tuple[str, int, int]]) -> Word:
+    characters, starts, ends = zip(*folded, strict=True)
+    return Word("".join(characters), [*starts], [*ends])
+
+
+def _vanishes(code: int, rules: Rules) -> bool:
+    return code in rules.dropped or code == _REPLACEMENT
+
+
+def _clean(text: str, rules: Rules) -> Iterator[tuple[str, list[int]]]:
+    """Yield what stands between spaces, ideographs apart, with the place of each character."""
+    places: list[int] = []
+    for at, character in enumerate(text + " "):
+        code = ord(character)
+        alone = code in rules.ideographs
+        if _vanishes(code, rules):
+            continue
+        if not alone and code not in rules.known.space:
+            places.append(at)
+            continue
+        if places:
+            yield "".join(text[place] for place in places), places
+        places = []
+        if alone:
+            yield character, [at]
+
+
+def _fold(word: str, places: list[int], rules: Rules) -> list[tuple[str, int, int]]:
+    """Lower-case a word and take its accents away; return characters with their places."""
+    known = rules.known
+    entries: list[tuple[str, int]] = []
+    for at, character in enumerate(word):
+        if rules.sigma and character == "Σ" and final_sigma(word, at, known):
+            character = "ς"
+        elif rules.lower:
+            character = known.lower.get(character, character)
+        if rules.strip:
+            character = "".join(decompose(part, known) for part in character)
+        entries += [(part, places[at]) for part in character]
+    if not rules.strip:
+        return [(character, place, place + 1) for character, place in entries]
+    kept: list[tuple[str, int, int]] = []
+    for character, place in reorder(entries, known):
+        if ord(character) not in known.mark:
+            kept.append((character, place, place + 1))
+        elif kept:
+            base, start, end = kept[-1]
+            kept[-1] = base, start, max(end, place + 1)
+    return kept

@@ -1,0 +1,113 @@
+"""WordPiece: cut a word into the longest pieces of a vocabulary, from left to right.
+
+A piece that does not begin its word is written with "##" before it. A word that cannot be cut so, or
+that is too long, is one unknown token.
+
+Source: `WordpieceTokenizer` of Google's BERT. Deviation: it tries every length that is left of the
+word, quadratic in that length; here no piece longer than the longest of the vocabulary is tried, so
+that the time is proportional to the length of the word, and the pieces are the same.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+CONTINUED = "##"
+
+Piece = tuple[int, int, int]  # id, and where in its word it begins and ends
+
+
+class Pieces(NamedTuple):
+    """A vocabulary, arranged to be searched by `split`."""
+
+    first: dict[str, int]  # what may begin a word -> id
+    later: dict[str, int]  # what may stand further on, without its "##" -> id
+    longest: int  # characters of the longest piece
+    unknown: int  # id of a word that cannot be cut
+    max_characters: int  # of a word; a longer one is unknown
+
+
+def pieces(
+    vocab: Mapping[str, int], *, unknown: str = "[UNK]", max_characters: int = 100
+) -> Pieces:
+    """Arrange a vocabulary.
+
+    Args:
+        vocab: token -> id.
+        unknown: the token for words that cannot be cut.
+        max_characters: words with more characters are unknown.
+
+    Raises:
+        ValueError: `vocab` lacks `unknown`.
+
+    Example:
+        >>> pieces({"[UNK]": 0, "a": 1, "##bc": 2}).later
+        {'bc': 2}
+    """
+    if unknown not in vocab:
+        raise ValueError(
+            f"vocab lacks {unknown!r}, the token for unknown words, among its {len(vocab)} tokens; "
+            "add it with the id that the model has for it"
+        )
+    later = {
+        token.removeprefix(CONTINUED): at for token, at in vocab.items() if token[:2] == CONTINUED
+    }
+    longest = max(map(len, vocab))
+    return Pieces(dict(vocab), later, longest, vocab[unknown], max_characters)
+
+
+def split(word: str, known: Pieces) -> list[Piece]:
+    """Cut a word into pieces, the longest first.
+
+    Args:
+        word: a word; an empty one has no pieces.
+        known: the vocabulary, of `pieces`.
+
+    Returns:
+        Id, begin and end of each piece. An unknown word is one piece.
+
+    Example:
+        >>> known = pieces({"[UNK]": 0, "un": 1, "##aff": 2, "##able": 3, "##a": 4})
+        >>> split("unaffable", known), split("able", known)
+        ([(1, 0, 2), (2, 2, 5), (3, 5, 9)], [(0, 0, 4)])
+    """
+    length = len(word)
+    if length > known.max_characters:
+        return [(known.unknown, 0, length)]
+    found: list[Piece] = []
+    begin, table = 0, known.first
+    while begin < length:
+        end = min(length, begin + known.longest)
+        while (at := table.get(word[begin:end])) is None:
+            end -= 1
+            if end == begin:
+                return [(known.unknown, 0, length)]
+        found.append((at, begin, end))
+        begin, table = end, known.later
+    return found
+
+
+def read_vocab(path: Path) -> dict[str, int]:
+    """Return token -> id from a vocab.txt file: one token a line, the first has id 0.
+
+    A byte order mark, any line ends and empty lines at the end are accepted, and spaces and tabs
+    around a token are taken away.
+
+    Raises:
+        ValueError: the file is not UTF-8, a line within it is empty, or two lines are the same.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}); is it a vocabulary?") from None
+    vocab: dict[str, int] = {}
+    for at, line in enumerate(lines):
+        token = line.strip(" \t")
+        if not token:
+            raise ValueError(f"{path}, line {at + 1} is empty; every line must be a token")
+        if vocab.setdefault(token, at) != at:
+            raise ValueError(
+                f"{path}, lines {vocab[token] + 1} and {at + 1} are both {token!r}, which can have "
+                "one id only; give one of them another name, such as '[unused-2]'"
+            )
+    return vocab
