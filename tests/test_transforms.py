@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import IDS, VARIANTS, Family, make_batch, make_params, scalar
+from families import FAMILIES, IDS, VARIANTS, Family, make_batch, make_params, scalar
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
@@ -167,18 +167,35 @@ def test_dropout_gradient_equals_the_loop(variant: Any) -> None:
     close(together, tree.stack(loop))
 
 
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Forget what was compiled: variants share code, and torch compiles the same code 8 times."""
+    torch.compiler.reset()
+
+
+def shallow(params: Tree) -> Tree:
+    """Keep one block: the compiler's time grows with depth, and every block is the same code."""
+    return {**params, "blocks": params["blocks"][:1]}
+
+
+@pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on CPU needs g++")
 def test_compile_equals_eager(variant: Any) -> None:
     family, task = variant
-    params, (ids, mask) = make_params(family), make_batch(family)
+    params, (ids, mask) = shallow(make_params(family)), make_batch(family)
     compiled = torch.compile(task, fullgraph=True)
     close(compiled(params, ids, mask), task(params, ids, mask))
 
 
-def test_compile_of_per_example_gradients_equals_eager(variant: Any) -> None:
-    """The compiler's front half traces and differentiates; its code generator is tested above."""
-    family, task = variant
-    params, loss, (ids, mask) = make_params(family), make_loss(task), make_batch(family)
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_compile_of_per_example_gradients_equals_eager(family: Family) -> None:
+    """One variant of each family, and the compiler's front half, which traces and differentiates.
+
+    Its code generator, and the other variants, are tested above.
+    """
+    params, loss = shallow(make_params(family)), make_loss(next(iter(family.tasks.values())))
+    ids, mask = make_batch(family)
     per_example = vmap(grad(loss), in_dims=(None, 0, 0))
     compiled = torch.compile(per_example, fullgraph=True, backend="aot_eager")
     close(compiled(params, ids, mask), per_example(params, ids, mask))
