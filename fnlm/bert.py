@@ -247,8 +247,8 @@ def apply(
     """
     if "pooler" not in params:
         raise KeyError(
-            "params have no 'pooler', as the file had none: use `layers`, or load(..., heads=(...), "
-            "key=key) with a head that needs it"
+            "params have no 'pooler', as the file had none: use `layers`, or name a head that "
+            "needs it in load(..., heads=(...), key=key)"
         )
     hidden = layers(params, ids, token_types, mask, key=key)[-1]
     return hidden, torch.tanh(linear(hidden[..., 0, :], **params["pooler"]))
