@@ -1,5 +1,6 @@
 """Foreign names: the tables are two-way, and every tensor that crosses is accounted for."""
 
+import re
 from functools import cache
 from typing import Any
 
@@ -12,10 +13,16 @@ from torch import Tensor
 
 from fnlm.params import rename, tree
 from fnlm.params.rename import Dialect, Rule
+from fnlm.params.rules import bert as bert_rules
+from fnlm.params.rules import gpt as gpt_rules
 from fnlm.params.rules import gpt2 as gpt2_rules
 
 BY_NAME = {family.name: family for family in FAMILIES}
-TABLES = {"gpt2": gpt2_rules.FAMILY}
+TABLES = {
+    "bert": bert_rules.FAMILY,
+    "gpt": gpt_rules.FAMILY,
+    "gpt2": gpt2_rules.FAMILY,
+}
 EVERY = [(family, dialect) for family in FAMILIES for dialect in TABLES[family.name].dialects]
 each = pytest.mark.parametrize(
     ("family", "dialect"), EVERY, ids=[f"{f.name}-{d.name}" for f, d in EVERY]
@@ -37,12 +44,17 @@ def flat(family: str) -> dict[str, Tensor]:
     return dict(tree.named_leaves(make_params(BY_NAME[family])))
 
 
-def drawn(data: st.DataObject, family: str, dialect: Dialect) -> dict[str, Tensor]:
-    """Some of the leaves that a dialect has names for, in any order."""
-    leaves = flat(family)
+def drawn(
+    data: st.DataObject, family: Family, dialect: Dialect
+) -> tuple[rename.Family, Dialect, dict[str, Tensor]]:
+    """The tables for one of the heads, and some leaves that they have names for, in any order."""
+    head = data.draw(st.sampled_from(family.module.HEADS))
+    table = rename.for_heads(TABLES[family.name], [head])
+    (dialect,) = (d for d in table.dialects if d.name == dialect.name)
+    leaves = flat(family.name)
     known = sorted(path for path in leaves if rename.foreign_name(path, dialect))
     paths = data.draw(st.lists(st.sampled_from(known), unique=True, min_size=1))
-    return {path: leaves[path] for path in paths}
+    return table, dialect, {path: leaves[path] for path in paths}
 
 
 @each
@@ -50,7 +62,7 @@ def drawn(data: st.DataObject, family: str, dialect: Dialect) -> dict[str, Tenso
 @given(data=st.data())
 def test_from_foreign_undoes_to_foreign(family: Family, dialect: Dialect, data: Any) -> None:
     """For any of the leaves, in any order, with or without prefixes, among what is not ours."""
-    table, some = TABLES[family.name], drawn(data, family.name, dialect)
+    table, dialect, some = drawn(data, family, dialect)
     foreign = rename.to_foreign(rename.nest(some), dialect)
     assert len(foreign) == len(some)
     for_each = st.sampled_from(["", "module."])
@@ -72,8 +84,9 @@ def test_from_foreign_undoes_to_foreign(family: Family, dialect: Dialect, data: 
 @settings(max_examples=50)
 @given(data=st.data())
 def test_to_foreign_undoes_from_foreign(family: Family, dialect: Dialect, data: Any) -> None:
-    foreign = rename.to_foreign(rename.nest(drawn(data, family.name, dialect)), dialect)
-    found, unexpected = rename.from_foreign(foreign, TABLES[family.name], "here")
+    table, dialect, some = drawn(data, family, dialect)
+    foreign = rename.to_foreign(rename.nest(some), dialect)
+    found, unexpected = rename.from_foreign(foreign, table, "here")
     again = rename.to_foreign(rename.nest(found), dialect)
     assert not unexpected and again.keys() == foreign.keys()
     assert all(again[name].equal(x) for name, x in foreign.items())
@@ -81,14 +94,38 @@ def test_to_foreign_undoes_from_foreign(family: Family, dialect: Dialect, data: 
 
 @each
 def test_the_table_names_every_leaf_once(family: Family, dialect: Dialect) -> None:
-    ours, theirs = [r.ours for r in dialect.rules], [r.theirs for r in dialect.rules]
-    assert len(set(ours)) == len(ours) and len(set(theirs)) == len(theirs)
+    """Heads of which a file holds one may share a name: for each of them, names are unique."""
+    ours = [r.ours for r in dialect.rules]
+    owners = [
+        (r.theirs, r.ours.split(".")[1] if r.ours[:6] == "heads." else "") for r in dialect.rules
+    ]
+    assert len(set(ours)) == len(ours) and len(set(owners)) == len(owners)
+    below = [name for name, head in owners if not head]
+    assert not {name for name, head in owners if head} & set(below)
     assert all(r.ours.count("*") == r.theirs.count("*") <= 1 for r in dialect.rules)
-    used = {path.replace(".0.", ".*.").replace(".1.", ".*.") for path in flat(family.name)}
+    used = {re.sub(r"[.]\d+[.]", ".*.", path) for path in flat(family.name)}
     if not dialect.file:  # a release of a bare model: it has no names for our heads
         used = {path for path in used if not path.startswith("heads.") or path in ours}
-    assert used == set(ours), "a leaf without a rule, or a rule without a leaf"
+    named = {re.sub(r"[.]\d+[.]", ".*.", path) for path in ours}
+    assert used == named, "a leaf without a rule, or a rule without a leaf"
     assert set(dialect.ties.values()) <= set(ours)
+
+
+def test_a_name_that_heads_share_belongs_to_the_one_named() -> None:
+    table, bias = bert_rules.FAMILY, torch.ones(1)
+    for head in ("sequence_classification", "multiple_choice", "token_classification"):
+        found, unexpected = rename.from_foreign(
+            {"classifier.bias": bias}, rename.for_heads(table, [head, "masked_lm"]), "here"
+        )
+        assert list(found) == [f"heads.{head}.bias"] and not unexpected
+    for heads in ((), ("masked_lm",), ("multiple_choice", "token_classification")):
+        found, unexpected = rename.from_foreign(
+            {"classifier.bias": bias}, rename.for_heads(table, heads), "here"
+        )
+        assert not found and unexpected == ["classifier.bias"]
+    both = {"heads": {"multiple_choice": {"bias": bias}, "token_classification": {"bias": bias}}}
+    with pytest.raises(ValueError, match="heads.token_classification.bias and .* classifier.bias"):
+        rename.to_foreign(both, table.dialects[0])
 
 
 def test_layer_numbers_of_several_digits_are_whole() -> None:
