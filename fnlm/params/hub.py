@@ -69,7 +69,7 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
     Raises:
         FileNotFoundError: says what was looked for, where, why it is not there, and how to get it.
         ValueError: several files could be meant; or an index names files outside its directory.
-        OSError: the disk is too small for the download, or what came is damaged.
+        OSError: the disk is too small for the download.
 
     Example:
         >>> locate("tiny").config.name
@@ -208,7 +208,7 @@ def _unpack(archive: Path) -> str:
 def _from_hub(name: str, choices: _Choices, wanted: str) -> tuple[Path, ...]:
     """Return the first complete set of files: out of the hub's cache, or else from the network."""
     bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/"))) or "none"
-    if not _NAME.fullmatch(name) or ".." in name:
+    if not _NAME.fullmatch(name) or ".." in name or len(name) > 200:
         raise FileNotFoundError(
             f"{name!r} is no directory and no name of a model ('model' or 'owner/model'); give a "
             f"directory that holds {wanted}"
@@ -236,9 +236,9 @@ def _from_hub(name: str, choices: _Choices, wanted: str) -> tuple[Path, ...]:
         why = _hub_client.why(error, homes[0], revision)
         raise FileNotFoundError(
             f"{name!r} is no directory or file, no model inside the package (there: {bundled}), "
-            f"and the hub ({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no {wanted} "
-            f"of {homes[0]}: {why}; check the name{near}, or do it by hand: put these files into a "
-            "directory and load that"
+            f"and the hub ({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no {wanted}: "
+            f"{why}; check the name{near}, or do it by hand: put these files of "
+            f"{constants.ENDPOINT}/{homes[0]} into a directory and load that"
         ) from error
 
 
