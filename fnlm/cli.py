@@ -1,4 +1,4 @@
-"""The command `fnlm`: `fnlm generate` writes text with a model, `fnlm inspect` shows a checkpoint.
+"""The command `fnlm`: write text with a model, show a checkpoint, convert one.
 
 Each command is a plain function that yields the pieces of its output. Tensors are loaded only
 when a command runs, so that help comes at once.
@@ -15,9 +15,17 @@ import jsonargparse
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["generate", "inspect", "main"]
+__all__ = ["convert", "generate", "inspect", "main"]
 
 END_OF_TEXT = "<|endoftext|>"
+
+# The four commands of pytorch-pretrained-bert: the family, and the words in their order.
+VERBS = {
+    "convert_tf_checkpoint_to_pytorch": ("bert", "source", "config", "target"),
+    "convert_openai_checkpoint": ("gpt", "source", "target", "config"),
+    "convert_transfo_xl_checkpoint": ("transfo_xl", "source", "target", "config"),
+    "convert_gpt2_checkpoint": ("gpt2", "source", "target", "config"),
+}
 
 
 def main(args: list[str] | None = None) -> int:
@@ -32,9 +40,10 @@ def main(args: list[str] | None = None) -> int:
     given = _parser().parse_args(args)
     commands: dict[str, Callable[..., Iterator[str]]] = {"generate": generate, "inspect": inspect}
     options = given[given.subcommand].as_dict()
-    options.pop("config", None)
+    if given.subcommand in VERBS:
+        options |= {"family": VERBS[given.subcommand][0], "to": "pytorch-pretrained-bert"}
     try:
-        for piece in commands[given.subcommand](**options):
+        for piece in commands.get(given.subcommand, convert)(**options):
             print(_printable(piece), end="", flush=True)
     except BrokenPipeError:  # the reader has gone, as in `fnlm inspect model | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -121,37 +130,24 @@ def generate(
 
 
 def inspect(path: str) -> Iterator[str]:
-    """Yield lines on a checkpoint: its tensors, its family, and what fnlm would load from it.
+    """Yield lines on a checkpoint: see `fnlm.checkpoints.inspect`."""
+    from fnlm import checkpoints
 
-    Args:
-        path: a .safetensors file, a directory that holds model.safetensors, a bundled model or a
-            hub name.
+    yield from checkpoints.inspect(path)
 
-    Raises:
-        ValueError: the file is damaged, or not of a format that can be inspected.
-        FileNotFoundError: no such file.
-    """
-    from fnlm.params import hub, io
 
-    file = Path(path).expanduser()
-    if not file.is_file():
-        file, _ = hub.locate(path)
-    if file.suffix != ".safetensors":
-        raise ValueError(f"{file} is not a .safetensors file, the format that can be inspected")
-    tensors = io.read(file)
-    readings = _readings(tensors)
-    rows = [("name", "type", "shape", "size", "read as")]
-    for name, x in tensors.items():
-        shape = " x ".join(map(str, x.shape)) or "one number"
-        kind = str(x.dtype).removeprefix("torch.")
-        rows.append((name, kind, shape, _size(x.nbytes), readings.get(name, "unknown")))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
-        yield "  ".join([*cells, row[4]]).rstrip() + "\n"
-    numbers, size = sum(x.numel() for x in tensors.values()), _size(file.stat().st_size)
-    yield f"\n{file}: {len(tensors)} tensors, {numbers:,} numbers, {size}\n"
-    yield from _verdict(file, readings, len(tensors))
+def convert(
+    source: str,
+    target: str,
+    *,
+    to: str = "transformers",
+    config: str | None = None,
+    family: str | None = None,
+) -> Iterator[str]:
+    """Write a checkpoint in another form: see `fnlm.checkpoints.convert`."""
+    from fnlm import checkpoints
+
+    yield from checkpoints.convert(source, target, to=to, config=config, family=family)
 
 
 def _parser() -> jsonargparse.ArgumentParser:
@@ -172,8 +168,22 @@ def _parser() -> jsonargparse.ArgumentParser:
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the arithmetic")
     viewer = jsonargparse.ArgumentParser(description="Show what a checkpoint holds.")
     viewer.add_argument("path", type=str, help="file, directory, bundled model or hub name")
+    converter = jsonargparse.ArgumentParser(description="Write a checkpoint in another form.")
+    add = converter.add_argument
+    add("source", type=str, help="file or directory of any format, or hub name")
+    add("target", type=str, help="directory, or file that ends in .safetensors or .bin")
+    add("--to", choices=["transformers", "pytorch-pretrained-bert"], default="transformers")
+    add("--config", type=str, help="configuration file; by default the one beside the source")
+    add("--family", type=str, help="bert, gpt, gpt2 or transfo_xl; by default told by the names")
     commands.add_subcommand("generate", writer, help="write text with a model")
     commands.add_subcommand("inspect", viewer, help="show what a checkpoint holds")
+    commands.add_subcommand("convert", converter, help="write a checkpoint in another form")
+    for verb, (family, *words) in VERBS.items():
+        alias = jsonargparse.ArgumentParser(description=f"Convert a {family} checkpoint.")
+        for word in words:
+            last = word == "config" and word == words[-1]
+            alias.add_argument(word, type=str, nargs="?" if last else None)
+        commands.add_subcommand(verb, alias, help=f"convert --family {family}, as it was called")
     return parser
 
 
@@ -191,43 +201,6 @@ def _until(end: int | None, tokens: Iterable["Tensor"]) -> Iterator[int]:
         if int(token) == end:
             return
         yield int(token)
-
-
-def _readings(tensors: dict[str, "Tensor"]) -> dict[str, str]:
-    """Say what `fnlm.gpt2` makes of each tensor that it knows."""
-    from fnlm.params.rename import from_foreign
-    from fnlm.params.rules.gpt2 import FAMILY
-
-    readings = {}
-    for name, tensor in tensors.items():
-        found, unknown = from_foreign({name: tensor}, FAMILY, "")
-        if not unknown:
-            readings[name] = next(iter(found), "no parameter, not read")
-    return readings
-
-
-def _verdict(file: Path, readings: dict[str, str], count: int) -> Iterator[str]:
-    from fnlm import gpt2
-    from fnlm.params import tree
-
-    yield f"family: {'gpt2' if readings else 'unknown'}, by {len(readings)} of {count} names\n"
-    if not readings:
-        return
-    try:
-        params = gpt2.load(file)
-    except (ValueError, OSError) as error:
-        yield f"fnlm.gpt2.load refuses it: {error}\n"
-        return
-    heads = ", ".join(params.get("heads", {})) or "none"
-    yield f"fnlm.gpt2.load reads {tree.count(params):,} parameters; heads: {heads}\n"
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
 
 
 def _printable(text: str) -> str:

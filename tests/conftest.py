@@ -43,7 +43,7 @@ def host_of_socket(this: socket.socket, *args: Any) -> Any:
     return args[-1][0] if this.family in (socket.AF_INET, socket.AF_INET6) else None
 
 
-for _name in ("bind", "connect", "connect_ex", "sendto"):
+for _name in ("connect", "connect_ex", "sendto"):  # urllib3 binds to ::1 when it is imported
     guard(socket.socket, _name, host_of_socket)
 guard(socket, "getaddrinfo", lambda host, *args, **kwargs: host)
 

@@ -122,7 +122,7 @@ def test_inspect_says_what_would_not_load(
         (["generate", "MODEL", "--num_samples", "3", "--num_beams", "2"], ["num_beams=2"]),
         (["generate", "./nowhere"], ["nowhere"]),
         (["inspect", "./nowhere"], ["nowhere"]),
-        (["inspect", "MODEL/config.json"], ["config.json", ".safetensors"]),
+        (["inspect", "MODEL/config.json"], ["config.json is no checkpoint", "safetensors"]),
         (["inspect", "DAMAGED"], ["broken.safetensors", "whole"]),
     ],
     ids=lambda value: "-".join(value)[:40],

@@ -1,12 +1,14 @@
 """A file's tensors by name: what is there is known at once, what it holds is read when asked."""
 
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-__all__ = ["Checkpoint", "Entry"]
+__all__ = ["Checkpoint", "Entry", "replace"]
 
 
 class Entry(NamedTuple):
@@ -52,3 +54,17 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Count the tensors."""
         return len(self.entries)
+
+
+def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
+    """Fill a new file and put it in the place of the former one, at once or not at all."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        fill(Path(name))
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,78 +1,73 @@
-"""Parameters in files: strict reading, exact writing.
+"""Parameters in files: strict reading of every format, exact writing.
 
-Reading maps the file into memory: opening costs the header, and a tensor is read from disk when it
-is first used.
+Opening a file costs its headers; where the format allows, tensors are mapped into memory and read
+from disk when they are first used.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
-import torch
 from torch import Tensor
 
-from fnlm.params import hub, rename, tree
+from fnlm.params import arrays, hub, pickled, rename, safe, tensorflow, tree
 from fnlm.params import spec as describe
+from fnlm.params.checkpoint import Checkpoint, replace
 from fnlm.params.config import BaseConfig
 from fnlm.params.rename import Dialect, Family
 from fnlm.params.tree import Tree
 
-__all__ = ["assemble", "config_from", "load", "read", "replace", "save", "write"]
+__all__ = ["assemble", "config_from", "load", "read", "save", "write"]
 
 SpecOf = Callable[..., Tree]
+_READERS = {".safetensors": safe, ".bin": pickled, ".pt": pickled, ".pth": pickled}
+_READERS |= {".npz": arrays, ".npy": arrays, ".index": tensorflow}
 
 
-def read(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file by name, memory-mapped.
+def read(path: str | Path) -> Checkpoint:
+    """Describe the tensors of a file of any format; each is read when asked for.
+
+    Args:
+        path: safetensors, torch.save's zip and legacy formats, an index of shards of either,
+            TensorFlow's bundles and V1 files, .npz, .npy, or OpenAI's params_shapes.json. What a
+            file is shows in its bytes; its name counts where they are damaged.
 
     Raises:
-        ValueError: the file is damaged or of another format.
+        ValueError: the file is damaged, hostile or of another format.
+        FileNotFoundError: there is no such file.
+
+    >>> from fnlm.params import hub
+    >>> file = read(hub.weights("tiny"))
+    >>> file.format, file.entries["transformer.ln_f.weight"].shape
+    ('safetensors', (128,))
     """
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is not a whole .safetensors file: {error}") from error
+    path = Path(path)
+    path = path.parent if path.name == arrays.SHAPES else path
+    if not path.is_dir() or arrays.recognises(path):
+        for reader in (safe, tensorflow, arrays, pickled):
+            if reader.recognises(path):
+                return reader.read(path)
+    if path.suffix in _READERS and path.is_file():
+        return _READERS[path.suffix].read(path)
+    raise ValueError(
+        f"{path} is no checkpoint: neither safetensors, nor written by torch.save, TensorFlow or "
+        "NumPy"
+    )
 
 
 def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Write tensors to a file, which appears whole or not at all.
 
     Args:
-        tensors: by name; read one after the other if the mapping reads when asked.
-        path: a name that ends in .bin means the form of `torch.save`, any other safetensors.
+        tensors: by name.
+        path: a name that ends in .bin means the form of `torch.save` that every version of torch
+            reads; any other means safetensors.
     """
-    whole = {name: _alone(value) for name, value in tensors.items()}
     if Path(path).suffix == ".bin":
-        replace(path, lambda part: torch.save(whole, part))
+        pickled.write(tensors, path, legacy=True)
     else:
-        replace(path, lambda part: safetensors.torch.save_file(whole, part, {"format": "pt"}))
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """Give a tensor memory of its own, in the order of its dimensions, as files need it."""
-    tensor = tensor.detach().cpu().contiguous()
-    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if alone else tensor.clone()
-
-
-def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
-    """Fill a new file and put it in the place of the former one, at once or not at all."""
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
-    try:
-        fill(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
+        safe.write(tensors, path)
 
 
 def load(

@@ -6,8 +6,6 @@ part that describes tensors and refuses the rest. Of a checkpoint that wraps a s
 dict under the first of the names in WRAPPERS, or else the only one that holds tensors.
 """
 
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from functools import partial
 from mmap import mmap
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from fnlm.params import _archive, _pickle
 from fnlm.params._pickle import Pairs, Strided
-from fnlm.params.checkpoint import Checkpoint, Entry
+from fnlm.params.checkpoint import Checkpoint, Entry, replace
 
 __all__ = ["read", "recognises", "write"]
 
@@ -86,18 +84,9 @@ def write(tensors: Mapping[str, Tensor], path: str | Path, *, legacy: bool = Fal
     ...     torch.load(f"{folder}/w.bin", weights_only=True)
     {'w': tensor([1., 1.])}
     """
-    path = Path(path)
     made: dict[tuple[object, ...], Tensor] = {}
     whole = {name: _own(value.detach().cpu(), made) for name, value in tensors.items()}
-    handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(whole, file, _use_new_zipfile_serialization=not legacy)
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+    replace(path, lambda part: torch.save(whole, part, _use_new_zipfile_serialization=not legacy))
 
 
 def _own(value: Tensor, made: dict[tuple[object, ...], Tensor]) -> Tensor:

@@ -1,18 +1,20 @@
 """Safetensors files, and checkpoints in shards with an index."""
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors
+from safetensors.torch import save_file
 from torch import Tensor
 
 from fnlm.params import pickled
-from fnlm.params.checkpoint import Checkpoint, Entry
+from fnlm.params.checkpoint import Checkpoint, Entry, replace
 
-__all__ = ["read", "recognises"]
+__all__ = ["read", "recognises", "write"]
 
 _INDEX = ".index.json"
 _LARGEST_INDEX = 1 << 26
@@ -69,6 +71,19 @@ def read(path: str | Path) -> Checkpoint:
     return _shards(path) if path.name.endswith(_INDEX) else _single(path)
 
 
+def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a .safetensors file, which appears whole or not at all."""
+    whole = {name: _alone(value) for name, value in tensors.items()}
+    replace(path, lambda part: save_file(whole, part, {"format": "pt"}))
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Give a tensor memory of its own, in the order of its dimensions, as the format needs it."""
+    tensor = tensor.detach().cpu().contiguous()
+    alone = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if alone else tensor.clone()
+
+
 def _single(path: Path) -> Checkpoint:
     try:
         file: Any = safetensors.safe_open(path, framework="pt")
@@ -107,7 +122,7 @@ def _shards(path: Path) -> Checkpoint:
     for name, file in wanted.items():
         listed.setdefault(file, set()).add(name)
     places = {file: _beside(path, file) for file in listed}
-    missing = [file for file, place in places.items() if not place.is_file()]
+    missing = [file for file, place in places.items() if not os.path.isfile(place)]
     if missing:
         raise FileNotFoundError(
             f"{path} lists shards that are not beside it: {', '.join(missing[:10])}; download them"
@@ -121,7 +136,8 @@ def _shards(path: Path) -> Checkpoint:
 
 
 def _reader(path: Path) -> Callable[[Path], Checkpoint]:
-    return pickled.read if pickled.recognises(path) else _single
+    # A header of safetensors can begin with the byte that pickles begin with: so ask that first.
+    return _single if recognises(path) or not pickled.recognises(path) else pickled.read
 
 
 def _agree(path: Path, file: str, wanted: set[str], found: set[str]) -> None:

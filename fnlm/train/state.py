@@ -114,7 +114,7 @@ def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
     ...     load_state(f"{folder}/state.safetensors", like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
     """
-    io.write(dict(tree.named_leaves(state)), path)
+    io.write(dict(tree.named_leaves(state)), Path(path))
 
 
 def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:

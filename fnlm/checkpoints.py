@@ -1,0 +1,210 @@
+"""Checkpoints of any origin and format: what one holds, and the same one in another form."""
+
+import importlib
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from fnlm.params import hub, io, rename, tree
+from fnlm.params.checkpoint import Checkpoint, Entry, replace
+
+__all__ = ["FAMILIES", "convert", "inspect"]
+
+FAMILIES = ("bert", "gpt", "gpt2", "transfo_xl")
+
+# Files of a tokenizer that are carried along, under the names that every reader knows.
+_VOCABULARIES = {
+    "encoder.json": "vocab.json",
+    "vocab.bpe": "merges.txt",
+    **{
+        name: name
+        for name in (
+            "vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
+            "special_tokens_map.json", "added_tokens.json", "vocab.bin",
+        )
+    },
+}  # fmt: skip
+
+
+class _Account(NamedTuple):
+    """What a family makes of a checkpoint's names."""
+
+    family: str  # module name
+    matches: dict[str, rename.Match]
+
+    def count(self, *kinds: str) -> int:
+        return sum(match.kind in kinds for match in self.matches.values())
+
+
+def inspect(path: str | Path) -> Iterator[str]:
+    """Yield lines on a checkpoint: its tensors, its family, and what fnlm would load from it.
+
+    Args:
+        path: a file or directory of any format, a bundled model or a hub name.
+
+    Raises:
+        ValueError: the file is damaged, or of no known format.
+        FileNotFoundError: no such file.
+    """
+    checkpoint = io.read(hub.weights(path))
+    account = _account(checkpoint)
+    rows = [("name", "type", "shape", "size", "read as")]
+    for name, entry in checkpoint.entries.items():
+        shape = " x ".join(map(str, entry.shape)) or "one number"
+        match = account.matches[name]
+        rows.append((name, entry.dtype, shape, _bytes(_size(entry)), _reading(match)))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
+        yield "  ".join([*cells, row[4]]).rstrip() + "\n"
+    numbers = sum(torch.Size(entry.shape).numel() for entry in checkpoint.entries.values())
+    size = _bytes(sum(map(_size, checkpoint.entries.values())))
+    yield f"\n{checkpoint.path}: {checkpoint.format}, {len(checkpoint)} tensors, "
+    yield f"{numbers:,} numbers, {size}\n"
+    yield from _verdict(path, checkpoint, account)
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    to: str = "transformers",
+    config: str | Path | None = None,
+    family: str | None = None,
+) -> Iterator[str]:
+    """Write a checkpoint in another form, and yield lines on what was read and written.
+
+    Args:
+        source: a file or directory of any format, a bundled model or a hub name.
+        target: a directory, made if need be; a name that ends in .bin or .safetensors is that of
+            the weights, with the config beside it. The vocabulary found beside the source goes
+            with them.
+        to: whose form, "transformers" or "pytorch-pretrained-bert".
+        config: the model's configuration file; by default the one beside the source.
+        family: module of the family; by default the one that knows the names of the tensors.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or does not fit its family or config.
+        FileNotFoundError: no such file.
+    """
+    if family is not None:
+        _module(family)
+    if config is None:
+        weights, config = hub.locate(source)
+    else:
+        weights = hub.weights(source)
+    checkpoint = io.read(weights)
+    account = _account(checkpoint, family)
+    if not account.count("leaf", "tie"):
+        raise ValueError(f"{weights} holds no tensor that fnlm knows: see fnlm inspect")
+    module = _module(account.family)
+    rules = module.rules.FAMILY
+    settings = io.config_from(Path(config), rules, module.Config)
+    with tqdm(total=account.count("leaf", "tie"), unit=" tensors", leave=False) as bar:
+        watched = _watched(checkpoint, bar)
+        params = io.assemble(watched, settings, rules, module.spec, source=str(weights))
+        strange = [
+            f"{path} has {count:,} values that are not finite\n"
+            for path, leaf in tree.named_leaves(params)
+            if (count := int((~leaf.isfinite()).sum()))
+        ]
+    yield f"read {weights} ({checkpoint.format}) as {account.family}: "
+    yield f"{tree.count(params):,} parameters in {account.count('leaf')} tensors; not needed: "
+    yield f"{account.count('training')} of a trainer, {account.count('buffer', 'tie')} others\n"
+    yield from strange
+    directory, file = Path(target), None
+    if directory.suffix in (".bin", ".safetensors"):
+        directory, file = directory.parent, directory.name
+    written = io.save(params, directory, rules, to, file=file)
+    written += _copy_vocabulary(Path(weights).parent, directory)
+    yield f"wrote {', '.join(written)} in {directory}\n"
+
+
+def _module(family: str) -> ModuleType:
+    if family not in FAMILIES:
+        raise ValueError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
+    if importlib.util.find_spec(f"fnlm.{family}") is None:
+        raise ValueError(f"family {family} is not in this version of fnlm: it can't be read")
+    return importlib.import_module(f"fnlm.{family}")
+
+
+def _account(checkpoint: Checkpoint, family: str | None = None) -> _Account:
+    """Match every name, by the family that knows the most of them."""
+    known = [name for name in FAMILIES if importlib.util.find_spec(f"fnlm.{name}")]
+    accounts = []
+    for name in known if family is None else [family]:
+        table = _module(name).rules.FAMILY
+        accounts.append(_Account(name, {n: rename.classify(n, table) for n in checkpoint}))
+    return max(accounts, key=lambda account: account.count("leaf", "tie"))
+
+
+def _reading(match: rename.Match) -> str:
+    return {
+        "leaf": match.path,
+        "tie": f"{match.path}, a second time",
+        "buffer": "no parameter, not read",
+        "training": "of a trainer, not read",
+    }.get(match.kind, "unknown")
+
+
+def _verdict(path: str | Path, checkpoint: Checkpoint, account: _Account) -> Iterator[str]:
+    known = account.count("leaf", "tie", "buffer")
+    if not known:
+        yield f"family: unknown, by 0 of {len(checkpoint)} names\n"
+        return
+    yield f"family: {account.family}, by {known} of {len(checkpoint)} names\n"
+    if skipped := account.count("training"):
+        yield f"of a trainer: {skipped} tensors, never read as parameters\n"
+    try:
+        params = _module(account.family).load(path)
+    except (ValueError, OSError) as error:
+        yield f"fnlm.{account.family}.load refuses it: {error}\n"
+        return
+    heads = ", ".join(params.get("heads", {})) or "none"
+    count = tree.count(params)
+    yield f"fnlm.{account.family}.load reads {count:,} parameters; heads: {heads}\n"
+
+
+def _watched(checkpoint: Checkpoint, bar: "tqdm[None]") -> Checkpoint:
+    """Move a progress bar by one for each tensor read."""
+
+    def watch(entry: Entry) -> Entry:
+        def read() -> torch.Tensor:
+            bar.update()
+            return entry.read()
+
+        return entry._replace(read=read)
+
+    entries = {name: watch(entry) for name, entry in checkpoint.entries.items()}
+    return Checkpoint(checkpoint.path, checkpoint.format, entries)
+
+
+def _copy_vocabulary(source: Path, target: Path) -> list[str]:
+    copied = []
+    for name, new in _VOCABULARIES.items():
+        found, wanted = source / name, target / new
+        if found.is_file() and wanted.resolve() != found.resolve():
+            replace(wanted, partial(shutil.copyfile, found))
+            copied.append(new)
+    return copied
+
+
+def _size(entry: Entry) -> int:
+    dtype = getattr(torch, entry.dtype, None)
+    item = dtype.itemsize if isinstance(dtype, torch.dtype) else 0
+    return torch.Size(entry.shape).numel() * item
+
+
+def _bytes(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
