@@ -1,0 +1,355 @@
+"""BERT equals transformers 5.x and pytorch-pretrained-bert 0.6.2: outputs and gradients."""
+
+from typing import Any, NamedTuple, cast
+
+import pytest
+import torch
+from families import BERT, make_batch, make_params
+from peers import hf, ppb, quiet
+from torch import Tensor
+from torch.func import grad
+
+from fnlm import bert, random
+from fnlm.layers.activation import ACTIVATIONS
+from fnlm.params import rename, tree
+from fnlm.params.module import from_module
+from fnlm.params.rules.bert import FAMILY
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "three heads": {},
+    "one head, narrow": {
+        "hidden_size": 5, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 3,
+    },
+    "deep, three types, one label": {
+        "hidden_size": 8, "num_attention_heads": 4, "num_hidden_layers": 3, "intermediate_size": 32,
+        "type_vocab_size": 3, "num_labels": 1,
+    },
+}  # fmt: skip
+PEERS = ("transformers", "pytorch-pretrained-bert")
+CLASSES = {
+    "apply": "BertModel",
+    "layers": "BertModel",
+    "pretraining": "BertForPreTraining",
+    "masked_lm": "BertForMaskedLM",
+    "next_sentence_prediction": "BertForNextSentencePrediction",
+    "sequence_classification": "BertForSequenceClassification",
+    "multiple_choice": "BertForMultipleChoice",
+    "token_classification": "BertForTokenClassification",
+    "question_answering": "BertForQuestionAnswering",
+}
+HEADS = {name: heads for heads, name in FAMILY.architectures.items()}
+PRECISION = [(torch.float32, 1e-5), (torch.float64, 1e-9)]
+precisions = pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
+
+
+def make_config(**changes: Any) -> bert.Config:
+    """The config of the table with changes, and the only epsilon that the ancestor knows."""
+    return bert.Config.from_dict(BERT.config.to_dict() | {"layer_norm_eps": 1e-12} | changes)
+
+
+def make(config: bert.Config, variant: str, dtype: torch.dtype) -> Any:
+    """Parameters with the heads of a variant alone."""
+    params = make_params(BERT._replace(config=config), dtype=dtype)
+    heads = {head: params["heads"][head] for head in HEADS[CLASSES[variant]]}
+    base = {name: leaves for name, leaves in params.items() if name != "heads"}
+    return {**base, "heads": heads} if heads else base
+
+
+class Peer(NamedTuple):
+    """A function of our parameters, and its gradient under our names."""
+
+    library: str
+    variant: str
+    apply: Any
+    names: list[str]
+    table: rename.Family
+
+    def params(self, ours: Any) -> Any:
+        """Our parameters under the peer's names, those it lacks left out."""
+        dialect = next(d for d in self.table.dialects if d.name == self.library)
+        leaves = {name: leaf for name, leaf in ours.items() if name != "config"}
+        foreign = rename.to_foreign(leaves, dialect)
+        return rename.nest({name: foreign[name] for name in self.names})
+
+    def run(self, theirs: Any, ids: Tensor, types: Tensor | None, mask: Tensor | None) -> tuple:
+        """What the peer returns, as a tuple of what our function of the variant returns."""
+        options = {} if mask is None else {"attention_mask": mask.long()}
+        if self.library != "transformers":
+            result = self.apply(theirs, ids, types, *options.values())
+            if self.variant == "layers":
+                return tuple(result[0])
+            if self.variant == "apply":
+                return result[0][-1], result[1]
+            return result if isinstance(result, tuple) else (result,)
+        if self.variant == "layers":
+            options["output_hidden_states"] = True
+        result = self.apply(theirs, ids, token_type_ids=types, **options)
+        return result.hidden_states[1:] if self.variant == "layers" else tuple(result.values())
+
+    def named(self, gradient: Any) -> dict[str, Tensor]:
+        """A gradient under our names."""
+        leaves = dict(tree.named_leaves(gradient))
+        found, unexpected = rename.from_foreign(leaves, self.table, self.library)
+        assert not unexpected
+        return found
+
+
+def make_peer(library: str, variant: str, config: bert.Config, dtype: torch.dtype) -> Peer:
+    name, content = CLASSES[variant], config.to_dict()
+    if library == "transformers":
+        module = getattr(hf(), name)(hf().BertConfig(**content))
+    else:
+        extra = {
+            "sequence_classification": [config.num_labels],
+            "token_classification": [config.num_labels],
+            "multiple_choice": [2],
+        }
+        with quiet():
+            own = ppb().BertConfig.from_dict(content)
+            module = getattr(ppb(), name)(own, *extra.get(variant, ()))
+    apply, theirs = from_module(module.to(dtype).eval())
+    names = [name for name, _ in tree.named_leaves(theirs)]
+    return Peer(library, variant, apply, names, rename.for_heads(FAMILY, HEADS[name]))
+
+
+def inputs(config: bert.Config, variant: str, *, rows: int = 3, length: int = 7) -> list[Tensor]:
+    """Ids, token types, and a mask: rows whole, left-padded and right-padded in turn."""
+    ids, mask = make_batch(BERT._replace(config=config), rows, length)
+    if variant == "multiple_choice":
+        ids, mask = torch.stack([ids, ids.flip(0)], 1), torch.stack([mask, mask.flip(0)], 1)
+    return [ids, torch.randint(config.type_vocab_size, ids.shape), mask]
+
+
+def run_ours(variant: str, params: Any, *data: Tensor | None) -> tuple[Tensor, ...]:
+    result = getattr(bert, variant)(params, *data)
+    return result if isinstance(result, tuple) else (result,)
+
+
+def weighted(outputs: tuple[Tensor, ...]) -> Tensor:
+    """A scalar of random weights, so that no gradient cancels."""
+    generator = torch.Generator().manual_seed(1)
+    return sum(
+        ((y * torch.randn(y.shape, generator=generator).to(y.dtype)).mean() for y in outputs),
+        torch.zeros(()),
+    )
+
+
+def compare(
+    library: str, variant: str, config: bert.Config, dtype: torch.dtype, tolerance: float, *x: Any
+) -> None:
+    """Outputs, and gradients of every leaf that the peer has."""
+    params, peer = make(config, variant, dtype), make_peer(library, variant, config, dtype)
+    theirs = peer.params(params)
+    for a, b in zip(run_ours(variant, params, *x), peer.run(theirs, *x), strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+    ours = grad(lambda p: weighted(run_ours(variant, p, *x)))(params)
+    mine = dict(tree.named_leaves(ours))
+    found = peer.named(grad(lambda p: weighted(peer.run(p, *x)))(theirs))
+    assert {path for path in mine if not path.startswith("pooler")} <= set(found) <= set(mine)
+    for path, gradient in found.items():
+        torch.testing.assert_close(mine[path], gradient, atol=tolerance, rtol=tolerance, msg=path)
+
+
+@precisions
+@pytest.mark.parametrize("variant", CLASSES)
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("library", PEERS)
+def test_outputs_and_gradients_equal_the_peer(
+    library: str, name: str, variant: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """With token types and padding on either side."""
+    config = make_config(**CONFIGS[name])
+    compare(library, variant, config, dtype, tolerance, *inputs(config, variant))
+
+
+@pytest.mark.parametrize("variant", CLASSES)
+@pytest.mark.parametrize("library", PEERS)
+def test_defaults_are_those_of_the_peer(library: str, variant: str) -> None:
+    """No types and no mask; one row, of an odd and of the greatest length."""
+    config = make_config()
+    for length in (1, 24):
+        ids, *_ = inputs(config, variant, rows=1, length=length)
+        compare(library, variant, config, torch.float64, 1e-9, ids, None, None)
+
+
+@precisions
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("variant", ["apply", "masked_lm"])
+def test_every_activation_equals_the_peer(
+    variant: str, activation: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    """In the blocks and in the head; the ancestor knows three of them."""
+    config = make_config(hidden_act=activation)
+    x = inputs(config, variant)
+    compare("transformers", variant, config, dtype, tolerance, *x)
+    if activation in ("gelu", "relu", "swish"):
+        compare("pytorch-pretrained-bert", variant, config, dtype, tolerance, *x)
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 0.1])
+def test_the_epsilon_of_the_config_counts(epsilon: float) -> None:
+    config = make_config(layer_norm_eps=epsilon)
+    x = inputs(config, "pretraining")
+    compare("transformers", "pretraining", config, torch.float64, 1e-9, *x)
+
+
+@pytest.mark.parametrize("variant", CLASSES)
+def test_a_fully_padded_row_equals_the_ancestors(variant: str) -> None:
+    """The mask adds -1e4 to the scores: where all have it, none is masked."""
+    config = make_config()
+    ids, types, mask = inputs(config, variant)
+    mask[0] = False
+    x = (ids, types, mask)
+    compare("pytorch-pretrained-bert", variant, config, torch.float64, 1e-9, *x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("variant", CLASSES)
+def test_a_fully_padded_row_is_finite_and_has_zero_gradient(
+    variant: str, dtype: torch.dtype
+) -> None:
+    """A loss that leaves the row out has the gradient of the other rows, and no NaN."""
+    config = make_config()
+    params = make(config, variant, dtype)
+    ids, types, mask = inputs(config, variant)
+    mask[2] = False
+
+    def loss(p: Any, counted: list[int], rows: slice) -> Tensor:
+        outputs = run_ours(variant, p, ids[rows], types[rows], mask[rows])
+        assert all(y.isfinite().all() for y in outputs)
+        means = [y.float().sin().flatten(1).mean(1) for y in outputs]
+        return (torch.stack(means) * torch.tensor(counted)).sum()
+
+    every, two = slice(3), slice(2)
+    assert all(leaf.eq(0).all() for leaf in tree.leaves(grad(loss)(params, [0, 0, 0], every)))
+    tolerance = {torch.float32: 1e-5, torch.float16: 2e-2, torch.bfloat16: 1e-1}[dtype]
+    whole, alone = grad(loss)(params, [1, 1, 0], every), grad(loss)(params, [1, 1], two)
+    for a, b in zip(tree.leaves(whole), tree.leaves(alone), strict=True):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
+
+
+@pytest.mark.parametrize("variant", CLASSES)
+def test_leading_dimensions_are_any(variant: str) -> None:
+    """None, and three of them, beside a loop over the rows."""
+    config = make_config()
+    params = make(config, variant, torch.float32)
+    ids, types, mask = (x.unsqueeze(1) for x in inputs(config, variant))
+    rows = [run_ours(variant, params, *(x[i, 0] for x in (ids, types, mask))) for i in range(3)]
+    for lead in ((3, 1), (1, 3, 1)):
+        shaped = [x.reshape(*lead, *x.shape[2:]) for x in (ids, types, mask)]
+        for y, *loop in zip(run_ours(variant, params, *shaped), *rows, strict=True):
+            assert y.shape[: len(lead)] == lead
+            torch.testing.assert_close(y.flatten(0, len(lead) - 1), torch.stack(loop))
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_is_padded_has_no_say(side: str) -> None:
+    """The ids and types of padding change nothing, bit for bit."""
+    config = make_config()
+    params = make(config, "apply", torch.float32)
+    ids, types, mask = inputs(config, "apply", rows=2)
+    mask[:] = True
+    padding = slice(2) if side == "left" else slice(-2, None)
+    mask[:, padding] = False
+    hidden, _ = bert.apply(params, ids, types, mask)
+    other, kinds = ids.clone(), types.clone()
+    other[:, padding], kinds[:, padding] = 5, 1
+    assert bert.apply(params, other, kinds, mask)[0][mask].equal(hidden[mask])
+    assert not bert.apply(params, other, kinds)[0][mask].equal(hidden[mask])
+
+
+def test_a_padded_row_equals_the_row_alone() -> None:
+    config = make_config()
+    params = make(config, "apply", torch.float32)
+    ids, types, _ = inputs(config, "apply", rows=2)
+    alone = bert.apply(params, ids[:, :4], types[:, :4])
+    padded = bert.apply(params, ids, types, torch.arange(7).lt(4).expand(2, 7))
+    torch.testing.assert_close(padded[0][:, :4], alone[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(padded[1], alone[1], atol=1e-5, rtol=1e-5)
+
+
+def test_masks_may_be_of_any_type() -> None:
+    config = make_config()
+    params = make(config, "apply", torch.float32)
+    ids, types, mask = inputs(config, "apply")
+    expected, _ = bert.apply(params, ids, types, mask)
+    for other in (mask.long(), mask.float(), mask.to(torch.uint8), 7 * mask.int()):
+        assert bert.apply(params, ids, types, other)[0].equal(expected)
+
+
+def test_half_precision_stays_half_and_close() -> None:
+    params = tree.map(lambda x: x * 0.5, make(make_config(), "pretraining", torch.float32))
+    x = inputs(make_config(), "pretraining")
+    for dtype in (torch.bfloat16, torch.float16):
+        half = bert.pretraining(tree.cast(params, dtype), *x)
+        for a, b in zip(half, bert.pretraining(params, *x), strict=True):
+            assert a.dtype == dtype
+            torch.testing.assert_close(a.float(), b, atol=0.1, rtol=0.1)
+
+
+def test_dropout_before_the_heads_has_a_rate_of_its_own() -> None:
+    """With all other rates 0, only the outputs of classifiers move; None means the hidden rate."""
+    key, quiet_rates = random.key(2), {"hidden_dropout_prob": 0, "attention_probs_dropout_prob": 0}
+    for rate, moves in ((0.5, True), (0.0, False), (None, False)):
+        config = make_config(**quiet_rates, classifier_dropout=rate)
+        for variant in CLASSES:
+            params, x = make(config, variant, torch.float32), inputs(config, variant)
+            kept = getattr(bert, variant)(params, *x)
+            dropped = getattr(bert, variant)(params, *x, key=key)
+            same = all(
+                a.equal(b) for a, b in zip(tree.leaves(kept), tree.leaves(dropped), strict=True)
+            )
+            classifies = variant.endswith("classification") or variant == "multiple_choice"
+            assert same == (not (moves and classifies)), variant
+
+
+IDS = torch.tensor([[3, 1, 4]])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda p: bert.apply(p, torch.tensor([[3, 41]])), IndexError, ["ids", "41"]),
+        (lambda p: bert.apply(p, torch.tensor([[-1, 4]])), IndexError, ["ids", "-1", "41"]),
+        (lambda p: bert.apply(p, IDS, IDS), IndexError, ["token_types", "2", "4"]),
+        (lambda p: bert.apply(p, IDS, IDS[0] * 0), ValueError, ["token_types", "[3]", "[1, 3]"]),
+        (lambda p: bert.apply(p, IDS, None, IDS[:, :2]), ValueError, ["mask", "[1, 2]", "[1, 3]"]),
+        (lambda p: bert.apply(p, torch.zeros(2, 25).long()), ValueError, ["25", "embeddings=24"]),
+        (lambda p: bert.apply(p, torch.zeros(2, 0).long()), ValueError, ["0 tokens", "1"]),
+        (lambda p: bert.apply(p, torch.zeros(2, 5)), TypeError, ["ids", "float32", "int64"]),
+        (lambda p: bert.apply(p, cast(Any, [3, 4])), TypeError, ["int64 tensor", "list"]),
+        (lambda p: bert.init(BERT.config, random.key(0), heads=("x",)), ValueError, ["'x'"]),
+        (
+            lambda p: bert.Config(hidden_size=10, num_attention_heads=3),
+            ValueError,
+            ["hidden_size=10", "num_attention_heads=3"],
+        ),
+        (lambda p: bert.Config(num_labels=0), ValueError, ["num_labels", "0"]),
+        (lambda p: bert.Config(hidden_act="sine"), ValueError, ["hidden_act", "'sine'", "gelu"]),
+        (
+            lambda p: bert.apply(p, IDS, key=torch.zeros(2)),
+            TypeError,
+            ["key", "float32", "random.key"],
+        ),
+        (
+            lambda p: bert.apply({k: v for k, v in p.items() if k != "pooler"}, IDS),
+            KeyError,
+            ["pooler", "layers", "load"],
+        ),
+        *(
+            (
+                lambda p, head=head: getattr(bert, head)(
+                    {k: v for k, v in p.items() if k != "heads"}, IDS
+                ),
+                KeyError,
+                [head, "init", "load", "key"],
+            )
+            for head in bert.HEADS
+        ),
+    ],
+)
+def test_misuse_is_named(call: Any, error: type[Exception], words: list[str]) -> None:
+    with pytest.raises(error) as caught:
+        call(make_params(BERT))
+    for word in words:
+        assert word in str(caught.value)
