@@ -17,8 +17,8 @@ from torch import Tensor
 from fnlm.params.tree import Tree, named_leaves
 
 __all__ = [
-    "Dialect", "Family", "Match", "Rule", "classify", "dialect_of", "for_heads", "foreign_name",
-    "from_foreign", "nearest", "nest", "to_foreign",
+    "Dialect", "Family", "Match", "Rule", "classify", "dialect_of", "fit", "for_heads",
+    "foreign_name", "from_foreign", "nearest", "nest", "to_foreign",
 ]  # fmt: skip
 
 # What TensorFlow's savers store beside a model: optimizer slots of a variable, and counters.
@@ -69,6 +69,8 @@ class Family(NamedTuple):
         str, object
     ]  # config keys that would change the arithmetic, with the only value we compute
     optional: Mapping[str, tuple[str, ...]] = {}  # what a file may lack, and the heads that need it
+    ties: Mapping[str, tuple[str, ...]] = {}  # leaves that a config may tie, and to which leaf
+    stacks: Mapping[str, str] = {}  # leaves that may come stacked, all layers in one, and where
 
 
 def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
@@ -180,6 +182,43 @@ def from_foreign(
     return found, unexpected
 
 
+def fit(
+    found: Mapping[str, Tensor], wanted: Iterable[str], family: Family, source: str
+) -> dict[str, Tensor]:
+    """Drop the copies of leaves that a config ties, and cut what is stacked into its layers.
+
+    Args:
+        found: tensors by our path.
+        wanted: the paths of the model.
+        family: its `ties` and `stacks` tell what to do.
+        source: what an error calls the file.
+
+    Raises:
+        ValueError: a copy differs from its original.
+    """
+    wanted, result = set(wanted), dict(found)
+    for pattern, originals in family.ties.items():
+        for path, leaf in found.items():
+            match = _pattern(pattern).fullmatch(path)
+            if path in wanted or not match:
+                continue
+            candidates = [original.replace("*", match[1]) for original in originals]
+            owner = next((name for name in candidates if name in wanted), None)
+            if owner is None:
+                continue
+            del result[path]
+            if not _same(result.setdefault(owner, leaf), leaf):
+                raise ValueError(
+                    f"{source}: {path} and {owner} differ, and the config says that they are one: "
+                    "correct it if the file holds an untied model"
+                )
+    for pattern, stacked in family.stacks.items():
+        layers = sorted((path for path in wanted if _pattern(pattern).fullmatch(path)), key=_order)
+        if stacked in found and stacked not in wanted and len(found[stacked]) == len(layers):
+            result |= zip(layers, result.pop(stacked).unbind(0), strict=True)
+    return result
+
+
 def classify(name: str, family: Family) -> Match:
     """Say what a foreign name stands for in any dialect of a family.
 
@@ -249,6 +288,10 @@ def _filled(rule: Rule, number: str, dialect: Dialect, prefixed: bool = True) ->
 @cache
 def _pattern(text: str) -> re.Pattern[str]:
     return re.compile(re.escape(text).replace(r"\*", "([0-9]+)"))
+
+
+def _order(path: str) -> list[int]:
+    return [int(number) for number in re.findall("[0-9]+", path)]
 
 
 def _arranged(tensor: Tensor, layout: str, label: str) -> Tensor:

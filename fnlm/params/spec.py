@@ -6,6 +6,7 @@ checkpoint and making a tree without memory are maps over it.
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,10 +24,13 @@ __all__ = ["Spec", "check", "init", "linear", "listed", "meta", "norm", "size"]
 
 @dataclass(frozen=True)
 class Spec:
-    """Describe one leaf: its shape, how it starts (`std` is that of "normal"), and its type."""
+    """Describe one leaf: its shape, how it starts, and its type.
+
+    `std` is the standard deviation of "normal"; for "uniform", draws are from -std to std.
+    """
 
     shape: tuple[int, ...]
-    start: Literal["zeros", "ones", "normal"] = "zeros"
+    start: Literal["zeros", "ones", "normal", "uniform"] = "zeros"
     std: float = 0.0
     dtype: torch.dtype = torch.float32
 
@@ -54,9 +58,11 @@ def init(spec: Tree, key: Tensor) -> Tree:
     """
 
     def leaf(path: str, s: Spec) -> Tensor:
+        own = random.fold_in(key, zlib.crc32(path.encode()))
         if s.start == "normal":
-            own = random.fold_in(key, zlib.crc32(path.encode()))
             return (random.normal(own, s.shape) * s.std).to(s.dtype)
+        if s.start == "uniform":
+            return ((random.uniform(own, s.shape) * 2 - 1) * s.std).to(s.dtype)
         return torch.full(s.shape, float(s.start == "ones"), dtype=s.dtype, device=key.device)
 
     return tree.map_with_path(leaf, spec)
@@ -87,13 +93,13 @@ def check(
 
     Args:
         spec: tree of `Spec`.
-        params: tree of tensors of any floating type.
+        params: tree of tensors of any floating type, the same for all.
         source: what the error calls the tree.
         names: what a file calls our paths, to be named first.
 
     Raises:
         ValueError: lists missing, unexpected (with the nearest missing name) and mismatched leaves
-        (both shapes).
+        (both shapes or types).
 
     >>> check({"w": Spec((2,))}, {"w": torch.zeros(3)}, "file.bin")
     Traceback (most recent call last):
@@ -101,6 +107,8 @@ def check(
     """
     wanted, found = dict(tree.named_leaves(spec)), dict(tree.named_leaves(params))
     labels = {path: f"{name} ({path})" for path, name in (names or {}).items()}
+    types = Counter(x.dtype for x in found.values() if x.is_floating_point())
+    usual = max(types, key=types.__getitem__, default=torch.float32)
     missing = [name for name in wanted if name not in found]
     problems = [f"missing {labels.get(n, n)} {list(wanted[n].shape)}" for n in missing]
     for name, leaf in found.items():
@@ -113,8 +121,9 @@ def check(
             problems.append(
                 f"{label} has shape {list(leaf.shape)}, expected {list(wanted[name].shape)}"
             )
-        elif not leaf.is_floating_point():
-            problems.append(f"{label} has type {leaf.dtype}, expected a floating-point type")
+        elif leaf.dtype != usual:
+            hint = " as the others have: fnlm convert --dtype casts" if len(types) > 1 else ""
+            problems.append(f"{label} has type {leaf.dtype}, expected {usual}{hint}")
     if problems:
         raise ValueError(f"{source} does not fit: {listed(problems)}")
 

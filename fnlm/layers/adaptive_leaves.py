@@ -1,0 +1,95 @@
+"""The leaves of an adaptive vocabulary: which there are, and what the layers make of them.
+
+A tie is one leaf used twice, so the softmax has leaves only for what it does not share with the
+embedding. With `div_val` 1 all clusters have rows of one table, in `cluster_0`.
+"""
+
+from itertools import pairwise
+from typing import Any, Protocol
+
+from fnlm.layers.adaptive_softmax import Cluster
+from fnlm.params.spec import Spec
+from fnlm.params.tree import Tree
+
+__all__ = ["Vocabulary", "embedding_clusters", "softmax_clusters", "spec", "tied_projections"]
+
+
+class Vocabulary(Protocol):
+    """The fields of a config that are read here, by their published names."""
+
+    @property
+    def n_token(self) -> int: ...
+    @property
+    def cutoffs(self) -> tuple[int, ...]: ...
+    @property
+    def d_model(self) -> int: ...
+    @property
+    def d_embed(self) -> int: ...
+    @property
+    def div_val(self) -> int: ...
+    @property
+    def tie_weight(self) -> bool: ...
+    @property
+    def tie_projs(self) -> tuple[bool, ...] | None: ...
+    @property
+    def proj_share_all_but_first(self) -> bool: ...
+    @property
+    def proj_same_dim(self) -> bool: ...
+    @property
+    def proj_init_std(self) -> float: ...
+
+
+def tied_projections(config: Vocabulary) -> tuple[bool, ...]:
+    """Say of each cluster whether the softmax shares the projection of the embedding."""
+    return config.tie_projs or (False, *[config.proj_share_all_but_first] * len(config.cutoffs))
+
+
+def spec(config: Vocabulary, weight: Any) -> tuple[Tree, Tree]:
+    """Describe the leaves of the embedding and of the softmax.
+
+    Args:
+        config: of the family.
+        weight: makes the `Spec` of a table [rows, columns].
+    """
+    sizes = [stop - start for start, stop in pairwise((0, *config.cutoffs, config.n_token))]
+    widths = [config.d_embed // config.div_val**i for i in range(len(sizes))]
+
+    def projection(width: int) -> dict[str, Spec]:
+        same = width == config.d_model and (config.div_val == 1 or not config.proj_same_dim)
+        std = config.proj_init_std
+        return {} if same else {"projection": Spec((width, config.d_model), "normal", std)}
+
+    embed: Tree = {}
+    softmax: Tree = {}
+    tables = [config.n_token] if config.div_val == 1 else sizes
+    for i, (rows, width) in enumerate(zip(tables, widths, strict=False)):
+        table = {"table": weight(rows, width)}
+        embed[f"cluster_{i}"] = table | projection(width)
+        softmax[f"cluster_{i}"] = {"bias": Spec((rows,))} | ({} if config.tie_weight else table)
+    for i, (width, tied) in enumerate(zip(widths, tied_projections(config), strict=True)):
+        if not tied and projection(width):
+            softmax[f"cluster_{i}"] = softmax.get(f"cluster_{i}", {}) | projection(width)
+    if gates := len(config.cutoffs):
+        softmax["gates"] = {"table": weight(gates, config.d_embed), "bias": Spec((gates,))}
+    return embed, softmax
+
+
+def embedding_clusters(embed: Tree) -> list[Cluster]:
+    """Return the clusters of `adaptive_embedding`."""
+    return [Cluster(leaves["table"], None, leaves.get("projection")) for leaves in embed.values()]
+
+
+def softmax_clusters(
+    embed: Tree, softmax: Tree, config: Vocabulary
+) -> tuple[list[Cluster], Cluster | None]:
+    """Return the clusters and gates of `adaptive_log_softmax`."""
+    clusters = []
+    ends = pairwise((0, *config.cutoffs, config.n_token))
+    for i, ((start, stop), tied) in enumerate(zip(ends, tied_projections(config), strict=True)):
+        shared = config.div_val == 1
+        home = "cluster_0" if shared else f"cluster_{i}"
+        rows = slice(start, stop) if shared else slice(None)
+        table = softmax[home].get("table", embed[home]["table"])
+        owner = embed[home] if tied else softmax.get(f"cluster_{i}", {})
+        clusters.append(Cluster(table[rows], softmax[home]["bias"][rows], owner.get("projection")))
+    return clusters, Cluster(**softmax["gates"]) if config.cutoffs else None

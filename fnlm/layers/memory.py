@@ -1,0 +1,78 @@
+"""The memory of Transformer-XL: a value that holds what each layer read at the last tokens."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Mems", "blank", "remember", "reset_mems"]
+
+
+class Mems(NamedTuple):
+    """What each layer read at the last M tokens, oldest first."""
+
+    hidden: tuple[Tensor, ...]  # for each layer [..., M, D]
+    valid: Tensor  # bool [..., M], False for what attention does not see
+
+
+def blank(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = False) -> Mems:
+    """Make a memory of zeros.
+
+    Args:
+        like: gives type and device.
+        layers: L.
+        shape: [..., M, D].
+        empty: whether attention does not see the zeros.
+
+    >>> blank(torch.zeros(()), 2, (3, 6, 8)).valid.shape
+    torch.Size([3, 6])
+    """
+    hidden = tuple(like.new_zeros(*shape) for _ in range(layers))
+    return Mems(hidden, torch.full(shape[:-1], not empty, dtype=torch.bool, device=like.device))
+
+
+def remember(seen: Mems, new: int, most: int, *, held_back: int = 0, detach: bool = True) -> Mems:
+    """Return the memory of the last tokens, those held back left out.
+
+    Args:
+        seen: the former memory and the T new tokens, together S tokens.
+        new: T.
+        most: how many tokens it may hold.
+        held_back: how many of the new tokens are not remembered yet, at most T.
+        detach: whether no gradient flows through the result.
+
+    >>> tokens = torch.arange(6.0).view(1, 6, 1)
+    >>> seen = Mems((tokens,), torch.ones(1, 6, dtype=torch.bool))
+    >>> remember(seen, new=2, most=3, held_back=1).hidden[0].flatten()
+    tensor([2., 3., 4.])
+    """
+    stop = seen.valid.shape[-1] - min(new, held_back)
+    kept = slice(max(0, stop - most), stop)
+    hidden = tuple((x.detach() if detach else x)[..., kept, :] for x in seen.hidden)
+    return Mems(hidden, seen.valid[..., kept])
+
+
+def reset_mems(mems: Mems, rows: Tensor, *, empty: bool = False) -> Mems:
+    """Let the texts of some rows begin anew; the others keep their memory.
+
+    Args:
+        mems: tensors [..., M, D] and [..., M].
+        rows: bool [...], which rows.
+        empty: whether attention does not see the zeros of a text that begins: the same as when
+            the memory was made.
+
+    Raises:
+        ValueError: rows are of another type or shape.
+
+    >>> mems = Mems((torch.ones(2, 3, 4),), torch.ones(2, 3, dtype=torch.bool))
+    >>> reset_mems(mems, torch.tensor([True, False])).hidden[0].sum((1, 2))
+    tensor([ 0., 12.])
+    """
+    if rows.dtype != torch.bool or rows.shape != mems.valid.shape[:-1]:
+        raise ValueError(
+            f"rows must be bool {list(mems.valid.shape[:-1])}, one for each row of mems, got "
+            f"{rows.dtype} {list(rows.shape)}"
+        )
+    hidden = tuple(torch.where(rows[..., None, None], 0, x) for x in mems.hidden)
+    return Mems(hidden, torch.where(rows[..., None], not empty, mems.valid))
