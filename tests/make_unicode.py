@@ -130,4 +130,3 @@ def make() -> str:
 
 if __name__ == "__main__":
     PATH.write_text(make(), encoding="utf-8", newline="\n")
-    print(PATH, PATH.stat().st_size, "bytes")

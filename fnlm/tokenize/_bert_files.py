@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fnlm.params import hub
 from fnlm.tokenize import _files, wordpiece
 from fnlm.tokenize._bert_words import DEFAULT, PROFILES, SPECIAL
 
@@ -58,7 +59,7 @@ def _find(name_or_path: str | Path) -> tuple[Path, ...]:
     """Return the path of the vocabulary, and that of the settings if there are any."""
     path = Path(name_or_path).expanduser()
     if not path.is_file() or path.suffix != ".txt":
-        return _files.find(name_or_path, _FILES)
+        return hub.find(name_or_path, _FILES)
     beside = path.with_name(CONFIG)
     return (path, beside) if beside.is_file() else (path,)
 
@@ -93,7 +94,7 @@ def _lower_case(name: str, vocab: Mapping[str, int]) -> bool:
 
 
 def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], dict[str, int], dict[str, Any]]:
-    """Return vocabulary, added tokens and settings of a tokenizer.json that works as BERT's does."""
+    """Return vocabulary, added tokens and settings of a tokenizer.json that is like BERT's."""
     data = _files.read_json(path)
     try:
         model, normalizer = data["model"], data["normalizer"] or {}

@@ -6,6 +6,7 @@ each came from. The table marks what it cannot do (a sigma that may be final, ma
 places, surrogates) with `CARE`, and then `words` is asked.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
@@ -82,6 +83,17 @@ def make_rules(
     )
 
 
+def chunk_pattern(rules: Rules) -> re.Pattern[str]:
+    """Return a pattern that cuts a text where its words end for sure: `words` may take the parts.
+
+    Example:
+        >>> chunk_pattern(make_rules(PROFILES[DEFAULT], True, True, True, ())).findall("a, b語c")
+        ['a,', 'b', '語', 'c']
+    """
+    alone, space = rules.ideographs.characters(), rules.known.space.characters()
+    return re.compile(f"[{alone}]|[^{space}{alone}]+" if alone else f"[^{space}]+")
+
+
 class Spacing(dict[int, str]):
     """Character -> what becomes of it, with spaces around what is a word by itself."""
 
@@ -145,6 +157,9 @@ def _clean(text: str, rules: Rules) -> Iterator[tuple[str, list[int]]]:
     """Yield what stands between spaces, ideographs apart, with the place of each character."""
     places: list[int] = []
     for at, character in enumerate(text + " "):
+        if "!" <= character <= "~":
+            places.append(at)
+            continue
         code = ord(character)
         alone = code in rules.ideographs
         if _vanishes(code, rules):
@@ -161,6 +176,9 @@ def _clean(text: str, rules: Rules) -> Iterator[tuple[str, list[int]]]:
 
 def _fold(word: str, places: list[int], rules: Rules) -> list[tuple[str, int, int]]:
     """Lower-case a word and take its accents away; return characters with their places."""
+    if word.isascii():
+        word = word.lower() if rules.lower else word
+        return [(character, at, at + 1) for character, at in zip(word, places, strict=True)]
     known = rules.known
     entries: list[tuple[str, int]] = []
     for at, character in enumerate(word):

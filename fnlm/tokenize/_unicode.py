@@ -137,9 +137,12 @@ def reorder(entries: list[tuple[str, int]], known: Data) -> list[tuple[str, int]
     def order(entry: tuple[str, int]) -> int:
         return known.order.get(entry[0], 0)
 
+    if sum(entry[0] in known.order for entry in entries) < 2:
+        return entries
     result: list[tuple[str, int]] = []
     for combining, run in groupby(entries, lambda entry: order(entry) > 0):
-        result += sorted(run, key=order) if combining else run
+        members = [*run]
+        result += sorted(members, key=order) if combining else members
     return result
 
 

@@ -13,7 +13,7 @@ for the categories of characters, which change with its version; here they are U
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import index
@@ -22,7 +22,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fnlm.tokenize import _batch, _bert_files, wordpiece
-from fnlm.tokenize._bert_words import CARE, DEFAULT, PROFILES, SPECIAL, Spacing, make_rules, words
+from fnlm.tokenize._bert_words import (
+    CARE,
+    DEFAULT,
+    PROFILES,
+    SPECIAL,
+    Spacing,
+    chunk_pattern,
+    make_rules,
+    words,
+)
 from fnlm.tokenize._byte_level import Offsets, cut, places
 from fnlm.tokenize.bpe import WordCache
 
@@ -36,7 +45,7 @@ class _Tables(NamedTuple):
     spacing: Spacing
     guards: tuple[str, ...]  # what is in a spaced text if a token that is never split was in it
     words: WordCache  # word -> ids
-    chunks: WordCache  # text between two spaces -> id, start and end of each token
+    chunks: WordCache  # match of `chunk` -> id, start and end of each token in it
     chunk: re.Pattern[str]
 
 
@@ -113,7 +122,7 @@ class Tokenizer:
             tuple(token.translate(spacing) for token in never_split),
             WordCache(encode_word),
             WordCache(encode_chunk),
-            re.compile(f"[^{rules.known.space.characters()}]+"),
+            chunk_pattern(rules),
         )
 
     def __hash__(self) -> int:
@@ -205,11 +214,9 @@ class Tokenizer:
             else:
                 for found in tables.chunk.finditer(part):
                     flat, at = tables.chunks[found[0]], begin + found.start()
-                    ids += flat[::3]
-                    offsets += [
-                        (at + start, at + end)
-                        for start, end in zip(flat[1::3], flat[2::3], strict=True)
-                    ]
+                    for i in range(0, len(flat), 3):
+                        ids.append(flat[i])
+                        offsets.append((at + flat[i + 1], at + flat[i + 2]))
             begin += len(part)
         if origin is not None:
             offsets = [(origin[start], origin[end]) for start, end in offsets]

@@ -1,7 +1,7 @@
 """WordPiece: cut a word into the longest pieces of a vocabulary, from left to right.
 
-A piece that does not begin its word is written with "##" before it. A word that cannot be cut so, or
-that is too long, is one unknown token.
+A piece that does not begin its word is written with "##" before it. A word that cannot be cut so,
+or that is too long, is one unknown token.
 
 Source: `WordpieceTokenizer` of Google's BERT. Deviation: it tries every length that is left of the
 word, quadratic in that length; here no piece longer than the longest of the vocabulary is tried, so
