@@ -14,6 +14,7 @@ from fnlm.layers.activation import ACTIVATIONS
 from fnlm.params import rename, tree
 from fnlm.params.module import from_module
 from fnlm.params.rules.bert import FAMILY
+from fnlm.train import losses
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "three heads": {},
@@ -73,7 +74,7 @@ class Peer(NamedTuple):
 
     def run(self, theirs: Any, ids: Tensor, types: Tensor | None, mask: Tensor | None) -> tuple:
         """What the peer returns, as a tuple of what our function of the variant returns."""
-        options = {} if mask is None else {"attention_mask": mask.long()}
+        options: dict[str, Any] = {} if mask is None else {"attention_mask": mask.long()}
         if self.library != "transformers":
             result = self.apply(theirs, ids, types, *options.values())
             if self.variant == "layers":
@@ -184,6 +185,29 @@ def test_every_activation_equals_the_peer(
     compare("transformers", variant, config, dtype, tolerance, *x)
     if activation in ("gelu", "relu", "swish"):
         compare("pytorch-pretrained-bert", variant, config, dtype, tolerance, *x)
+
+
+@precisions
+@pytest.mark.parametrize("variant", [name for name in CLASSES if name not in ("apply", "layers")])
+def test_losses_equal_the_ancestors(variant: str, dtype: torch.dtype, tolerance: float) -> None:
+    config = make_config(num_labels=2)
+    params = make(config, variant, dtype)
+    peer = make_peer("pytorch-pretrained-bert", variant, config, dtype)
+    ids, types, mask = inputs(config, variant)
+    words, row = torch.where(ids % 3 == 0, ids, -1), torch.tensor([1, 0, 1])
+    outputs = run_ours(variant, params, ids, types, mask)
+    labels, loss = {
+        "pretraining": ((words, row), losses.pretraining),
+        "masked_lm": ((words,), losses.cross_entropy),
+        "next_sentence_prediction": ((row,), losses.cross_entropy),
+        "sequence_classification": ((row,), losses.cross_entropy),
+        "multiple_choice": ((row,), losses.multiple_choice),
+        "token_classification": ((ids % 2, mask), losses.token_classification),
+        "question_answering": ((torch.tensor([3, 99, 0]), torch.tensor([6, 7, 4])), losses.span),
+    }[variant]
+    theirs = [x.clone() for x in labels if x is not mask]  # the ancestor writes into some
+    expected = peer.apply(peer.params(params), ids, types, mask, *theirs)
+    torch.testing.assert_close(loss(*outputs, *labels), expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 0.1])

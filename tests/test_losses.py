@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.func import grad, hessian, jvp, vjp, vmap
 
 from fnlm import random
-from fnlm.train.losses import cross_entropy, language_model, multiple_choice
+from fnlm.train.losses import (
+    cross_entropy,
+    language_model,
+    multiple_choice,
+    pretraining,
+    regression,
+    span,
+    token_classification,
+)
 
 # torch's own table of forward-mode formulas is built by a function that torch has deprecated.
 forward_mode = pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning:torch")
@@ -117,10 +125,58 @@ def test_multiple_choice() -> None:
     torch.testing.assert_close(multiple_choice(logits, labels), expected, rtol=1e-14, atol=0.0)
 
 
+def test_pretraining_is_the_sum_of_two_losses() -> None:
+    (words, word_labels), (follows, follow_labels) = make((4, 6, 7)), make((4, 2), seed=1)
+    both = pretraining(words, follows, word_labels, follow_labels)
+    expected = F.cross_entropy(words.flatten(0, 1), word_labels.flatten(), ignore_index=-1)
+    expected = expected + F.cross_entropy(follows, follow_labels, ignore_index=-1)
+    torch.testing.assert_close(both, expected, rtol=1e-14, atol=0.0)
+    nothing = torch.full_like(word_labels, -1)
+    alone = pretraining(words, follows, nothing, follow_labels)
+    assert alone == cross_entropy(follows, follow_labels)
+
+
+def test_token_classification_counts_real_tokens() -> None:
+    logits, labels = make((3, 6, 4))
+    mask = torch.arange(6) < torch.tensor([[6], [2], [3]])
+    other = torch.where(mask, labels, 3)  # what stands at padding has no say
+    expected = F.cross_entropy(logits[mask], labels[mask], ignore_index=-1)
+    for kind in (mask, mask.long()):
+        found = token_classification(logits, other, kind)
+        torch.testing.assert_close(found, expected, rtol=1e-14, atol=0.0)
+    assert token_classification(logits, labels) == cross_entropy(logits, labels)
+
+
+def test_span_leaves_out_what_is_outside_of_the_window() -> None:
+    (start, _), (end, _) = make((5, 7)), make((5, 7), seed=1)
+    starts, ends = torch.tensor([0, 6, 7, 3, 90]), torch.tensor([6, 7, 8, 3, -4])
+    expected = F.cross_entropy(start[[0, 1, 3]], starts[[0, 1, 3]])
+    expected = (expected + F.cross_entropy(end[[0, 3, 4]], torch.tensor([6, 3, 0]))) / 2
+    torch.testing.assert_close(span(start, end, starts, ends), expected, rtol=1e-14, atol=0.0)
+    assert starts.tolist() == [0, 6, 7, 3, 90] and ends.tolist() == [6, 7, 8, 3, -4]
+    outside = torch.full((5,), 7)
+    assert span(start, end, outside, outside) == 0
+    assert grad(span)(start, end, outside, outside).eq(0).all()
+
+
+def test_regression_is_the_mean_squared_error() -> None:
+    (logits, _), (targets, _) = make((3, 5, 1)), make((3, 5), seed=1)
+    expected = F.mse_loss(logits.squeeze(-1), targets)
+    torch.testing.assert_close(regression(logits, targets), expected, rtol=1e-14, atol=0.0)
+    assert regression(logits.bfloat16(), targets.bfloat16()).dtype == torch.float32
+    with pytest.raises(ValueError, match=r"logits \(3, 5, 1\), targets \(15,\)"):
+        regression(logits, targets.flatten())  # torch would broadcast
+
+
+# Each as a function of logits [..., T, C] and labels [..., T].
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "cross_entropy": cross_entropy,
     "language_model": language_model,
     "multiple_choice": multiple_choice,
+    "pretraining": lambda x, y: pretraining(x, x[..., 0, :2], y, y[..., 1].clamp(-1, 1)),
+    "regression": lambda x, y: regression(x[..., :1], y.double()),
+    "span": lambda x, y: span(x[..., 0], x[..., 1], y[..., 0], 3 + y[..., 1]),
+    "token_classification": lambda x, y: token_classification(x, y, y % 2),
 }
 each_loss = pytest.mark.parametrize("name", LOSSES)
 
@@ -141,8 +197,10 @@ def test_derivatives_of_all_orders_agree(name: str) -> None:
     """jvp equals the vjp's dot product; both second-order products equal the dense Hessian's."""
     logits, labels = make((3, 4))
     direction, _ = make((3, 4), seed=1)
-    loss = partial(LOSSES[name], ids=labels) if name == "language_model" else None
-    f = loss or (lambda x: LOSSES[name](x, labels))
+
+    def f(x: Tensor) -> Tensor:
+        return LOSSES[name](x, labels)
+
     forward = jvp(f, (logits,), (direction,))
     assert torch.equal(forward[0], f(logits))
     torch.testing.assert_close(forward[1], (grad(f)(logits) * direction).sum())
@@ -165,6 +223,8 @@ def test_changes_no_argument() -> None:
     mask = torch.ones_like(ids)
     language_model(logits, ids, mask)
     cross_entropy(logits, ids)
+    for loss in LOSSES.values():
+        loss(logits, ids)
     assert [x._version for x in (logits, ids, mask)] == [0, 0, 0]
 
 

@@ -10,7 +10,10 @@ left in bfloat16.
 import torch
 from torch import Tensor
 
-__all__ = ["cross_entropy", "language_model", "multiple_choice"]
+__all__ = [
+    "cross_entropy", "language_model", "multiple_choice", "pretraining", "regression", "span",
+    "token_classification",
+]  # fmt: skip
 
 IGNORE = -1
 
@@ -93,6 +96,104 @@ def multiple_choice(logits: Tensor, labels: Tensor) -> Tensor:
     tensor(0.6931)
     """
     return cross_entropy(logits, labels)
+
+
+def pretraining(
+    word_logits: Tensor, follow_logits: Tensor, words: Tensor, follows: Tensor
+) -> Tensor:
+    """Return the loss of masked words plus that of the next sentence, as BERT is pretrained.
+
+    Args:
+        word_logits: [..., T, V].
+        follow_logits: [..., 2].
+        words: [..., T] the words to predict, or -1 where none is; either loss alone is
+            `cross_entropy`.
+        follows: [...] 0 where the second text follows the first, 1 where it does not, or -1.
+
+    Returns:
+        [] float32 (float64 for float64 logits).
+
+    >>> pretraining(torch.zeros(1, 3, 4), torch.zeros(1, 2), torch.tensor([[-1, 2, -1]]),
+    ...             torch.tensor([0]))
+    tensor(2.0794)
+
+    Source: `BertForPreTraining` of pytorch-pretrained-bert 0.6.2.
+    """
+    return cross_entropy(word_logits, words) + cross_entropy(follow_logits, follows)
+
+
+def token_classification(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Return the mean cross entropy of the real tokens' classes.
+
+    Args:
+        logits: [..., T, C].
+        labels: [..., T] classes, or -1 where none is to be predicted.
+        mask: [..., T] nonzero at real tokens; the labels of others do not count.
+
+    Returns:
+        [] float32 (float64 for float64 logits); 0 where no label counts.
+
+    >>> token_classification(torch.zeros(3, 2), torch.tensor([1, 0, 9]), torch.tensor([1, 1, 0]))
+    tensor(0.6931)
+
+    Source: `BertForTokenClassification` of pytorch-pretrained-bert 0.6.2. Deviation: -1.
+    """
+    return cross_entropy(logits, labels if mask is None else torch.where(mask != 0, labels, IGNORE))
+
+
+def span(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
+    """Return the mean of the cross entropies of the first and the last token of an answer.
+
+    Args:
+        start_logits: [..., T].
+        end_logits: [..., T].
+        starts: [...] positions; those of T or more are outside of the window and do not count,
+            negative ones count as 0.
+        ends: [...] likewise.
+
+    Returns:
+        [] float32 (float64 for float64 logits); 0 where no position counts.
+
+    >>> starts, ends = torch.tensor([1, 4]), torch.tensor([2, 7])
+    >>> span(torch.zeros(2, 4), torch.zeros(2, 4), starts, ends)
+    tensor(1.3863)
+
+    Source: `BertForQuestionAnswering` of pytorch-pretrained-bert 0.6.2. Deviations: that one clamps
+    the caller's labels in place, and is NaN where no position counts.
+    """
+    outside = start_logits.shape[-1]
+    starts, ends = starts.clamp(0, outside), ends.clamp(0, outside)
+    first, last = (
+        cross_entropy(start_logits, starts, outside),
+        cross_entropy(end_logits, ends, outside),
+    )
+    return (first + last) / 2
+
+
+def regression(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the mean squared error, for a sequence classification of one label.
+
+    Args:
+        logits: [..., 1].
+        targets: [...] numbers.
+
+    Returns:
+        [] float32 (float64 for float64 logits).
+
+    Raises:
+        ValueError: the shapes do not fit.
+
+    >>> regression(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
+    tensor(2.)
+
+    Source: `run_classifier.py` of pytorch-pretrained-bert 0.6.2, for STS-B.
+    """
+    if logits.shape != (*targets.shape, 1):
+        raise ValueError(
+            "logits must have the shape of targets and a last dimension of 1: "
+            f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}"
+        )
+    return (_at_least_float32(logits).squeeze(-1) - targets).square().mean()
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
