@@ -11,7 +11,14 @@ from fnlm.layers.adaptive_softmax import Cluster
 from fnlm.params.spec import Spec
 from fnlm.params.tree import Tree
 
-__all__ = ["Vocabulary", "embedding_clusters", "softmax_clusters", "spec", "tied_projections"]
+__all__ = [
+    "Vocabulary",
+    "check",
+    "embedding_clusters",
+    "softmax_clusters",
+    "spec",
+    "tied_projections",
+]
 
 
 class Vocabulary(Protocol):
@@ -37,6 +44,33 @@ class Vocabulary(Protocol):
     def proj_same_dim(self) -> bool: ...
     @property
     def proj_init_std(self) -> float: ...
+    @property
+    def sample_softmax(self) -> int: ...
+
+
+def check(config: Vocabulary) -> None:
+    """Raise ValueError, naming the field, unless there can be such a vocabulary."""
+    clusters = len(config.cutoffs) + 1
+    for name in ("n_token", "d_embed", "div_val"):
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+    ends = (0, *config.cutoffs, config.n_token)
+    if any(stop <= start for start, stop in pairwise(ends)):
+        raise ValueError(
+            f"cutoffs={config.cutoffs} must rise, above 0 and below n_token={config.n_token}"
+        )
+    if config.d_embed // config.div_val ** (clusters - 1) < 1:
+        raise ValueError(
+            f"d_embed={config.d_embed} leaves no width for the last of {clusters} clusters, each "
+            f"narrower by div_val={config.div_val}: lower div_val"
+        )
+    if config.tie_projs is not None and len(config.tie_projs) != clusters:
+        raise ValueError(f"tie_projs={config.tie_projs} must say so of each of {clusters} clusters")
+    if config.sample_softmax > 0 and clusters > 1:
+        raise ValueError(
+            f"sample_softmax={config.sample_softmax} needs one softmax over all words: set "
+            "cutoffs=() and div_val=1, or sample_softmax=-1"
+        )
 
 
 def tied_projections(config: Vocabulary) -> tuple[bool, ...]:
@@ -74,15 +108,15 @@ def spec(config: Vocabulary, weight: Any) -> tuple[Tree, Tree]:
     return embed, softmax
 
 
-def embedding_clusters(embed: Tree) -> list[Cluster]:
-    """Return the clusters of `adaptive_embedding`."""
-    return [Cluster(leaves["table"], None, leaves.get("projection")) for leaves in embed.values()]
+def embedding_clusters(params: Tree) -> list[Cluster]:
+    """Return the clusters of `adaptive_embedding`, from "embed" of the parameters."""
+    leaves = params["embed"].values()
+    return [Cluster(own["table"], None, own.get("projection")) for own in leaves]
 
 
-def softmax_clusters(
-    embed: Tree, softmax: Tree, config: Vocabulary
-) -> tuple[list[Cluster], Cluster | None]:
-    """Return the clusters and gates of `adaptive_log_softmax`."""
+def softmax_clusters(params: Tree) -> tuple[list[Cluster], Cluster | None]:
+    """Return the clusters and gates of `adaptive_log_softmax`, from the whole parameters."""
+    config, embed, softmax = params["config"], params["embed"], params["softmax"]
     clusters = []
     ends = pairwise((0, *config.cutoffs, config.n_token))
     for i, ((start, stop), tied) in enumerate(zip(ends, tied_projections(config), strict=True)):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Mems", "blank", "remember", "reset_mems"]
+__all__ = ["Mems", "blank", "check", "remember", "reset_mems"]
 
 
 class Mems(NamedTuple):
@@ -30,6 +30,22 @@ def blank(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = Fals
     """
     hidden = tuple(like.new_zeros(*shape) for _ in range(layers))
     return Mems(hidden, torch.full(shape[:-1], not empty, dtype=torch.bool, device=like.device))
+
+
+def check(mems: Mems, layers: int, lead: Sequence[int], width: int) -> None:
+    """Raise ValueError, naming both shapes, unless a memory fits; no value is read.
+
+    >>> check(blank(torch.zeros(()), 2, (3, 6, 8)), 2, (3,), 8)
+    """
+    short = [*lead, mems.valid.shape[-1]]
+    wanted = [*[[*short, width]] * layers, short]
+    found = [list(x.shape) for x in (*mems.hidden, mems.valid)]
+    if found != wanted:
+        raise ValueError(
+            f"mems hold {len(mems.hidden)} layers of {found[0]} with valid {found[-1]}, the model "
+            f"and ids need {layers} of {wanted[0]} with valid {short}: use mems that this model "
+            "made for this batch"
+        )
 
 
 def remember(seen: Mems, new: int, most: int, *, held_back: int = 0, detach: bool = True) -> Mems:

@@ -1,0 +1,400 @@
+"""Transformer-XL: relative positions, and a memory of the hidden states of earlier segments.
+
+Dimensions: B batch (any leading axes), T new tokens, M remembered tokens, S = M + T, V vocabulary,
+D width, E width of the widest word vectors, H heads, Dh width of a head, F inner width, L layers.
+
+Sources: Dai et al. 2019, "Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context"
+(arXiv:1901.02860); kimiyoung/transformer-xl, `tf/model.py`; pytorch-pretrained-bert 0.6.2,
+`modeling_transfo_xl.py` (the ancestor). Deviations: dropout is on when a key is given; batch first;
+with `ext_len`, the memory is cut as in the paper's code (the ancestor swaps two lengths).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fnlm import random
+from fnlm.layers import adaptive_leaves, memory
+from fnlm.layers import adaptive_softmax as adaptive
+from fnlm.layers.attention import merge_heads, split_heads
+from fnlm.layers.dropout import dropout, keys_of_sites
+from fnlm.layers.linear import linear
+from fnlm.layers.memory import Mems, reset_mems
+from fnlm.layers.norm import layer_norm
+from fnlm.layers.relative_attention import attend_relative, reach, sinusoids
+from fnlm.params import io
+from fnlm.params import spec as describe
+from fnlm.params.config import BaseConfig
+from fnlm.params.rules import transfo_xl as rules
+from fnlm.params.spec import Spec
+from fnlm.params.tree import Tree, register_constant
+
+__all__ = [
+    "HEADS", "Config", "Mems", "apply", "hidden_states", "init", "init_mems", "load",
+    "negative_log_likelihood", "reset_mems", "save", "spec",
+]  # fmt: skip
+
+HEADS: tuple[str, ...] = ()
+Params = dict[str, Any]
+Sites = Sequence[Tensor | None]  # keys of dropouts
+_OTHER_NAMES = ("vocab_size", "vocab_size_or_config_json_file")
+_OTHER_ATTENTION = (
+    "is not available, only 0: no published model has another, and the ancestor's kind 1 lacks its "
+    "biases or takes those of heads for those of layers, its kinds 2 and 3 change the memory that "
+    "they are given, and the embeddings of 1 and 3 are never initialised"
+)
+
+
+@register_constant
+@dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+    """The fields of a published config.json; the defaults are those of transfo-xl-wt103.
+
+    `mem_len`, `ext_len`, `clamp_len` and `same_length` may be changed for a trained model:
+    `params | {"config": dataclasses.replace(params["config"], mem_len=400)}`. `tie_projs` None
+    follows `proj_share_all_but_first`; with `proj_same_dim` False (lm1b), vectors that are as wide
+    as the model go without a projection. `tgt_len` and `adaptive` are kept for the file alone: a
+    plain softmax has `cutoffs=()` and `div_val=1`.
+    """
+
+    n_token: int = 267735
+    cutoffs: tuple[int, ...] = (20000, 40000, 200000)
+    d_model: int = 1024
+    d_embed: int = 1024
+    n_head: int = 16
+    d_head: int = 64
+    d_inner: int = 4096
+    div_val: int = 4
+    pre_lnorm: bool = False
+    n_layer: int = 18
+    tgt_len: int = 128
+    ext_len: int = 0
+    mem_len: int = 1600
+    clamp_len: int = 1000
+    same_length: bool = True
+    proj_share_all_but_first: bool = True
+    proj_same_dim: bool = True
+    tie_projs: tuple[bool, ...] | None = None
+    attn_type: int = 0
+    sample_softmax: int = -1
+    adaptive: bool = True
+    tie_weight: bool = True
+    dropout: float = 0.1
+    dropatt: float = 0.0
+    untie_r: bool = True
+    init: str = "normal"
+    init_range: float = 0.01
+    proj_init_std: float = 0.01
+    init_std: float = 0.02
+    layer_norm_epsilon: float = 1e-12
+    aliases: ClassVar[Mapping[str, str]] = dict.fromkeys(_OTHER_NAMES, "n_token")
+
+    def __post_init__(self) -> None:
+        """Make tuples of what a file has as lists, and refuse what could not run."""
+        ties = self.tie_projs
+        object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
+        object.__setattr__(self, "tie_projs", None if ties is None else tuple(ties))
+        for shared in (True, False):  # what follows one choice is written as that choice
+            if self.tie_projs == (False, *[shared] * len(self.cutoffs)):
+                object.__setattr__(self, "proj_share_all_but_first", shared)
+                object.__setattr__(self, "tie_projs", None)
+        for name in ("d_model", "n_head", "d_head", "d_inner", "n_layer"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        adaptive_leaves.check(self)
+        for wrong, words in (
+            (min(self.mem_len, self.ext_len) < 0, "mem_len and ext_len must not be negative"),
+            (self.d_model % 2, f"d_model must be even, for sines and cosines, got {self.d_model}"),
+            (self.init not in ("normal", "uniform"), f"init={self.init!r} is no known start"),
+            (self.attn_type, f"attn_type={self.attn_type} {_OTHER_ATTENTION}"),
+        ):
+            if wrong:
+                raise ValueError(words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the unknown keys of the file, as the ancestor reads them."""
+        ties = list(adaptive_leaves.tied_projections(self))
+        return super().to_dict() | {"cutoffs": list(self.cutoffs), "tie_projs": ties}
+
+
+def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False) -> Mems:
+    """Make the memory of a text that begins.
+
+    Args:
+        params: only shapes and types are read.
+        batch: B, or all leading axes.
+        empty: False gives `mem_len` zeros that attention sees, as in the ancestor and in the
+            release for TensorFlow; it is what `mems=None` stands for. True hides them, so that a
+            text cut in segments has the hidden states of the whole text, if `mem_len` covers it.
+
+    >>> config = Config(n_token=50, cutoffs=(9,), d_model=8, d_embed=8, n_layer=2, mem_len=6)
+    >>> init_mems(init(config, random.key(0)), 3).hidden[1].shape
+    torch.Size([3, 6, 8])
+    """
+    config, like = params["config"], params["embed"]["cluster_0"]["table"]
+    lead = (batch,) if isinstance(batch, int) else batch
+    shape = (*lead, config.mem_len, config.d_model)
+    return memory.blank(like, config.n_layer, shape, empty=empty)
+
+
+def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
+    """Describe the parameters: a tree of `Spec`; `heads` must be empty, there are none."""
+    if heads:
+        raise ValueError(f"heads={tuple(heads)}: Transformer-XL has none")
+
+    def weight(*shape: int) -> Spec:
+        if config.init == "uniform":
+            return Spec(shape, "uniform", config.init_range)
+        return Spec(shape, "normal", config.init_std)
+
+    width, inner, heads_width = config.d_model, config.d_inner, config.n_head * config.d_head
+    bias = weight(config.n_head, config.d_head)
+    biases = {"content_bias": bias, "position_bias": bias}
+    block = {
+        "attention": {
+            "qkv": weight(width, 3 * heads_width),
+            "relative": weight(width, heads_width),
+            "out": weight(heads_width, width),
+            **(biases if config.untie_r else {}),
+        },
+        "norm_1": describe.norm(width),
+        "mlp": {
+            "up": {"weight": weight(width, inner), "bias": Spec((inner,))},
+            "down": {"weight": weight(inner, width), "bias": Spec((width,))},
+        },
+        "norm_2": describe.norm(width),
+    }
+    embed, softmax = adaptive_leaves.spec(config, weight)
+    return {
+        "config": config,
+        "embed": embed,
+        "blocks": (block,) * config.n_layer,
+        **({} if config.untie_r else {"shared": biases}),
+        "softmax": softmax,
+    }
+
+
+def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
+    """Make random parameters: weights as `init` says, projections normal, biases 0, scales 1.
+
+    >>> config = Config(n_token=50, cutoffs=(9,), d_model=8, d_embed=8, n_layer=2, mem_len=6)
+    >>> init(config, random.key(0))["embed"]["cluster_1"]["table"].shape
+    torch.Size([41, 2])
+    """
+    return describe.init(spec(config, heads), key)
+
+
+def _attention(
+    seen: Tensor, positions: Tensor, mask: Tensor, weights: Tree, config: Config, keys: Sites
+) -> Tensor:
+    """Let the new tokens attend to the memory and to themselves: [..., S, D] -> [..., T, D]."""
+    qkv, own = weights["qkv"], config.n_head * config.d_head
+    new = seen[..., seen.shape[-2] - mask.shape[-2] :, :]
+    q = split_heads(new @ qkv[:, :own], config.n_head)[0]
+    k, v = split_heads(seen @ qkv[:, own:], config.n_head, parts=2)
+    r = split_heads(positions @ weights["relative"], config.n_head)[0]
+    biases = {name: weights[name] for name in ("content_bias", "position_bias")}
+    mixed = attend_relative(q, k, v, r, mask, **biases, rate=config.dropatt, key=keys[0])
+    return dropout(merge_heads(mixed) @ weights["out"], config.dropout, keys[1])
+
+
+def _mlp(x: Tensor, up: Tree, down: Tree, rate: float, keys: Sites) -> Tensor:
+    """Apply the perceptron, with dropout after each of its layers: [..., D] -> [..., D]."""
+    return dropout(linear(dropout(F.relu(linear(x, **up)), rate, keys[0]), **down), rate, keys[1])
+
+
+def _block(
+    seen: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config, keys: Sites
+) -> Tensor:
+    """Norm after each half is added: [..., S, D] -> [..., T, D]."""
+    x = seen[..., seen.shape[-2] - mask.shape[-2] :, :]
+    x = x + _attention(seen, positions, mask, block["attention"], config, keys[:2])
+    x = layer_norm(x, **block["norm_1"], epsilon=config.layer_norm_epsilon)
+    x = x + _mlp(x, **block["mlp"], rate=config.dropout, keys=keys[2:])
+    return layer_norm(x, **block["norm_2"], epsilon=config.layer_norm_epsilon)
+
+
+def _pre_norm_block(
+    seen: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config, keys: Sites
+) -> Tensor:
+    """Norm before each half, add after it: [..., S, D] -> [..., T, D]."""
+    x = seen[..., seen.shape[-2] - mask.shape[-2] :, :]
+    seen = layer_norm(seen, **block["norm_1"], epsilon=config.layer_norm_epsilon)
+    x = x + _attention(seen, positions, mask, block["attention"], config, keys[:2])
+    normed = layer_norm(x, **block["norm_2"], epsilon=config.layer_norm_epsilon)
+    return x + _mlp(normed, **block["mlp"], rate=config.dropout, keys=keys[2:])
+
+
+def hidden_states(
+    params: Params,
+    ids: Tensor,
+    mems: Mems | None = None,
+    *,
+    key: Tensor | None = None,
+    detach: bool = True,
+    sparse: bool = False,
+) -> tuple[Tensor, Mems]:
+    """Run the transformer without its softmax: same arguments as `apply`.
+
+    Returns:
+        the hidden states after the last block [..., T, D], and the memory with the new tokens.
+    """
+    config: Config = params["config"]
+    _check(config, ids, mems)
+    mems = init_mems(params, ids.shape[:-1]) if mems is None else mems
+    embed_key, position_key, last_key, *rest = keys_of_sites(key, 3 + 4 * config.n_layer)
+    words = adaptive_leaves.embedding_clusters(params)
+    x = adaptive.adaptive_embedding(ids, words, sparse=sparse) * config.d_model**0.5
+    x = dropout(x, config.dropout, embed_key)
+    new, total = ids.shape[-1], mems.valid.shape[-1] + ids.shape[-1]
+    positions = sinusoids(total + 1, config.d_model, config.clamp_len, x.dtype, x.device)
+    if position_key is not None:  # one set of positions for each key
+        lead = (*position_key.shape, *(1,) * (ids.ndim - 1 - position_key.ndim))
+        positions = dropout(positions.expand(*lead, -1, -1), config.dropout, position_key)
+    valid = torch.cat([mems.valid, torch.ones_like(ids, dtype=torch.bool)], -1)
+    window = config.mem_len if config.same_length else None
+    mask = reach(new, total, window, x.device) & valid[..., None, None, :]
+    block_of = _pre_norm_block if config.pre_lnorm else _block
+    inputs = []
+    for layer, block in enumerate(params["blocks"]):
+        seen = torch.cat([mems.hidden[layer], x], -2)
+        inputs.append(seen)
+        block = block | {"attention": block["attention"] | params.get("shared", {})}
+        x = block_of(seen, positions, mask, block, config, rest[4 * layer : 4 * layer + 4])
+    new_mems = memory.remember(
+        Mems(tuple(inputs), valid), new, config.mem_len, held_back=config.ext_len, detach=detach
+    )
+    return dropout(x, config.dropout, last_key), new_mems
+
+
+def apply(
+    params: Params,
+    ids: Tensor,
+    mems: Mems | None = None,
+    *,
+    key: Tensor | None = None,
+    detach: bool = True,
+    sparse: bool = False,
+) -> tuple[Tensor, Mems]:
+    """Score the next token after each token.
+
+    Args:
+        params: from `init` or `load`.
+        ids: int64 [..., T], each 0 <= id < V.
+        mems: the memory of the tokens before `ids`, from an earlier call or `init_mems`; it stays
+            usable.
+        key: turns dropout on; one key, or keys for the leading axes of `ids`.
+        detach: no gradient flows through the new memory; False keeps it differentiable.
+        sparse: takes the road through the adaptive layers whose shapes depend on data.
+
+    Returns:
+        log-probabilities [..., T, V], and the memory of the last `mem_len` tokens (without the
+        last `ext_len` new ones).
+
+    Raises:
+        ValueError: a memory that does not fit; `same_length` without a memory.
+        IndexError: ids out of range.
+
+    >>> config = Config(n_token=50, cutoffs=(9,), d_model=8, d_embed=8, n_layer=2, mem_len=6)
+    >>> params = init(config, random.key(0))
+    >>> ids = torch.tensor([[3, 1, 4, 1, 5]])
+    >>> whole, _ = apply(params, ids)
+    >>> first, mems = apply(params, ids[:, :3])
+    >>> second, mems = apply(params, ids[:, 3:], mems)
+    >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
+    True
+    """
+    hidden, new = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
+    return adaptive.adaptive_log_softmax(hidden, *adaptive_leaves.softmax_clusters(params)), new
+
+
+def negative_log_likelihood(
+    params: Params,
+    ids: Tensor,
+    targets: Tensor,
+    mems: Mems | None = None,
+    *,
+    key: Tensor | None = None,
+    detach: bool = True,
+    sparse: bool = False,
+) -> tuple[Tensor, Mems]:
+    """Return minus the log-probability of each target, without a tensor [..., T, V].
+
+    With a key and `sample_softmax` > 0, it is estimated against words drawn at random.
+
+    Args:
+        params: see `apply`, as for the other arguments.
+        ids: int64 [..., T].
+        targets: int64 [..., T], the token that follows each of `ids`.
+        sparse: touches only the clusters in use; much faster for a large vocabulary.
+
+    Returns:
+        [..., T] in the order of the targets, and the memory.
+
+    Raises:
+        ValueError: targets of another shape than ids; see `apply`.
+        IndexError: ids or targets out of range.
+    """
+    if targets.shape != ids.shape:
+        raise ValueError(
+            f"targets has shape {list(targets.shape)}, ids {list(ids.shape)}: they must agree"
+        )
+    hidden, new = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
+    clusters, gates = adaptive_leaves.softmax_clusters(params)
+    samples = params["config"].sample_softmax
+    if key is not None and samples > 0:
+        own = random.fold_in(key, 0)
+        return adaptive.sampled_nll(hidden, targets, clusters[0], samples, key=own), new
+    return adaptive.adaptive_nll(hidden, targets, clusters, gates, sparse=sparse), new
+
+
+def _check(config: Config, ids: Tensor, mems: Mems | None) -> None:
+    """Compare shapes; no value is read, so it works under every transform."""
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"ids must be an int64 tensor [..., T], got {type(ids).__name__}")
+    if config.same_length and not config.mem_len:
+        raise ValueError(
+            "same_length=True with mem_len=0 leaves nothing to attend to (the ancestor then "
+            "averages over the whole segment, later tokens included): set same_length=False"
+        )
+    if mems is not None:
+        memory.check(mems, config.n_layer, ids.shape[:-1], config.d_model)
+
+
+def load(
+    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None
+) -> Params:
+    """Read parameters from a directory, a file or the hub.
+
+    Args:
+        name_or_path: as in the other families: a file of any format that `fnlm.params.io.read`
+            knows beside its config.json, their directory, or a hub name. A path that exists wins.
+        heads: None or (), as Transformer-XL has none; `key` is not needed either.
+        key: see `heads`.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: a tensor is missing, unexpected, of another shape, or unlike the one that the
+            config ties it to; another family's config; a damaged file.
+    """
+    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
+
+
+def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
+    """Write weights and config.json, by the names of pytorch-pretrained-bert.
+
+    Args:
+        params: from `init`, `load` or training.
+        directory: made if need be; files of the same names are replaced, each at once.
+        dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
+            pytorch_model.bin, which that library loads.
+
+    Raises:
+        ValueError: no such dialect.
+    """
+    io.save(params, directory, rules.FAMILY, dialect)
