@@ -78,6 +78,7 @@ def convert(
     to: str = "transformers",
     config: str | Path | None = None,
     family: str | None = None,
+    dtype: str | None = None,
 ) -> Iterator[str]:
     """Write a checkpoint in another form, and yield lines on what was read and written.
 
@@ -89,6 +90,7 @@ def convert(
         to: whose form, "transformers" or "pytorch-pretrained-bert".
         config: the model's configuration file; by default the one beside the source.
         family: module of the family; by default the one that knows the names of the tensors.
+        dtype: floating type to cast to, such as "float16"; by default that of the source.
 
     Raises:
         ValueError: the checkpoint is damaged, or does not fit its family or config.
@@ -108,7 +110,7 @@ def convert(
     rules = module.rules.FAMILY
     settings = io.config_from(Path(config), rules, module.Config)
     with tqdm(total=account.count("leaf", "tie"), unit=" tensors", leave=False) as bar:
-        watched = _watched(checkpoint, bar)
+        watched = _watched(checkpoint, bar, dtype)
         params = io.assemble(watched, settings, rules, module.spec, source=str(weights))
         strange = [
             f"{path} has {count:,} values that are not finite\n"
@@ -172,13 +174,14 @@ def _verdict(path: str | Path, checkpoint: Checkpoint, account: _Account) -> Ite
     yield f"fnlm.{account.family}.load reads {count:,} parameters; heads: {heads}\n"
 
 
-def _watched(checkpoint: Checkpoint, bar: "tqdm[None]") -> Checkpoint:
-    """Move a progress bar by one for each tensor read."""
+def _watched(checkpoint: Checkpoint, bar: "tqdm[None]", dtype: str | None) -> Checkpoint:
+    """Move a progress bar by one for each tensor read, and cast it if need be."""
 
     def watch(entry: Entry) -> Entry:
         def read() -> torch.Tensor:
             bar.update()
-            return entry.read()
+            x = entry.read()
+            return x.to(getattr(torch, dtype)) if dtype and x.is_floating_point() else x
 
         return entry._replace(read=read)
 

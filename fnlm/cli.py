@@ -143,11 +143,14 @@ def convert(
     to: str = "transformers",
     config: str | None = None,
     family: str | None = None,
+    dtype: str | None = None,
 ) -> Iterator[str]:
     """Write a checkpoint in another form: see `fnlm.checkpoints.convert`."""
     from fnlm import checkpoints
 
-    yield from checkpoints.convert(source, target, to=to, config=config, family=family)
+    yield from checkpoints.convert(
+        source, target, to=to, config=config, family=family, dtype=dtype
+    )
 
 
 def _parser() -> jsonargparse.ArgumentParser:
@@ -175,6 +178,8 @@ def _parser() -> jsonargparse.ArgumentParser:
     add("--to", choices=["transformers", "pytorch-pretrained-bert"], default="transformers")
     add("--config", type=str, help="configuration file; by default the one beside the source")
     add("--family", type=str, help="bert, gpt, gpt2 or transfo_xl; by default told by the names")
+    types = ["float32", "float16", "bfloat16", "float64"]
+    add("--dtype", choices=types, help="cast to this type; by default nothing is cast")
     commands.add_subcommand("generate", writer, help="write text with a model")
     commands.add_subcommand("inspect", viewer, help="show what a checkpoint holds")
     commands.add_subcommand("convert", converter, help="write a checkpoint in another form")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnlm import bert, gpt, gpt2, random
+from fnlm import bert, gpt, gpt2, random, transfo_xl
 from fnlm.params import tree
 from fnlm.params.tree import Tree
 
@@ -132,9 +132,58 @@ BERT = Family(
     },
 )
 
-FAMILIES = (GPT2, GPT, BERT)
+
+def _xl_hidden(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
+    return transfo_xl.hidden_states(params, ids, key=key)[0]
+
+
+def _xl_segments(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Any:
+    """Read each row in two segments; a row that has padding begins anew in the second."""
+    first, mems = transfo_xl.apply(params, ids[..., :3], key=key, detach=False)
+    if mask is not None:
+        mems = transfo_xl.reset_mems(mems, ~mask.all(-1))
+    second, mems = transfo_xl.apply(params, ids[..., 3:], mems, key=key, detach=False)
+    return first, second, mems.hidden
+
+
+def _xl_losses(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
+    losses, _ = transfo_xl.negative_log_likelihood(params, ids, ids.roll(1, -1), key=key)
+    return losses if mask is None else losses * mask
+
+
+TRANSFO_XL = Family(
+    "transfo_xl",
+    transfo_xl,
+    transfo_xl.Config(
+        n_token=41,
+        cutoffs=(11, 24),
+        d_model=36,
+        d_embed=20,
+        n_head=3,
+        d_head=10,
+        d_inner=20,
+        div_val=2,
+        n_layer=2,
+        mem_len=5,
+        clamp_len=4,
+        dropout=0.2,
+        dropatt=0.3,
+        layer_norm_epsilon=1e-3,
+    ),
+    {
+        "hidden_states": _xl_hidden,
+        "apply": _xl_segments,
+        "negative_log_likelihood": _xl_losses,
+    },
+)
+
+FAMILIES = (GPT2, GPT, BERT, TRANSFO_XL)
 VARIANTS = [(family, name) for family in FAMILIES for name in family.tasks]
 IDS = [f"{family.name}-{name}" for family, name in VARIANTS]
+
+# What a file can hold: a family and heads that one class of `transformers` has.
+FILES = [(f, heads) for f in FAMILIES for heads in f.module.rules.FAMILY.architectures]
+FILE_IDS = ["-".join([f.name, *heads]) for f, heads in FILES]
 
 
 def make_params(
@@ -147,12 +196,20 @@ def make_params(
     return tree.cast(noisy, dtype)
 
 
+def with_heads(family: Family, heads: tuple[str, ...], dtype: torch.dtype = torch.float32) -> Tree:
+    """Make parameters with these heads alone."""
+    params = make_params(family, dtype=dtype)
+    every = params.pop("heads", {})
+    return {**params, "heads": {name: every[name] for name in heads}} if heads else params
+
+
 def make_batch(
     family: Family, rows: int = 3, length: int = 7, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
     """Make ids [rows, length] and a mask: rows whole, left-padded and right-padded in turn."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(family.config.vocab_size, (rows, length), generator=generator)
+    words = getattr(family.config, "n_token", None) or family.config.vocab_size
+    ids = torch.randint(words, (rows, length), generator=generator)
     mask = torch.ones(rows, length, dtype=torch.bool)
     mask[1::3, :2] = False
     mask[2::3, -3:] = False

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import data_path
-from families import FAMILIES, GPT2, Family, make_params
+from families import FILE_IDS, FILES, GPT2, Family, make_params, with_heads
 from peers import hf, ppb, quiet
 from safetensors.torch import load_file, save_file
 
@@ -39,19 +39,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
-EVERY = [(f, heads) for f in FAMILIES for heads in f.module.rules.FAMILY.architectures]
-every = pytest.mark.parametrize(
-    ("family", "heads"), EVERY, ids=["-".join([f.name, *heads]) for f, heads in EVERY]
-)
-
-
-def with_heads(family: Family, heads: tuple[str, ...]) -> Any:
-    params = make_params(family)
-    chosen = {name: params["heads"][name] for name in heads}
-    return {**bare(params), **({"heads": chosen} if chosen else {})}
-
-
-@every
+@pytest.mark.parametrize(("family", "heads"), FILES, ids=FILE_IDS)
 def test_there_and_back_is_the_same(
     family: Family, heads: tuple[str, ...], tmp_path: Path, run: Any
 ) -> None:

@@ -101,7 +101,7 @@ def test_check_lists_every_problem() -> None:
         "missing up.bias [4]",
         "unexpected up.biass [4] (nearest missing: up.bias)",
         "norm.scale has shape [5], expected [4]",
-        "norm.bias has type torch.int64, expected a floating-point type",
+        "norm.bias has type torch.int64, expected torch.float32",
     ):
         assert part in text
 

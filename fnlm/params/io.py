@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fnlm.params import arrays, hub, pickled, rename, safe, tensorflow, tree
@@ -128,6 +129,7 @@ def assemble(
         config, sorted({_part(path) for path in found} - {""}) if heads is None else heads
     )
     wanted = _without_absent(wanted, found, family)
+    found = rename.fit(found, [path for path, _ in tree.named_leaves(wanted)], family, source)
     found |= _new_parts(wanted, found, family, key, source)
     describe.check(wanted, found, source, _names(wanted, dialect))
     ordered = {path: found[path] for path, _ in tree.named_leaves(wanted)}
@@ -200,7 +202,7 @@ def _report_unexpected(
         )
     foreign = [name for path, name in _names(wanted, dialect).items() if path not in found]
     problems = [f"unexpected {name}{rename.nearest(name, foreign)}" for name in names]
-    heads = _names({"heads": wanted["heads"]}, dialect).values()
+    heads = _names({"heads": wanted.get("heads", {})}, dialect).values()
     problems += [f"missing {name}" for name in foreign if name not in heads]
     text = describe.listed(problems)
     raise ValueError(f"{source} does not fit family {family.name!r}: {text}")
@@ -265,4 +267,6 @@ def _new_parts(
         )
     below = {path.split(".")[0] for path in found}
     parts = {part: wanted[part] for part in family.optional if part in {*wanted} - below}
-    return dict(tree.named_leaves(describe.init({"heads": lacking, **parts}, key)))
+    fresh = describe.init({"heads": lacking, **parts}, key)
+    dtype = next((x.dtype for x in found.values()), torch.float32)
+    return dict(tree.named_leaves(tree.cast(fresh, dtype)))
