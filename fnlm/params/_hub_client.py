@@ -198,7 +198,9 @@ def why(error: Exception, repository: str, revision: str) -> str:
         return f"it has no revision {revision!r}"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "there is no such repository, or it is private: then set HF_TOKEN"
-    response = getattr(error, "response", None)
-    if getattr(response, "status_code", None) == 401:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status == 401:
         return "the token is refused: set HF_TOKEN to a valid one, or unset it"
+    if status is not None:
+        return f"it answered with HTTP status {status}"
     return " ".join(f"{type(error).__name__}: {error}".split())
