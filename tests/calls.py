@@ -5,16 +5,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from families import GPT2, make_batch, make_params
+from conftest import ROOT
+from families import BERT, GPT2, make_batch, make_params
 from torch import Tensor, nn
 from torch.func import grad
 
 import fnlm.generate as decoding
-from fnlm import cli, gpt2, heads, random, train
+from fnlm import bert, cli, gpt2, heads, random, train
 from fnlm.generate import state as reading
 from fnlm.layers import activation, attention, cache, dropout, embedding, linear, mlp, norm
-from fnlm.params import hub, io, layout, module, rename, spec, tree
+from fnlm.params import hub, io, layout, module, rename, spec, tensorflow, tree
 from fnlm.params.config import BaseConfig
+from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
 from fnlm.tokenize import bpe
 from fnlm.tokenize import gpt2 as words
@@ -182,6 +184,7 @@ TREE: dict[str, Make] = {
 }
 FOREIGN = rename.to_foreign(UNTIED, FAMILY.dialects[0])
 NESTED = dict(tree.named_leaves(UNTIED))
+TENSORFLOW = ROOT / "tests" / "fixtures" / "tensorflow" / "partitioned"
 PARAMETERS: dict[str, Make] = {
     **{f"tree.{name}": make for name, make in TREE.items()},
     "config.BaseConfig.from_dict": lambda _: on(gpt2.Config.from_dict, {"n_embd": 24, "new": [1]}),
@@ -191,6 +194,8 @@ PARAMETERS: dict[str, Make] = {
     "config.BaseConfig.to_dict": lambda _: on(BaseConfig.to_dict, CLI_CONFIG),
     "config.BaseConfig.to_json_string": lambda _: on(BaseConfig.to_json_string, CLI_CONFIG),
     "config.BaseConfig.to_json_file": writes(BaseConfig.to_json_file, CLI_CONFIG),
+    "tensorflow.read": lambda _: on(tensorflow.read, TENSORFLOW, seen=dict),
+    "tensorflow.recognises": lambda _: on(tensorflow.recognises, TENSORFLOW),
     "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
     "hub.locate": lambda folder: on(hub.locate, saved(folder)),
     "hub.weights": lambda folder: on(hub.weights, saved(folder)),
@@ -204,6 +209,7 @@ PARAMETERS: dict[str, Make] = {
     ),
     "rename.to_foreign": lambda _: on(rename.to_foreign, UNTIED, FAMILY.dialects[1]),
     "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
+    "rename.for_heads": lambda _: on(rename.for_heads, bert_rules.FAMILY, ["multiple_choice"]),
     "rename.nest": lambda _: on(rename.nest, NESTED),
     "spec.linear": lambda _: on(spec.linear, 3, 4, 0.1),
     "spec.norm": lambda _: on(spec.norm, 3),
@@ -226,6 +232,7 @@ LAYERS: dict[str, Make] = {
     "attention.split_heads": lambda _: on(attention.split_heads, X, 2, 3),
     "attention.merge_heads": lambda _: on(attention.merge_heads, X),
     "attention.causal_mask": lambda _: on(attention.causal_mask, MASK, 4),
+    "attention.padding_bias": lambda _: on(attention.padding_bias, MASK, torch.float64),
     "attention.attend": lambda _: on(
         attention.attend, X, (X[:, :2], X[:, 2:]), (X[:, :2], X[:, 2:]), HALF, rate=0.2, key=KEY
     ),
@@ -238,6 +245,7 @@ LAYERS: dict[str, Make] = {
     "cache.take_rows": lambda _: on(cache.take_rows, grown(), torch.tensor([2, 0, 2])),
     "cache.truncate": lambda _: on(cache.truncate, grown(), 2),
     "dropout.dropout": lambda _: on(dropout.dropout, X, 0.4, KEYS),
+    "dropout.keys_of_sites": lambda _: on(dropout.keys_of_sites, KEYS, 4),
     "embedding.lookup": lambda _: on(embedding.lookup, PARAMS["embed"]["token"], IDS),
     "embedding.check_range": lambda _: on(embedding.check_range, IDS, 41),
     "linear.linear": lambda _: on(linear.linear, X, **LINEAR),
@@ -262,6 +270,32 @@ MODEL: dict[str, Make] = {
     "double_heads": lambda _: on(gpt2.double_heads, PARAMS, *CHOICES, key=KEY),
     "load": lambda folder: on(gpt2.load, saved(folder), heads=gpt2.HEADS, key=KEY),
     "save": writes(gpt2.save, PARAMS),
+}
+BERT_PARAMS = make_params(BERT)
+BERT_DATA: tuple[Tensor, ...] = (IDS, IDS % 2, MASK)
+
+
+def bert_saved(folder: Path) -> Path:
+    bert.save(BERT_PARAMS, folder / "model", dialect="fnlm")
+    return folder / "model"
+
+
+def bert_saving(folder: Path) -> None:
+    bert.save(BERT_PARAMS, folder, dialect="fnlm")
+
+
+BERT_TASKS = ("apply", "layers", "pretraining", *bert.HEADS)
+BERT_MODEL: dict[str, Make] = {
+    **{
+        name: lambda _, name=name: on(getattr(bert, name), BERT_PARAMS, *BERT_DATA, key=KEYS)
+        for name in BERT_TASKS
+    },
+    "Config.from_dict": lambda _: on(bert.Config.from_dict, {"id2label": {"0": "no"}}),
+    "Config.to_dict": lambda _: on(bert.Config.to_dict, BERT.config),
+    "spec": lambda _: on(bert.spec, BERT.config, bert.HEADS),
+    "init": lambda _: on(bert.init, BERT.config, KEY, bert.HEADS),
+    "load": lambda folder: on(bert.load, bert_saved(folder), heads=bert.HEADS[:1]),
+    "save": writes(bert_saving),
 }
 DECODING: dict[str, Make] = {
     "temperature": lambda _: on(decoding.temperature, LOGITS, 0.3),
@@ -335,6 +369,14 @@ TRAINING: dict[str, Make] = {
     "losses.language_model": lambda _: on(
         losses.language_model, random.normal(KEY, (3, 7, 41)), IDS, MASK
     ),
+    "losses.pretraining": lambda _: on(
+        losses.pretraining, X, X[:, 0, :2], IDS[:, :5] % 9, LABELS % 2
+    ),
+    "losses.regression": lambda _: on(losses.regression, X[..., :1], X[..., 1]),
+    "losses.span": lambda _: on(losses.span, LOGITS, -LOGITS, LABELS, 3 + LABELS),
+    "losses.token_classification": lambda _: on(
+        losses.token_classification, X, IDS[:, :5] % 9, MASK[:, :5]
+    ),
     "losses.multiple_choice": lambda _: on(losses.multiple_choice, LOGITS, LABELS),
     "schedules.constant": at_steps(schedules.constant()),
     "schedules.warmup_constant": at_steps(schedules.warmup_constant(0.1, 20)),
@@ -394,7 +436,17 @@ PROGRAM: dict[str, Make] = {
     ),
     "inspect": lambda folder: on(cli.inspect, str(saved(folder)), seen=list),
 }
+WORDS_HEAD: dict[str, Any] = BERT_PARAMS["heads"]["masked_lm"]
 HEADS: dict[str, Make] = {
+    "find": lambda _: on(heads.find, BERT_PARAMS, "masked_lm"),
+    "word_logits": lambda _: on(
+        heads.word_logits,
+        random.normal(KEY, (3, 36)),
+        BERT_PARAMS["embed"]["token"],
+        **WORDS_HEAD,
+        activation=torch.tanh,
+        epsilon=0.1,
+    ),
     "tied_logits": lambda _: on(heads.tied_logits, X, X[0]),
     "choice_logits": lambda _: on(
         heads.choice_logits, X, torch.tensor([1, 0, 4]), LINEAR["weight"][:, :1], X[0, 0, :1]
@@ -407,6 +459,7 @@ TABLE: dict[str, Make] = {
         "params": PARAMETERS,
         "layers": LAYERS,
         "heads": HEADS,
+        "bert": BERT_MODEL,
         "gpt2": MODEL,
         "generate": DECODING,
         "train": TRAINING,

@@ -1,5 +1,8 @@
 """BERT equals transformers 5.x and pytorch-pretrained-bert 0.6.2: outputs and gradients."""
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pytest
@@ -196,7 +199,7 @@ def test_losses_equal_the_ancestors(variant: str, dtype: torch.dtype, tolerance:
     ids, types, mask = inputs(config, variant)
     words, row = torch.where(ids % 3 == 0, ids, -1), torch.tensor([1, 0, 1])
     outputs = run_ours(variant, params, ids, types, mask)
-    labels, loss = {
+    cases: dict[str, tuple[tuple[Tensor, ...], Callable[..., Tensor]]] = {
         "pretraining": ((words, row), losses.pretraining),
         "masked_lm": ((words,), losses.cross_entropy),
         "next_sentence_prediction": ((row,), losses.cross_entropy),
@@ -204,7 +207,8 @@ def test_losses_equal_the_ancestors(variant: str, dtype: torch.dtype, tolerance:
         "multiple_choice": ((row,), losses.multiple_choice),
         "token_classification": ((ids % 2, mask), losses.token_classification),
         "question_answering": ((torch.tensor([3, 99, 0]), torch.tensor([6, 7, 4])), losses.span),
-    }[variant]
+    }
+    labels, loss = cases[variant]
     theirs = [x.clone() for x in labels if x is not mask]  # the ancestor writes into some
     expected = peer.apply(peer.params(params), ids, types, mask, *theirs)
     torch.testing.assert_close(loss(*outputs, *labels), expected, atol=tolerance, rtol=tolerance)
@@ -328,6 +332,7 @@ def test_dropout_before_the_heads_has_a_rate_of_its_own() -> None:
 
 
 IDS = torch.tensor([[3, 1, 4]])
+GOLDEN = Path(__file__).parent / "golden" / "bert.json"
 
 
 @pytest.mark.parametrize(
@@ -377,3 +382,17 @@ def test_misuse_is_named(call: Any, error: type[Exception], words: list[str]) ->
         call(make_params(BERT))
     for word in words:
         assert word in str(caught.value)
+
+
+def test_golden_names_and_shapes() -> None:
+    """The parameter tree is public: to change it on purpose, run this file as a script."""
+    assert json.loads(GOLDEN.read_text()) == golden(), "run `python tests/test_bert_parity.py`"
+
+
+def golden() -> dict[str, Any]:
+    spec = bert.spec(bert.Config(num_hidden_layers=2, num_labels=3), bert.HEADS)
+    return {path: [list(s.shape), s.start, s.std] for path, s in tree.named_leaves(spec)}
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
