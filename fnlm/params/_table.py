@@ -10,7 +10,7 @@
 
 The index block has an entry a data block: a key not before its last one, and its handle. All
 numbers are little-endian. Source: the table format document of LevelDB, the format description of
-Snappy and RFC 3720 (CRC-32C).
+Snappy and RFC 3720 (CRC-32C); ordered_code.h of TensorFlow.
 """
 
 from bisect import bisect_left
@@ -52,6 +52,7 @@ class Table:
         start, size, _ = _handle(footer, at)
         index = dict(_entries(self._block(start, size)))
         self._last = list(index)
+        self._recent: tuple[int, dict[bytes, memoryview]] = -1, {}
         self._handles = [_handle(value, 0)[:2] for value in index.values()]
 
     def __iter__(self) -> Iterator[tuple[bytes, memoryview]]:
@@ -64,22 +65,25 @@ class Table:
         for handle, last in zip(self._handles, self._last, strict=True):
             for key, value in _entries(self._block(*handle)):
                 if (before is not None and key <= before) or key > last:
-                    raise ValueError(f"key {key!r} is out of order")
+                    raise ValueError(f"key {key!r:.200} is out of order")
                 before = key
                 yield key, value
 
     def find(self, key: bytes) -> memoryview:
-        """Give the value of one key; reads one block.
+        """Give the value of one key; reads its block, unless the call before read the same.
 
         Raises:
             ValueError: there is no such key, or its block is damaged.
         """
-        block = bisect_left(self._last, key)
-        if block < len(self._last):
-            for found, value in _entries(self._block(*self._handles[block])):
-                if found == key:
-                    return value
-        raise ValueError(f"there is no entry of key {key!r}")
+        block, entries = bisect_left(self._last, key), dict[bytes, memoryview]()
+        if block == self._recent[0]:
+            entries = self._recent[1]
+        elif block < len(self._last):
+            entries = dict(_entries(self._block(*self._handles[block])))
+            self._recent = block, entries
+        if key not in entries:
+            raise ValueError(f"there is no entry of key {key!r:.200}")
+        return entries[key]
 
     def _block(self, start: int, size: int) -> memoryview:
         """Verify a block and uncompress it."""
@@ -118,9 +122,22 @@ def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
             raise ValueError(f"an entry of {shared} + {rest} + {size} bytes does not fit its block")
         before, key = key, key[:shared] + bytes(block[at : at + rest])
         if key <= before and not first:
-            raise ValueError(f"key {key!r} is out of order")
+            raise ValueError(f"key {key!r:.200} is out of order")
         at, first = at + rest + size, False
         yield key, block[at - size : at]
+
+
+def ordered(number: int) -> bytes:
+    """Write a signed number in bytes that sort as numbers do, as parts of keys are.
+
+    >>> [ordered(number).hex() for number in (-1, 0, 63, 64)]
+    ['7f', '80', 'bf', 'c040']
+    """
+    size = 1
+    while not -1 << 7 * size - 1 <= number < 1 << 7 * size - 1:
+        size += 1
+    header = (1 << size) - 1 << 7 * size  # as many ones as there are bytes
+    return (number % (1 << 8 * size) ^ header).to_bytes(size)
 
 
 def uncompress(data: memoryview) -> bytes:

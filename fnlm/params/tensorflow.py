@@ -10,7 +10,7 @@ Optimizer slots, `global_step` and the bookkeeping of TensorFlow 2 are entries a
 Source: the comments of tensor_bundle.proto, saved_tensor_slice.proto and tensor.proto and of
 ordered_code.h in TensorFlow. Deviations: every name is checked and every data file must be there
 when a checkpoint is opened, two tensors may not share bytes, and slices must cover their variable
-exactly; big-endian bundles are refused.
+exactly; big-endian bundles are refused; of a V1 checkpoint in several files each is read by itself.
 """
 
 import math
@@ -26,11 +26,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fnlm.params._table import MAGIC, Table, crc32c, unmask
+from fnlm.params._table import MAGIC, Table, crc32c, ordered, unmask
 from fnlm.params._wire import ANY, BYTES, FIXED32, VARINT, fields, integers, varints
 from fnlm.params.checkpoint import Checkpoint, Entry
 
-__all__ = ["is_tensorflow", "read"]
+__all__ = ["read", "recognises"]
 
 # The enum DataType from 1 on, by the names of torch where it has the type.
 _TYPES = (
@@ -39,14 +39,22 @@ _TYPES = (
 ).split()
 # The fields of TensorProto with the values of a type: their bytes, or varints.
 _PLAIN_VALUES = {"float32": 5, "float64": 6, "complex64": 9, "complex128": 12}
-_VARINT_VALUES = {"int64": 10, "bool": 11, "float16": 13, "bfloat16": 13, "uint32": 16}
-_VARINT_VALUES |= {"uint64": 17} | dict.fromkeys(("int32", "int16", "int8", "uint16", "uint8"), 7)
-_VALUES = _PLAIN_VALUES | _VARINT_VALUES
+_VARINT_VALUES = {
+    "int64": 10,
+    "bool": 11,
+    "float16": 13,
+    "bfloat16": 13,
+    "uint32": 16,
+    "uint64": 17,
+}
+_SMALL_VALUES = dict.fromkeys(("int32", "int16", "int8", "uint16", "uint8"), 7)
+_VALUES = _PLAIN_VALUES | _VARINT_VALUES | _SMALL_VALUES
 _BITS = {"float16": "uint16", "bfloat16": "uint16", "bool": "uint8"}  # for NumPy
 _NEWEST = 1  # version of either format
-_MOST_DIMENSIONS = 32
+_MOST_DIMENSIONS = 16
 
 Extents = tuple[tuple[int, int], ...]  # a slice: start and length of every dimension
+Part = tuple[Extents, Callable[[], Tensor]]  # a slice, or all, of a tensor, and how it is read
 
 
 def read(path: str | Path) -> Checkpoint:
@@ -82,10 +90,10 @@ def read(path: str | Path) -> Checkpoint:
         return Checkpoint(prefix, "TensorFlow bundle", _bundle(prefix, file, table))
 
 
-def is_tensorflow(path: str | Path) -> bool:
+def recognises(path: str | Path) -> bool:
     """Tell whether a path that `read` takes ends, or its index does, as TensorFlow's tables do.
 
-    >>> is_tensorflow("model.safetensors")
+    >>> recognises("model.safetensors")
     False
     """
     try:
@@ -106,41 +114,32 @@ def _files(path: Path) -> tuple[Path | None, Path]:
 
 @contextmanager
 def _naming(what: object) -> Iterator[None]:
-    """Say in errors what is wrong."""
+    """Say in errors what they are about."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
 
 
-class _Part(NamedTuple):
-    """A slice of a tensor, or all of it."""
-
-    place: Extents
-    read: Callable[[], Tensor]
-
-
-def _entry(file: Path, name: str, dtype: str, shape: tuple[int, ...], parts: list[_Part]) -> Entry:
+def _entry(file: Path, name: str, dtype: str, shape: tuple[int, ...], parts: list[Part]) -> Entry:
     """Describe a tensor; its parts must have as many elements together as it has."""
-    count = sum(math.prod(length for _, length in part.place) for part in parts)
+    count = sum(math.prod(length for _, length in place) for place, _ in parts)
     if count != math.prod(shape):
-        raise ValueError(
-            f"its slices have {count:,} elements, its shape {shape} has another number"
-        )
-    return Entry(dtype, shape, partial(_join, f"{file}: tensor {name!r}", dtype, shape, parts))
+        raise ValueError(f"its slices have {count:,} elements, its shape {shape} another number")
+    return Entry(dtype, shape, partial(_join, f"{file}: tensor {name!r:.200}", dtype, shape, parts))
 
 
-def _join(what: str, dtype: str, shape: tuple[int, ...], parts: list[_Part]) -> Tensor:
+def _join(what: str, dtype: str, shape: tuple[int, ...], parts: list[Part]) -> Tensor:
     """Read a tensor."""
     with _naming(what):
         if dtype not in _VALUES:
             raise ValueError(f"{dtype} is no type that can be read")
-        read = [(part.place, part.read()) for part in parts]
-        if len(read) == 1 and read[0][1].shape == shape:
-            return read[0][1]
+        tensors = [(place, read()) for place, read in parts]
+        if len(tensors) == 1 and tensors[0][1].shape == shape:
+            return tensors[0][1]
         whole = torch.empty(shape, dtype=getattr(torch, dtype))
         seen = torch.zeros(shape, dtype=torch.bool)
-        for place, tensor in read:
+        for place, tensor in tensors:
             at = tuple(slice(start, start + length) for start, length in place)
             whole[at] = tensor
             seen[at] = True
@@ -182,8 +181,8 @@ def _bundle(prefix: Path, file: Path, table: Table) -> dict[str, Entry]:
                 parts = [_slice(key, whole, extents, slices) for extents in whole.slices]
             else:
                 parts = [(_place((), whole.shape), whole)]
-            readers = [_Part(place, partial(_map, shards, part)) for place, part in parts]
-            entries[name] = _entry(file, name, whole.dtype, whole.shape, readers)
+            mapped: list[Part] = [(place, partial(_map, shards, part)) for place, part in parts]
+            entries[name] = _entry(file, name, whole.dtype, whole.shape, mapped)
     if slices:
         raise ValueError(f"{_title(next(iter(slices)))} belongs to no tensor")
     return entries
@@ -191,7 +190,7 @@ def _bundle(prefix: Path, file: Path, table: Table) -> dict[str, Entry]:
 
 def _title(key: bytes) -> str:
     """Name what a key of a bundle stands for."""
-    return f"tensor {key.decode()!r}" if key[0] else f"slice {key!r}"
+    return f"tensor {key.decode()!r:.200}" if key[0] else f"slice {key!r:.200}"
 
 
 def _shards(prefix: Path, header: memoryview) -> list[Path]:
@@ -280,31 +279,38 @@ def _single(file: Path, table: Table) -> dict[str, Entry]:
     for _, meta in fields(table.find(b""), {1: BYTES}):
         _check_version(meta, 2)
         for _, saved in fields(meta, {1: BYTES}):
-            name, shape, extents = "", tuple[int, ...](), list[Extents]()
-            for number, value in fields(saved, {1: BYTES, 2: BYTES, 4: BYTES}):
-                if number == 1:
-                    name = bytes(value).decode()
-                elif number == 2:
-                    shape = _shape(value)
-                else:
-                    extents.append(_extents(value))
-            with _naming(f"tensor {name!r}"):
-                if name in entries or len(set(extents)) < len(extents):
+            name, dtype, shape, slices = _listed(saved)
+            with _naming(f"tensor {name!r:.200}"):
+                if name in entries or len(set(slices)) < len(slices):
                     raise ValueError("it, or a slice of it, is listed twice")
-                dtype = _type(*integers(saved, {3: 0}))
-                places = {each: _place(each, shape) for each in extents}
-                parts = [
-                    _Part(place, partial(_values, table, _key(name.encode(), each), dtype, place))
-                    for each, place in places.items()
-                ]
+                parts: list[Part] = []
+                for extents in sorted(slices):
+                    place = _place(extents, shape)
+                    read = partial(_values, table, name.encode(), extents, dtype, place)
+                    parts.append((place, read))
                 entries[name] = _entry(file, name, dtype, shape, parts)
-    return entries
+    return dict(sorted(entries.items()))  # all in the order of the table: it remembers one block
 
 
-def _values(table: Table, key: bytes, dtype: str, place: Extents) -> Tensor:
+def _listed(message: memoryview) -> tuple[str, str, tuple[int, ...], list[Extents]]:
+    """Parse a SavedSliceMeta: name, type, shape, slices."""
+    name, slices = "", []
+    shape: tuple[int, ...] = ()
+    for number, value in fields(message, {1: BYTES, 2: BYTES, 4: BYTES}):
+        if number == 1:
+            name = bytes(value).decode()
+        elif number == 2:
+            shape = _shape(value)
+        else:
+            slices.append(_extents(value))
+    (dtype,) = integers(message, {3: 0})
+    return name, _type(dtype), shape, slices
+
+
+def _values(table: Table, name: bytes, extents: Extents, dtype: str, place: Extents) -> Tensor:
     """Read a slice of a V1 file: SavedTensorSlices > SavedSlice > TensorProto."""
     content, values = bytearray(), bytearray()
-    for _, saved in fields(table.find(key), {2: BYTES}):
+    for _, saved in fields(table.find(_key(name, extents)), {2: BYTES}):
         for _, proto in fields(saved, {3: BYTES}):
             for number, value in fields(proto, {4: BYTES, _VALUES[dtype]: ANY}):
                 if number == 4:
@@ -389,13 +395,7 @@ def _place(extents: Extents, shape: tuple[int, ...]) -> Extents:
 
 
 def _key(name: bytes, extents: Extents) -> bytes:
-    """Make the key of a slice, in numbers whose bytes sort as they do."""
+    """Make the key of a slice."""
     key = b"\0" + name.replace(b"\0", b"\0\xff") + b"\0\1"
     key += bytes([1, len(extents)]) if extents else b"\0"
-    for number in (number for extent in extents for number in extent):
-        size = 1
-        while not -1 << 7 * size - 1 <= number < 1 << 7 * size - 1:
-            size += 1
-        header = (1 << size) - 1 << 7 * size  # as many ones as there are bytes
-        key += (number % (1 << 8 * size) ^ header).to_bytes(size)
-    return key
+    return key + b"".join(ordered(number) for extent in extents for number in extent)
