@@ -497,17 +497,17 @@ def test_no_answer_costs_little_time(
     server.stop()
     start = time.perf_counter()
     assert "ConnectError" in failure()
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < 10  # huggingface_hub alone takes 24 s
 
 
 def test_a_silent_network_costs_as_long_as_allowed(
     client: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_hub_client, "_patience", lambda: 0.2)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: time.sleep(3))
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: time.sleep(20))
     start = time.perf_counter()
     assert "no answer in 0.2 s (HF_HUB_ETAG_TIMEOUT sets the limit)" in failure()
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 10
 
 
 def test_how_long_the_hub_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
