@@ -37,18 +37,14 @@ _TYPES = (
     "float32 float64 int32 uint8 int16 int8 string complex64 int64 bool qint8 quint8 qint32 "
     "bfloat16 qint16 quint16 uint16 complex128 float16 resource variant uint32 uint64"
 ).split()
-# The fields of TensorProto with the values of a type: their bytes, or varints.
+# The fields of TensorProto with the values of a type: their bytes; for others, varints.
 _PLAIN_VALUES = {"float32": 5, "float64": 6, "complex64": 9, "complex128": 12}
-_VARINT_VALUES = {
-    "int64": 10,
-    "bool": 11,
-    "float16": 13,
-    "bfloat16": 13,
-    "uint32": 16,
-    "uint64": 17,
-}
-_SMALL_VALUES = dict.fromkeys(("int32", "int16", "int8", "uint16", "uint8"), 7)
-_VALUES = _PLAIN_VALUES | _VARINT_VALUES | _SMALL_VALUES
+_VALUES = (
+    _PLAIN_VALUES
+    | dict.fromkeys(("int32", "int16", "int8", "uint16", "uint8"), 7)
+    | dict.fromkeys(("float16", "bfloat16"), 13)
+    | {"int64": 10, "bool": 11, "uint32": 16, "uint64": 17}
+)
 _BITS = {"float16": "uint16", "bfloat16": "uint16", "bool": "uint8"}  # for NumPy
 _NEWEST = 1  # version of either format
 _MOST_DIMENSIONS = 16
