@@ -44,18 +44,20 @@ def torch_legacy(tensors: Tensors, folder: Path) -> None:
 
 
 def npz(tensors: Tensors, folder: Path) -> None:
-    np.savez(folder / "model.npz", **{name: x.numpy() for name, x in tensors.items()})
+    arrays: dict[str, Any] = {name: x.numpy() for name, x in tensors.items()}
+    np.savez(folder / "model.npz", **arrays)
 
 
 def bundle(tensors: Tensors, folder: Path) -> None:
     """TensorFlow's format of today."""
-    data, entries = b"", {}
+    data = b""
+    entries: tf.Entries = {}
     for name, x in tensors.items():
         content = x.numpy().tobytes()
         code = tf.CODES[str(x.numpy().dtype)]
         entries[name] = tf.Stored(code, x.shape, 0, len(data), len(content))
         data += content
-    tf.bundle(folder / "model.ckpt", {**entries}, [data])
+    tf.bundle(folder / "model.ckpt", entries, [data])
 
 
 FORMATS = {

@@ -22,8 +22,12 @@ from fnlm.params.tree import Tree
 __all__ = ["assemble", "config_from", "load", "read", "save", "write"]
 
 SpecOf = Callable[..., Tree]
-_READERS = {".safetensors": safe, ".bin": pickled, ".pt": pickled, ".pth": pickled}
-_READERS |= {".npz": arrays, ".npy": arrays, ".index": tensorflow}
+_READERS = {
+    ".safetensors": safe,
+    **dict.fromkeys((".bin", ".pt", ".pth"), pickled),
+    **dict.fromkeys((".npz", ".npy"), arrays),
+    ".index": tensorflow,
+}
 
 
 def read(path: str | Path) -> Checkpoint:
