@@ -1,18 +1,21 @@
-"""Files mapped into memory and the members of zip archives in them, held to the bytes there."""
+"""What readers of checkpoints share: mapped files, members of zip archives, small JSON files."""
 
+import json
 import mmap
 import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Member", "content", "is_zip", "map_file", "members", "start", "tensor", "verify"]
+__all__ = ["Member", "content", "is_zip", "map_file", "members", "read_json"]
+__all__ += ["start", "tensor", "verify"]
 
 _LOCAL = struct.Struct("<4s5H3L2H")  # the header in front of a member
+_LARGEST_JSON = 1 << 26
 _BLOCK = 1 << 20
 _INPUT = 1 << 16
 # Deflate can't do better than 258 bytes for 2 bits.
@@ -36,6 +39,27 @@ def map_file(path: str | Path) -> mmap.mmap:
         if file.seek(0, 2) == 0:
             raise ValueError("the file is empty: copy or download it again")
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+
+def read_json(path: Path) -> Any:
+    """Read a small JSON file, in which no name may be given twice.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ValueError(f"{path} is larger than any list of shapes or shards: download it again")
+    try:
+        return json.loads(path.read_bytes().decode(), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {str(error)[:200]}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name is given twice")
+    return found
 
 
 def tensor(buffer: mmap.mmap | bytearray, dtype: torch.dtype, offset: int, count: int) -> Tensor:
@@ -66,6 +90,10 @@ def members(data: mmap.mmap) -> dict[str, Member]:
             listed, end = archive.infolist(), archive.start_dir
     except (zipfile.BadZipFile, NotImplementedError, ArithmeticError, ValueError) as error:
         raise ValueError(f"the zip archive is damaged ({error}): copy it again") from error
+    last = data.rfind(b"PK\5\6")
+    count = int.from_bytes(data[last + 10 : last + 12], "little")
+    if len(listed) != count and count != 0xFFFF:
+        raise ValueError(f"the zip archive lists {len(listed)} members of {count}: copy it again")
     unchecked = all(info.CRC == 0 for info in listed)
     found = {info.filename: _member(data, info, unchecked) for info in listed}
     if len(found) != len(listed):

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 __all__ = ["Pairs", "Run", "Storage", "Strided", "run"]
 
-# A tensor takes about 45 steps, a plain number one: enough for 80,000 tensors, in a few seconds.
-_STEPS = 4_000_000
+# A tensor takes about 45 steps, a plain number one: enough for 20,000 tensors, in a second.
+_STEPS = 1_000_000
 _BYTES = 1 << 26
 _LINE = 1 << 16
 _DIMENSIONS = 64
@@ -44,6 +44,8 @@ class Strided(NamedTuple):
 
 class Pairs:
     """A dict as the pickle wrote it: keys are neither hashed nor compared."""
+
+    __slots__ = ("holds_tensors", "items")
 
     def __init__(self) -> None:
         self.items: list[tuple[object, object]] = []

@@ -4,7 +4,6 @@ Nothing is unpickled: arrays of Python objects are refused. The header of an arr
 pattern, not evaluated.
 """
 
-import json
 import math
 import re
 from functools import partial
@@ -27,7 +26,6 @@ SHARDS = 10  # of the published GPT
 _MAGIC = b"\x93NUMPY"
 _HEADER = 1 << 16
 _LARGEST = 1 << 62
-_SHAPE_FILE = 1 << 24
 _PATTERN = re.compile(
     r"\{ ?'descr': '([<>|=]?)([a-zA-Z][0-9]{0,9}(?:\[[a-z]{1,9}\])?)', ?"
     r"'fortran_order': (True|False), ?'shape': \(([0-9L, ]*)\),? ?\} *\n?"
@@ -217,12 +215,7 @@ def _shards(folder: Path) -> Checkpoint:
 
 
 def _shapes(path: Path) -> list[tuple[int, ...]]:
-    with open(path, "rb") as file:
-        text = file.read(_SHAPE_FILE)
-    try:
-        shapes = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {str(error)[:200]}") from error
+    shapes = _archive.read_json(path)
     if not isinstance(shapes, list) or not all(isinstance(s, list) and len(s) < 64 for s in shapes):
         raise ValueError(f"{path} is not a list of shapes: download it again")
     if not all(type(size) is int and 0 <= size < _LARGEST for shape in shapes for size in shape):

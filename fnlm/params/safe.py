@@ -1,6 +1,5 @@
 """Safetensors files, and checkpoints in shards with an index."""
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -11,13 +10,12 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fnlm.params import pickled
+from fnlm.params import _archive, pickled
 from fnlm.params.checkpoint import Checkpoint, Entry, replace
 
 __all__ = ["read", "recognises", "write"]
 
 _INDEX = ".index.json"
-_LARGEST_INDEX = 1 << 26
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -165,22 +163,8 @@ def _beside(path: Path, file: str) -> Path:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """Read from an index in which file each tensor is."""
-    with open(path, "rb") as file:
-        text = file.read(_LARGEST_INDEX + 1)
-    if len(text) > _LARGEST_INDEX:
-        raise ValueError(f"{path} is larger than any index of shards: download it again")
-    try:
-        content = json.loads(text, object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {str(error)[:200]}") from error
+    content = _archive.read_json(path)
     found = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise ValueError(f'{path} has no "weight_map" of tensors to files: download it again')
-    return found
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name is there twice")
     return found
