@@ -209,7 +209,9 @@ class _Draws:
     """Random numbers that are a function of a key and a place; local to the making of a row."""
 
     def __init__(self, key: int, epoch: int, place: int) -> None:
-        self._bits = np.random.Philox(key=key, counter=[0, epoch, place, 0])
+        words = np.array([key % (1 << 64), key >> 64], np.uint64)
+        start = np.array([0, epoch, place, 0], np.uint64)
+        self._bits = np.random.Philox(key=words, counter=start)
 
     def uniform(self, count: int) -> npt.NDArray[np.float64]:
         """Return numbers from [0, 1), multiples of 2**-53."""

@@ -260,8 +260,8 @@ def _plain(value: Any) -> Any:
 def _load(path: Path, kind: type[F]) -> F | None:
     """Return the arrays of a file; None where it is absent or damaged."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return _made(kind, [file[name] for name in _names(kind)])
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return _made(kind, [arrays[name] for name in _names(kind)])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
         return None
 

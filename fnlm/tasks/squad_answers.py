@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.stride_tricks import sliding_window_view
 
 from fnlm.tasks.squad import Example, Features
 
@@ -119,29 +120,26 @@ def _best_spans(
 ) -> list[_Span]:
     """Return the n best spans of a window, the best first; of equal ones the earliest first."""
     inside = features.offsets[window, :, 0] >= 0
-    begins = np.flatnonzero(features.best[window])
     longest = min(longest, len(inside))
-    # [begins, longest]: the end logits from each begin on, as far as the context goes.
-    padded = np.full(len(inside) + longest, -np.inf)
-    padded[: len(inside)][inside] = ends[window, inside]
-    reach = padded[begins[:, None] + np.arange(longest)]
-    scores = (starts[window, begins, None] + reach).ravel()
-    if scores.size > n:
-        least = np.partition(scores, -n)[-n]
-        places = np.flatnonzero(scores >= least)
-    else:
-        places = np.arange(scores.size)
-    places = places[np.argsort(-scores[places], kind="stable")][:n]
-    return [
-        _Span(
-            float(scores[p]),
-            window,
-            int(begins[p // longest]),
-            int(begins[p // longest] + p % longest),
-        )
-        for p in places
-        if scores[p] > -np.inf
-    ]
+    reach = np.full(len(inside) + longest - 1, -np.inf)
+    reach[: len(inside)][inside] = ends[window, inside]
+    ahead = sliding_window_view(reach, longest)  # [T, longest] the ends that a start may have
+    begins = np.where(features.best[window], starts[window], -np.inf)
+    # The n starts with the highest spans have among their spans the n highest of all.
+    chosen = np.sort(_highest(begins + ahead.max(axis=1), n))
+    scores = (begins[chosen, None] + ahead[chosen]).ravel()
+    spans = []
+    for place in _highest(scores, n).tolist():
+        start = int(chosen[place // longest])
+        spans.append(_Span(float(scores[place]), window, start, start + place % longest))
+    return spans
+
+
+def _highest(scores: _Doubles, n: int) -> npt.NDArray[np.intp]:
+    """Return the places of the n highest finite scores, the highest and then the earliest first."""
+    least = np.partition(scores, -n)[-n] if scores.size > n else -np.inf
+    places = np.flatnonzero((scores >= least) & (scores > -np.inf))
+    return places[np.argsort(-scores[places], kind="stable")][:n]
 
 
 def _texts(

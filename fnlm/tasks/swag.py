@@ -61,7 +61,7 @@ def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
         for row in reader:
             examples.append(_example(row, labelled, f"{path}, line {reader.line_num}"))
     except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: not csv ({error})") from None
+        raise ValueError(f"{path}, line {reader.reader.line_num}: not csv ({error})") from None
     if not examples:
         raise ValueError(f"{path} holds no examples; is it the right file?")
     return tuple(examples)
