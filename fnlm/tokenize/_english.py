@@ -1,0 +1,193 @@
+"""English words as spaCy finds them: affixes come off one by one, and listed words are exceptions.
+
+The text has been cleaned (`_fix_text.clean`): its chunks, what stands between two spaces, hold no
+curly quotes, and no two kinds of the marks that cleaning puts spaces around. So chunks are all
+there is to cut, and the exceptions are those that such chunks can meet.
+
+Source: spaCy 3.8, `spacy.blank("en")`, whose results are followed. Deviation: classes of letters
+and symbols are those of the Unicode properties in `regex`, not lists of ranges.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from itertools import product
+from typing import NamedTuple
+
+import regex
+
+Words = tuple[str, ...]
+
+
+def _contractions() -> Iterator[Words]:
+    """Yield the parts of contractions in lower case, with their apostrophes."""
+    with_have = "ca could did does do had may might must need ought sha should wo would".split()
+    for verb in (*with_have, *"ai are dare has have is was were".split()):
+        yield verb, "n't"
+    yield from ((verb, "n't", "'ve") for verb in with_have)
+    yield from ((verb, "'ve") for verb in "could might must should would not".split())
+    people, places = "i you he she it we they".split(), "who what when where why how there".split()
+    things = "these those".split()
+    for word in (*people, *places, *things, "that", "this"):
+        yield from ((word, "'d"), (word, "'d", "'ve"), (word, "'ll"), (word, "'ll", "'ve"))
+    yield from ((word, "'s") for word in ("he", "she", "it", *places, "that", "this"))
+    yield from ((word, "'re") for word in ("you", "we", "they", *places, *things))
+    yield from ((word, "'ve") for word in ("i", "you", "we", "they", *places, *things))
+    yield from (("i", "'m"), ("i", "'m", "a"))
+
+
+# Contractions whose letters are another word: these keep their apostrophe.
+_OTHER_WORDS = frozenset("ill hell shell shed well were its whore".split())
+# More words in parts; those of the second row begin with a capital letter too.
+_PARTS = ("y' all", "y all", "how 'd 'y", "How 'd 'y")
+_PARTS_ANY_CASE = ("can not", "gon na", "got ta", "let 's", "c'm on")
+# Words that keep the marks at their ends.
+_WHOLE = """
+    's 'S 'd 'll 're 'em '' 'bout 'nuff a.m. p.m. e.g. i.e. E.g. E.G. I.e. I.E. v.s. vs. co. ä. ö.
+    ü. Adm. Ak. Ala. Apr. Ariz. Ark. Aug. Bros. Calif. Co. Colo. Conn. Corp. D.C. Dec. Del. Dr. Feb.
+    Fla. Ga. Gen. Gov. Ia. Id. Ill. Inc. Ind. Jan. Jr. Jul. Jun. Kan. Kans. Ky. La. Ltd. Mar. Mass.
+    Md. Messrs. Mich. Minn. Miss. Mo. Mont. Mr. Mrs. Ms. Mt. N.C. N.D. N.H. N.J. N.M. N.Y. Neb.
+    Nebr. Nev. Nov. Oct. Okla. Ore. Pa. Ph.D. Prof. Rep. Rev. S.C. Sen. Sep. Sept. St. Tenn. Va.
+    Wash. Wis. ol' Ol' V.V v.v O.O O.o o.O o.o 0.o o.0 0.0 <.< >.> >.< <3 <33 <333 <space>
+    :> :D :O :P :X :0 :1 :3 :o :p :x =3 =D 8D >:o xD XD xDD XDD ಠ︵ಠ
+"""
+_WHOLE_ANY_CASE = "'cause 'cos 'coz 'cuz doin' goin' havin' lovin' nothin' nuthin' somethin'"
+
+
+def _exceptions() -> dict[str, Words]:
+    """Return the listed words, and what becomes of each."""
+    parts = [tuple(words.split()) for words in (*_PARTS, *_PARTS_ANY_CASE)]
+    parts += [(word[0].upper() + word[1:], *rest) for word, *rest in parts[len(_PARTS) :]]
+    for words in _contractions():
+        bare = tuple(word.replace("'", "") for word in words)
+        forms = (words,) if "".join(bare) in _OTHER_WORDS else (words, bare)
+        for word, *rest in forms:
+            parts += (word, *rest), (word.capitalize(), *rest)
+    parts += [(hour, half) for hour, half in product(map(str, range(1, 13)), _HALVES)]
+    parts += [("°", unit, ".") for unit in "CFKcfk"]
+    whole = [*_WHOLE.split(), *(f"{letter}." for letter in "abcdefghijklmnopqrstuvwxyz")]
+    for word in _WHOLE_ANY_CASE.split():
+        whole += word, word.title()
+    return {"".join(words): words for words in parts} | {word: (word,) for word in whole}
+
+
+_HALVES = ("am", "pm", "a.m.", "p.m.")
+
+_UNCASED = (
+    r"\u0591-\u05f4\u0620-\u064a\u066e-\u06d5\u06e5-\u06ff\u0750-\u077f\u08a0-\u08bd\u0900-\u09ff"
+    r"\u0b80-\u0cff\u0d80-\u0dff\u1100-\u137f\u2e80-\u2fdf\u2ff0-\u30ff\u31c0-\u31ef\u3200-\u4dbf"
+    r"\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\ufb1d-\ufbb1\ufbd3-\ufd3d\ufd50-\ufdc7\ufdf0-\ufdfb"
+    r"\ufe30-\ufe4f\ufe70-\ufefc\U0001ee00-\U0001eebb\U0001f200-\U0001f2ff\U00020000-\U0002a6df"
+    r"\U0002a700-\U0002ebef\U0002f800-\U0002fa1f"
+)
+_LOWER = rf"[[\p{{Latin}}&&\p{{Ll}}]ʔʕа-щъ-яёәөүҗңһюіїєґѓѕјљњќѐѝьα-ωάέίόώήύ{_UNCASED}]"
+_UPPER = rf"[[\p{{Latin}}&&\p{{Lu}}]А-ЩЪ-ЯЁӘӨҮҖҢҺЮІЇЄҐЃЅЈЉЊЌЀЍЬΑ-ΩΆΈΊΌΏΉΎ{_UNCASED}]"
+_ALPHA = rf"[{_LOWER}{_UPPER}ƻǅǈǋǲ]"
+_PUNCTUATION = r"…,:;!?¿؟¡()\[\]{}<>_\#*\&。？！，、；：～·।،۔؛٪"
+_QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉〈〉⟦⟧"
+_MONEY = r"(?:US\$|C\$|A\$|[$£€¥฿₽﷼₴₠-₾₿])"
+_SYMBOLS = r"[\p{So}]"
+_UNITS = (
+    "(?:km|km²|km³|m|m²|m³|dm|dm²|dm³|cm|cm²|cm³|mm|mm²|mm³|ha|µm|nm|yd|in|ft|kg|g|mg|µg|t|lb|oz"
+    "|m/s|km/h|kmh|mph|hPa|Pa|mbar|mb|MB|kb|KB|gb|GB|tb|TB|T|G|M|K|%)"
+)
+
+_prefix = regex.compile(
+    rf"(?:[§%=—–]|\+(?![0-9])|……|[{_PUNCTUATION}]|\.\.+|[{_QUOTES}]|{_MONEY}|{_SYMBOLS})",
+    regex.V1,
+).match
+_suffix = regex.compile(
+    rf"(?:……|[{_PUNCTUATION}]|\.\.+|[{_QUOTES}]|{_SYMBOLS}|'[sS]|[—–]|(?<=[0-9])\+"
+    rf"|(?<=°[FfCcKk])\.|(?<=[0-9]){_MONEY}|(?<=[0-9]){_UNITS}"
+    rf"|(?<=[0-9{_LOWER}%²\-+|{_PUNCTUATION}{_QUOTES}])\.|(?<={_UPPER}{_UPPER})\.)$",
+    regex.V1,
+).search
+_infixes = regex.compile(
+    rf"\.\.+|…|{_SYMBOLS}|(?<=[0-9])[+\-*^](?=[0-9-])"
+    rf"|(?<=[{_LOWER}{_QUOTES}])\.(?=[{_UPPER}{_QUOTES}])|(?<={_ALPHA}),(?={_ALPHA})"
+    rf"|(?<=[{_ALPHA}0-9])(?:-|–|—|~)(?={_ALPHA})|(?<=[{_ALPHA}0-9])[:<>=/](?={_ALPHA})",
+    regex.V1,
+).finditer
+# An address; cleaning has put spaces around slashes and hyphens, so little of one is left.
+_address = regex.compile(
+    rf"(?:\S+(?::\S*)?@)?(?:(?:[A-Za-z0-9\u00a1-\uffff][A-Za-z0-9\u00a1-\uffff_-]{{0,62}})?"
+    rf"[A-Za-z0-9\u00a1-\uffff]\.)+(?:{_LOWER}{{2,63}})(?::\d{{2,5}})?(?:[/?#]\S*)?",
+    regex.V1,
+).fullmatch
+
+
+class _Lists(NamedTuple):
+    """The exceptions, as words of a text and as runs of what these would be cut into."""
+
+    exceptions: dict[str, Words]
+    runs: dict[Words, Words]
+    longest: int  # words in a key of `runs`
+
+
+@cache
+def _lists() -> _Lists:
+    exceptions = _exceptions()
+    cuts = {tuple(_cut(word, {})): words for word, words in exceptions.items()}
+    runs = {run: words for run, words in cuts.items() if len(run) > 1}
+    return _Lists(exceptions, runs, max(map(len, runs)))
+
+
+def split(chunk: str) -> list[str]:
+    """Return the words of a chunk of cleaned text, which holds no spaces; joined they are it.
+
+    Example:
+        >>> split("don't"), split("U.S."), split("end."), split("$5.50'")
+        (['do', "n't"], ['U.S.'], ['end', '.'], ['$', '5.50', "'"])
+    """
+    lists = _lists()
+    if chunk.isalpha() and chunk.isascii() and chunk not in lists.exceptions:
+        return [chunk]
+    words = _cut(chunk, lists.exceptions)
+    return _mended(words, lists) if len(words) > 1 else words
+
+
+def _cut(chunk: str, exceptions: dict[str, Words]) -> list[str]:
+    """Take prefixes and suffixes off, until what is left is an exception or has none."""
+    before: list[str] = []
+    after: list[str] = []
+    while chunk and chunk not in exceptions:
+        prefix, suffix = _prefix(chunk), ""
+        start = prefix.end() if prefix else 0
+        rest = chunk[start:]
+        if rest not in exceptions and (found := _suffix(rest)):
+            suffix = found.group()
+        if suffix and chunk[: -len(suffix)] in exceptions:  # with what looked like a prefix
+            start = 0
+        if not start and not suffix:
+            return [*before, *_middle(chunk), *reversed(after)]
+        if start:
+            before.append(chunk[:start])
+        if suffix:
+            after.append(suffix)
+        chunk = chunk[start : len(chunk) - len(suffix)]
+    return [*before, *exceptions.get(chunk, ()), *reversed(after)]
+
+
+def _middle(chunk: str) -> list[str]:
+    """Cut a chunk without affixes at its infixes, unless it is an address."""
+    if _address(chunk):
+        return [chunk]
+    words: list[str] = []
+    done = 0
+    for infix in _infixes(chunk):
+        if infix.start():
+            words += chunk[done : infix.start()], infix.group()
+            done = infix.end()
+    return [word for word in (*words, chunk[done:]) if word]
+
+
+def _mended(words: list[str], lists: _Lists) -> list[str]:
+    """Put exceptions in the place of the runs of words that they would be cut into."""
+    result: list[str] = []
+    at = 0
+    while at < len(words):
+        sizes = range(min(lists.longest, len(words) - at), 1, -1)
+        runs = (tuple(words[at : at + size]) for size in sizes)
+        run = next((run for run in runs if run in lists.runs), (words[at],))
+        result += lists.runs.get(run, run)
+        at += len(run)
+    return result
