@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from conftest import ROOT
 from families import BERT, GPT2, make_batch, make_params
@@ -14,7 +15,19 @@ import fnlm.generate as decoding
 from fnlm import bert, cli, gpt2, heads, random, train
 from fnlm.generate import state as reading
 from fnlm.layers import activation, attention, cache, dropout, embedding, linear, mlp, norm
-from fnlm.params import hub, io, layout, module, rename, spec, tensorflow, tree
+from fnlm.params import (
+    arrays,
+    hub,
+    io,
+    layout,
+    module,
+    pickled,
+    rename,
+    safe,
+    spec,
+    tensorflow,
+    tree,
+)
 from fnlm.params.config import BaseConfig
 from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
@@ -88,6 +101,16 @@ def saved(folder: Path) -> Path:
     gpt2.save(make_params(GPT2._replace(config=CLI_CONFIG)), folder / "model")
     TOKENIZER.save(folder / "model")
     return folder / "model"
+
+
+def stored(folder: Path, name: str) -> Path:
+    """Make a file of two tensors, by its name in the format of torch or of NumPy."""
+    path = folder / name
+    if name.endswith(".npz"):
+        np.savez(path, **{name: x.numpy() for name, x in LINEAR.items()})
+    else:
+        pickled.write(LINEAR, path)
+    return path
 
 
 CLI_CONFIG = gpt2.Config(vocab_size=262, n_positions=16, n_embd=6, n_layer=1, n_head=2)
@@ -201,6 +224,13 @@ PARAMETERS: dict[str, Make] = {
     "hub.weights": lambda folder: on(hub.weights, saved(folder)),
     "io.read": lambda folder: on(io.read, saved(folder) / "model.safetensors"),
     "io.write": writes(io.write, FOREIGN),
+    "pickled.read": lambda folder: on(pickled.read, stored(folder, "w.bin")),
+    "pickled.recognises": lambda folder: on(pickled.recognises, stored(folder, "w.bin")),
+    "pickled.write": writes(pickled.write, FOREIGN),
+    "arrays.read": lambda folder: on(arrays.read, stored(folder, "w.npz")),
+    "arrays.recognises": lambda folder: on(arrays.recognises, stored(folder, "w.npz")),
+    "safe.read": lambda folder: on(safe.read, saved(folder) / "model.safetensors"),
+    "safe.recognises": lambda folder: on(safe.recognises, saved(folder) / "model.safetensors"),
     "io.load": lambda folder: on(io.load, saved(folder), *FOLDER_ARGS, **HEADS_KWARGS),
     "io.save": writes(saving, PARAMS),
     "layout.for_decoding": lambda _: on(layout.for_decoding, tree.cast(PARAMS, torch.bfloat16)),

@@ -11,8 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Member", "content", "is_zip", "map_file", "members", "read_json"]
-__all__ += ["start", "tensor", "verify"]
+__all__ = [
+    "Member",
+    "content",
+    "is_zip",
+    "map_file",
+    "members",
+    "read_json",
+    "start",
+    "tensor",
+    "verify",
+]
 
 _LOCAL = struct.Struct("<4s5H3L2H")  # the header in front of a member
 _LARGEST_JSON = 1 << 26

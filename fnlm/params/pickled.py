@@ -86,7 +86,12 @@ def write(tensors: Mapping[str, Tensor], path: str | Path, *, legacy: bool = Fal
     """
     made: dict[tuple[object, ...], Tensor] = {}
     whole = {name: _own(value.detach().cpu(), made) for name, value in tensors.items()}
-    replace(path, lambda part: torch.save(whole, part, _use_new_zipfile_serialization=not legacy))
+
+    def save(part: Path) -> None:
+        with open(part, "wb") as file:  # given a path, torch would write its name into the file
+            torch.save(whole, file, _use_new_zipfile_serialization=not legacy)
+
+    replace(path, save)
 
 
 def _own(value: Tensor, made: dict[tuple[object, ...], Tensor]) -> Tensor:
