@@ -155,7 +155,8 @@ def test_a_damaged_result_is_made_anew(tmp_path: Path, damage: str) -> None:
     else:
         changes = {"cut": raw[:middle], "empty": b"", "bit": flipped, "text": b"no archive"}
         path.write_bytes(changes[damage])
-    assert_equal(features.convert(partial(repeat), records, Arrays, cache=tmp_path), first)
+    again = features.convert(partial(repeat), records, Arrays, cache=tmp_path)
+    assert_equal(again, first)
     assert_equal(Arrays(**np.load(path, allow_pickle=False)), first)
 
 

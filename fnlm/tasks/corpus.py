@@ -62,11 +62,19 @@ class Features(NamedTuple):
 
 
 def read(path: str | Path) -> tuple[tuple[str, ...], ...]:
-    """Read a corpus: documents of sentences.
+    r"""Read a corpus: documents of sentences.
 
     Raises:
         FileNotFoundError: the file is not there.
         ValueError: it holds no sentence.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "corpus.txt"
+        ...     _ = path.write_text("One sentence.\nAnother one.\n\nA new document.\n")
+        ...     read(path)
+        (('One sentence.', 'Another one.'), ('A new document.',))
     """
     documents: list[list[str]] = [[]]
     for line in map(str.strip, _read.read_lines(path)):
@@ -98,6 +106,13 @@ def encode(
         documents: those of a file.
         tokenizer: BERT's.
         workers, progress, cache: as for `fnlm.tasks.features.convert`; records are sentences.
+
+    Example:
+        >>> from fnlm.tokenize import bert
+        >>> tokenizer = bert.Tokenizer({"[UNK]": 0, "a": 1, "b": 2})
+        >>> corpus = encode([["a b", "b"], ["a"]], tokenizer)
+        >>> [array.tolist() for array in corpus]
+        [[1, 2, 2, 1], [0, 2, 3, 4], [0, 2, 3]]
     """
     sentences = [sentence for document in documents for sentence in document]
     make = partial(_encode, tokenizer=tokenizer)
@@ -171,6 +186,15 @@ def features(
 
     Raises:
         ValueError: there is only one document, so no random one, or a number is out of range.
+
+    Example:
+        >>> from fnlm.tokenize import bert
+        >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
+        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> corpus = encode([["a b", "b", "c a"], ["c c c"]], tokenizer)
+        >>> rows = features(corpus, tokenizer, key=2, pairing="sentences", max_seq_length=8)
+        >>> rows.ids.tolist(), rows.lm_labels.max(axis=1).tolist(), rows.next_labels.tolist()
+        ([[2, 4, 6, 3, 6, 3, 1, 1], [2, 6, 3, 7, 4, 3, 1, 1]], [5, 5], [0, 0])
     """
     mask_id = tokenizer.tokens_to_ids(["[MASK]"])[0]
     settings = _Settings(

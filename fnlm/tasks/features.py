@@ -39,7 +39,15 @@ class Marks(NamedTuple):
 
 
 def marks(tokenizer: Tokenizer) -> Marks:
-    """Return the ids of [CLS], [SEP] and [PAD] in the vocabulary of a tokenizer."""
+    """Return the ids of [CLS], [SEP] and [PAD] in the vocabulary of a tokenizer.
+
+    Raises:
+        ValueError: the vocabulary lacks one of them.
+
+    >>> from fnlm.tokenize import bert
+    >>> marks(bert.Tokenizer({"[UNK]": 0, "[PAD]": 1, "[SEP]": 2, "[CLS]": 3}))
+    Marks(begin=3, end=2, pad=1)
+    """
     return Marks(*tokenizer.tokens_to_ids(["[CLS]", "[SEP]", "[PAD]"]))
 
 
@@ -113,6 +121,13 @@ def encode_pairs(
 
     Raises:
         ValueError: `length` has no room for a token of each text.
+
+    Example:
+        >>> from fnlm.tokenize import bert
+        >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "a", "b", "c"]
+        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> encode_pairs(tokenizer, [("A b c", "c"), ("B", None)], 6)[0].tolist()
+        [[2, 4, 5, 3, 6, 3], [2, 5, 3, 1, 1, 1]]
     """
     if length < 5:
         raise ValueError(f"max_seq_length={length} must be at least 5, for 3 marks and 2 tokens")
@@ -155,6 +170,16 @@ def convert(
     Raises:
         ValueError: `workers` is below 1.
         TypeError: with a cache, a setting has no content that can be hashed.
+
+    Example:
+        >>> class Arrays(NamedTuple):
+        ...     number: Ints  # [N]
+        ...     place: Ints  # [N]
+        >>> def make(records, first, plus):
+        ...     places = np.arange(first, first + len(records))
+        ...     return Arrays(np.array(records) + plus, places)
+        >>> convert(partial(make, plus=1), [7, 8], Arrays)
+        Arrays(number=array([8, 9]), place=array([0, 1]))
     """
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1, the process that calls")

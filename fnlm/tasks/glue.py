@@ -121,7 +121,7 @@ def file_name(name: str, split: str) -> str:
 
 
 def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example, ...]:
-    """Read a file of a task.
+    r"""Read a file of a task.
 
     Args:
         path: the file; perhaps compressed by gzip.
@@ -132,6 +132,14 @@ def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example
         FileNotFoundError: the file is not there.
         ValueError: it has other columns, or a label is wrong; the message names the file, the line
             and the column.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "train.tsv"
+        ...     _ = path.write_text("sentence\tlabel\na charming journey \t1\n")
+        ...     read(path, "SST-2")
+        (Example(first='a charming journey ', second=None, label=1),)
     """
     kind = task(name)
     lines = _read.read_lines(path)
@@ -197,6 +205,14 @@ def features(
 
     Raises:
         ValueError: `max_seq_length` has no room for a token of each text.
+
+    Example:
+        >>> from fnlm.tokenize import bert
+        >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "it", "rains"]
+        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> made = features([Example("It rains", "It", 1)], "RTE", tokenizer, max_seq_length=8)
+        >>> made.ids.tolist(), made.labels
+        ([[2, 4, 5, 3, 4, 3, 1, 1]], array([1], dtype=int32))
     """
     numbers = task(name).is_regression
     make = partial(_rows, tokenizer=tokenizer, length=max_seq_length, numbers=numbers)

@@ -68,10 +68,10 @@ def read(path: str | Path, *, training: bool = False) -> tuple[Example, ...]:
             the message names the place.
 
     Example:
-        >>> read("./no/such/file.json")
+        >>> read("no/such/file.json")
         Traceback (most recent call last):
         ...
-        FileNotFoundError: './no/such/file.json' is no file; give the path of a data file
+        FileNotFoundError: 'no/such/file.json' is no file; give the path of a data file
     """
     examples: list[Example] = []
     names: set[str] = set()
@@ -174,6 +174,15 @@ def features(
 
     Raises:
         ValueError: a length leaves no room for the context, or is below 1.
+
+    Example:
+        >>> from fnlm.tokenize import bert
+        >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "who", "?", "ann", "met", "bob"]
+        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> example = Example("7", "Who?", "Ann met Bob.", (Answer("Bob", 8),))
+        >>> windows = features([example], tokenizer, max_seq_length=10, max_query_length=4)
+        >>> windows.ids[0].tolist(), windows.starts[0], windows.offsets[0, windows.starts[0]]
+        ([2, 4, 5, 3, 6, 7, 8, 0, 3, 1], np.int32(6), array([ 8, 11], dtype=int32))
     """
     if max_seq_length - max_query_length - MARKS < 1 or max_query_length < 0:
         raise ValueError(
@@ -286,7 +295,7 @@ def best_windows(spans: Sequence[tuple[int, int]]) -> list[Bools]:
 
     Example:
         >>> [best.astype(int).tolist() for best in best_windows([(0, 6), (3, 9), (6, 10)])]
-        [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 0, 0], [0, 1, 1, 1]]
+        [[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 0], [0, 0, 1, 1]]
     """
     if len(spans) == 1:
         return [np.ones(spans[0][1] - spans[0][0], np.bool_)]

@@ -70,6 +70,17 @@ def recover(
 
     Raises:
         ValueError: the shapes differ, or a logit is NaN or infinity.
+
+    Example:
+        >>> from fnlm.tasks import squad
+        >>> from fnlm.tokenize import bert
+        >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "who", "ann", "met", "bob"]
+        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> example = Example("7", "Who?", "Ann met Bob.", ())
+        >>> windows = squad.features([example], tokenizer, max_seq_length=10, max_query_length=4)
+        >>> start, end = np.eye(10)[[4]], np.eye(10)[[6]]  # the highest logit is at 4, and at 6
+        >>> recover([example], windows, start, end).texts
+        {'7': 'Ann met Bob'}
     """
     _check(examples, features, start_logits, end_logits, n_best, max_answer_length)
     answers = Answers({}, {}, {})

@@ -48,6 +48,12 @@ def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
         FileNotFoundError: the file is not there.
         ValueError: it has other columns, or a label is wrong; the message names the file, the line
             and the column.
+
+    Example:
+        >>> read("no/such/file.csv")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: 'no/such/file.csv' is no file; give the path of a data file
     """
     reader = csv.DictReader(io.StringIO(_read.read_text(path), newline=""), strict=True)
     wanted = ("sent1", "sent2", *ENDINGS, *(("label",) if labelled else ()))
@@ -105,6 +111,14 @@ def features(
 
     Raises:
         ValueError: `max_seq_length` has no room for a token of each text.
+
+    Example:
+        >>> from fnlm.tokenize import bert
+        >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "he", "sits", "runs"]
+        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> example = Example("He sits", "He", ("runs", "sits", "he", "?"), 0)
+        >>> features([example], tokenizer, max_seq_length=7).ids[0, :2].tolist()
+        [[2, 4, 5, 3, 4, 6, 3], [2, 4, 5, 3, 4, 5, 3]]
     """
     make = partial(_rows, tokenizer=tokenizer, length=max_seq_length)
     return convert(make, examples, Features, workers=workers, progress=progress, cache=cache)
