@@ -1,6 +1,7 @@
 """The table of calls: an example for every public function and method of the package."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,8 @@ from fnlm.params import (
 from fnlm.params.config import BaseConfig
 from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
+from fnlm.tasks import corpus, features, glue, metrics, squad, squad_answers, squad_metrics, swag
+from fnlm.tokenize import bert as pieces
 from fnlm.tokenize import bpe
 from fnlm.tokenize import gpt2 as words
 from fnlm.train import losses, schedules
@@ -230,6 +233,7 @@ PARAMETERS: dict[str, Make] = {
     "arrays.read": lambda folder: on(arrays.read, stored(folder, "w.npz")),
     "arrays.recognises": lambda folder: on(arrays.recognises, stored(folder, "w.npz")),
     "safe.read": lambda folder: on(safe.read, saved(folder) / "model.safetensors"),
+    "safe.write": writes(safe.write, FOREIGN),
     "safe.recognises": lambda folder: on(safe.recognises, saved(folder) / "model.safetensors"),
     "io.load": lambda folder: on(io.load, saved(folder), *FOLDER_ARGS, **HEADS_KWARGS),
     "io.save": writes(saving, PARAMS),
@@ -459,6 +463,88 @@ TOKENIZING: dict[str, Make] = {
     "gpt2.Tokenizer.extend": lambda _: on(words.Tokenizer.extend, TOKENIZER, ["<a>", "<b>"]),
     "gpt2.Tokenizer.save": writes(words.Tokenizer.save, TOKENIZER.extend(["<a>"])),
 }
+MARKED = pieces.Tokenizer(
+    {token: at for at, token in enumerate("[UNK] [PAD] [CLS] [SEP] [MASK] low slow a ?".split())}
+)
+ASKED = [
+    squad.Example("a", "Low?", "A low slow \u00e9t\u00e9.", (squad.Answer("slow", 6),)),
+    squad.Example("b", "Slow?", "A low.", (), impossible=True),
+]
+SHORT: dict[str, Any] = {"max_seq_length": 9, "doc_stride": 2, "max_query_length": 2}
+WINDOWS = squad.features(ASKED, MARKED, **SHORT)
+SPANS = list(squad.window_spans(9, 5, 2))
+FOUND = {"a": "low", "b": "slow"}
+ODDS = {"a": -1.0, "b": 2.0}
+RATED = ([1, 0, 1, 1], [1, 0, 0, 1])
+ENCODED = corpus.encode([["a low", "slow ?"], ["low low a"]], MARKED)
+GLUED = [glue.Example("a low", "slow ?", 1)]
+SWAGGED = [swag.Example("a low", "slow", ("?", "a", "low", "slow"), 2)]
+
+
+def sizes(records: Any, first: int, *, plus: int) -> Any:
+    return features.Marks(*(np.array(records) * plus + first for _ in range(3)))
+
+
+def file_there(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+QUESTION = '{"id": "a", "question": "?", "answers": [{"text": "b", "answer_start": 2}]}'
+PARAGRAPHS = f'[{{"context": "a b", "qas": [{QUESTION}]}}]'
+CHOICES_FILE = "sent1,sent2,ending0,ending1,ending2,ending3,label\na,b,c,d,e,f,3\n"
+TASKS: dict[str, Make] = {
+    "features.marks": lambda _: on(features.marks, MARKED),
+    "features.truncate_pair": lambda _: on(features.truncate_pair, 10, 3, 9),
+    "features.rows": lambda _: on(
+        features.rows, [([5, 6], [7]), ([8], None)], features.Marks(2, 3, 1), 6
+    ),
+    "features.encode_pairs": lambda _: on(
+        features.encode_pairs, MARKED, [("a low", "slow"), ("a", None)], 6
+    ),
+    "features.convert": lambda folder: on(
+        features.convert, partial(sizes, plus=2), [3, 4], features.Marks, cache=folder
+    ),
+    "features.digest": lambda _: on(features.digest, MARKED, {"a": [1, 2.5]}, np.arange(3)),
+    "squad.read": lambda folder: on(
+        squad.read, file_there(folder, "x.json", f'{{"data": [{{"paragraphs": {PARAGRAPHS}}}]}}')
+    ),
+    "squad.features": lambda _: on(squad.features, ASKED, MARKED, **SHORT),
+    "squad.window_spans": lambda _: on(squad.window_spans, 9, 5, 2, seen=list),
+    "squad.best_windows": lambda _: on(squad.best_windows, SPANS),
+    "squad_answers.recover": lambda _: on(
+        squad_answers.recover, ASKED, WINDOWS, WINDOWS.ids * 0.5, WINDOWS.ids * 0.25, n_best=3
+    ),
+    "squad_metrics.normalize": lambda _: on(squad_metrics.normalize, "The low."),
+    "squad_metrics.exact_match": lambda _: on(squad_metrics.exact_match, "The low.", "low"),
+    "squad_metrics.f1": lambda _: on(squad_metrics.f1, "The low slow.", "low"),
+    "squad_metrics.evaluate_v1": lambda _: on(squad_metrics.evaluate_v1, ASKED[:1], FOUND),
+    "squad_metrics.evaluate_v2": lambda _: on(squad_metrics.evaluate_v2, ASKED, FOUND, ODDS),
+    "squad_metrics.best_thresholds": lambda _: on(
+        squad_metrics.best_thresholds, ASKED, FOUND, ODDS
+    ),
+    "glue.Task.is_regression": lambda _: on(lambda t: t.is_regression, glue.task("RTE")),
+    "glue.task": lambda _: on(glue.task, "rte"),
+    "glue.file_name": lambda _: on(glue.file_name, "MNLI", "dev"),
+    "glue.read": lambda folder: on(
+        glue.read, file_there(folder, "x.tsv", "sentence\tlabel\nlow \t1\n"), "SST-2"
+    ),
+    "glue.features": lambda _: on(glue.features, GLUED, "RTE", MARKED),
+    "glue.predict": lambda _: on(glue.predict, "RTE", np.array([[0.1, 0.7], [2.0, -1.0]])),
+    "glue.evaluate": lambda _: on(glue.evaluate, "MRPC", *RATED),
+    **{
+        f"metrics.{metric.__name__}": (lambda _, metric=metric: on(metric, *RATED))  # type: ignore[misc]
+        for metric in (
+            *(metrics.accuracy, metrics.f1, metrics.matthews),
+            *(metrics.pearson, metrics.spearman),
+        )
+    },
+    "swag.read": lambda folder: on(swag.read, file_there(folder, "x.csv", CHOICES_FILE)),
+    "swag.features": lambda _: on(swag.features, SWAGGED, MARKED),
+    "corpus.read": lambda folder: on(corpus.read, file_there(folder, "x.txt", "a\nb\n\nc\n")),
+    "corpus.encode": lambda _: on(corpus.encode, [["a low", "slow ?"], ["low"]], MARKED),
+    "corpus.features": lambda _: on(corpus.features, ENCODED, MARKED, 7),
+}
 PROGRAM: dict[str, Make] = {
     "main": lambda folder: on(cli.main, ["inspect", str(saved(folder))]),
     "generate": lambda folder: on(
@@ -494,6 +580,7 @@ TABLE: dict[str, Make] = {
         "generate": DECODING,
         "train": TRAINING,
         "tokenize": TOKENIZING,
+        "tasks": TASKS,
         "cli": PROGRAM,
     }.items()
     for name, make in rows.items()

@@ -249,6 +249,7 @@ def test_files_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
         ((tmp_path / "w.npz").read_bytes(), False),
         (b"", False),
         (b"{}", False),
+        (b"\x80\x02" + bytes(6) + b"{" + b" " * 0x27E + b"}", False),  # safetensors
     ):
         path.write_bytes(content)
         assert pickled.recognises(path) == wanted

@@ -123,12 +123,12 @@ class _Machine:
 
     def step(self, name: str, argument: Any) -> None:
         self.spend(1)
-        if name in _PUSHED:
-            self.stack.append(argument)
+        if action := _ACTIONS.get(name):
+            action(self, argument)
         elif name in _FRESH:
             self.stack.append(_FRESH[name]())
-        elif name in _ACTIONS:
-            _ACTIONS[name](self, argument)
+        elif name in _PUSHED:
+            self.stack.append(argument)
         elif name not in _NOTHING:
             raise _forbidden(f"{name} {argument}" if isinstance(argument, str) else name)
 

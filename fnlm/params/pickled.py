@@ -39,7 +39,9 @@ def recognises(path: str | Path) -> bool:
         head = file.read(512)
     name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
     is_zip = head[:4] == b"PK\3\4" and not name.endswith(b".npy")
-    return is_zip or head[:1] == b"\x80" or head[_TAR] == b"ustar"
+    # A file of safetensors may begin with that byte, too; its ninth is a brace.
+    is_pickle = head[:1] == b"\x80" and head[8:9] != b"{"
+    return is_zip or is_pickle or head[_TAR] == b"ustar"
 
 
 def read(path: str | Path) -> Checkpoint:

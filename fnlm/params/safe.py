@@ -134,8 +134,7 @@ def _shards(path: Path) -> Checkpoint:
 
 
 def _reader(path: Path) -> Callable[[Path], Checkpoint]:
-    # A header of safetensors can begin with the byte that pickles begin with: so ask that first.
-    return _single if recognises(path) or not pickled.recognises(path) else pickled.read
+    return pickled.read if pickled.recognises(path) else _single
 
 
 def _agree(path: Path, file: str, wanted: set[str], found: set[str]) -> None:
