@@ -21,6 +21,21 @@ def read_vocab(path: Path) -> dict[str, int]:
     return vocab
 
 
+def in_order(added: dict[str, int], vocab: dict[str, int], source: Path) -> list[str]:
+    """Return the added tokens that the vocabulary lacks, in the order of their ids.
+
+    Raises:
+        ValueError: their ids do not follow those of the vocabulary.
+    """
+    tokens = sorted(added.keys() - vocab.keys(), key=added.__getitem__)
+    if [added[token] for token in tokens] != list(range(len(vocab), len(vocab) + len(tokens))):
+        raise ValueError(
+            f"added tokens {tokens} in {source} must have the {len(tokens)} ids that follow the "
+            f"{len(vocab)} of the vocabulary"
+        )
+    return tokens
+
+
 def read_merges(path: Path) -> list[tuple[str, str]]:
     """Return the pairs of a merges.txt or vocab.bpe file, in order."""
     pairs = []

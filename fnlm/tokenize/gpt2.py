@@ -348,13 +348,7 @@ def load(name_or_path: str | Path) -> Tokenizer:
         extra = paths[0].with_name("added_tokens.json")
         if extra.is_file():
             added = _files.read_vocab(extra)
-    tokens = sorted(added.keys() - vocab.keys(), key=added.__getitem__)
-    if [added[token] for token in tokens] != list(range(len(vocab), len(vocab) + len(tokens))):
-        raise ValueError(
-            f"added tokens {tokens} in {paths[0].parent} must have the {len(tokens)} ids that "
-            f"follow the {len(vocab)} of the vocabulary"
-        )
-    return Tokenizer(vocab, merges, tokens)
+    return Tokenizer(vocab, merges, _files.in_order(added, vocab, paths[0].parent))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

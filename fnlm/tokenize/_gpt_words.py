@@ -1,0 +1,99 @@
+"""The two ways from a text to the words that GPT's byte-pair encoding cuts: lower-cased.
+
+Each way has a fast side, chunks that a cache can hold and the words of a chunk, and a traced one.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from itertools import accumulate
+from typing import Literal, NamedTuple
+
+from fnlm.tokenize import _bert_words, _english
+from fnlm.tokenize._byte_level import places
+from fnlm.tokenize._fix_text import Span, clean
+from fnlm.tokenize.bpe import well_formed
+
+Mode = Literal["original", "fallback"]
+
+
+class Word(NamedTuple):
+    """A word, and where in the text each of its characters came from."""
+
+    text: str
+    places: list[Span]
+
+
+class Way(NamedTuple):
+    """How the words of a text are found."""
+
+    chunks: Callable[[str], list[str]]  # text -> what can be looked at by itself
+    words: Callable[[str], list[str]]  # chunk -> its words
+    traced: Callable[[str], Iterator[Word]]  # text without surrogates -> its words, with places
+
+
+def _chunks(text: str) -> list[str]:
+    return clean(well_formed(text)).text.split(" ")
+
+
+def _words(chunk: str) -> list[str]:
+    return [word.lower() for word in _english.split(chunk)] if chunk else []
+
+
+def _traced(text: str) -> Iterator[Word]:
+    cleaned = clean(text, traced=True)
+    spans = cleaned.places or []
+    at = 0
+    for chunk in cleaned.text.split(" "):
+        for word in _english.split(chunk) if chunk else ():
+            pairs = zip(word, spans[at : at + len(word)], strict=True)
+            yield Word(word.lower(), [span for c, span in pairs for _ in c.lower()])
+            at += len(word)
+        at += 1
+
+
+@cache
+def _basic() -> tuple[_bert_words.Rules, _bert_words.Spacing]:
+    profile = _bert_words.PROFILES["ppb-0.6.2"]
+    rules = _bert_words.make_rules(profile, True, True, True, ())
+    return rules, _bert_words.Spacing(rules)
+
+
+def _basic_chunks(text: str) -> list[str]:
+    rules, spacing = _basic()
+    spaced = text.translate(spacing)
+    if _bert_words.CARE in spaced:
+        return [word.text for word in _bert_words.words(well_formed(text), rules)]
+    return spaced.split()
+
+
+def _basic_traced(text: str) -> Iterator[Word]:
+    for word, starts, ends in _bert_words.words(text, _basic()[0]):
+        yield Word(word, list(zip(starts, ends, strict=True)))
+
+
+WAYS: dict[Mode, Way] = {
+    "original": Way(_chunks, _words, _traced),
+    "fallback": Way(_basic_chunks, lambda word: [word], _basic_traced),
+}
+
+
+def traced(text: str, way: Way) -> Iterator[Word]:
+    """Yield the words of any text, with their places in it.
+
+    Example:
+        >>> [*traced("Don't", WAYS["original"])][1]
+        Word(text="n't", places=[(2, 3), (3, 4), (4, 5)])
+    """
+    formed, origin = places(text)
+    for word, spans in way.traced(formed):
+        if origin is not None:
+            spans = [(origin[start], origin[end]) for start, end in spans]
+        yield Word(word, spans)
+
+
+def offsets_in(word: Word, sizes: list[int]) -> Iterator[Span]:
+    """Yield the place of each token of a word, given how many characters each has."""
+    ends = [*accumulate(sizes, initial=0)]
+    for begin, end in zip(ends, ends[1:], strict=False):
+        spans = word.places[begin:end]
+        yield min(start for start, _ in spans), max(stop for _, stop in spans)

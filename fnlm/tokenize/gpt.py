@@ -1,0 +1,396 @@
+r"""GPT's tokenizer: lower-cased words, then byte-pair encoding of their characters.
+
+- Which words a text has depends on the `mode`, chosen once and saved with the tokenizer, and not on
+  what is installed. "original" does what the model was trained with: ftfy's `fix_text`, spaCy's
+  English words. "fallback" does what pytorch-pretrained-bert does without these two packages:
+  BERT's basic words. Where the two differ, a model reads other ids than those it learned from.
+- Every string has ids. Text is cleaned and lower-cased, so it does not come back; offsets say where
+  it was. Characters outside the vocabulary become `<unk>`.
+- A special token in a text is ordinary text unless the caller allows it.
+- Ids outside the vocabulary and unknown tokens are errors.
+
+Sources: Radford et al. 2018; openai/finetune-transformer-lm, `text_utils.py`;
+pytorch-pretrained-bert 0.6.2, `tokenization_openai.py`. Deviation: that one asks which packages can
+be imported, and cuts special tokens in a text into pieces.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
+from operator import index
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
+
+from fnlm.tokenize import _batch, _gpt_files, bpe
+from fnlm.tokenize._byte_level import Offsets, cut
+from fnlm.tokenize._gpt_words import WAYS, Mode, offsets_in, traced
+
+UNKNOWN = "<unk>"
+END_OF_WORD = "</w>"
+
+Special = Iterable[str] | Literal["all"]
+
+# What `decode` puts in the place of what, one after the other, to undo the cutting of words.
+_CLEAN_UP = (
+    (UNKNOWN, ""), (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
+    (" n't", "n't"), (" 'm", "'m"), (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"),
+    (" 're", "'re"),
+)  # fmt: skip
+
+
+class _Tables(NamedTuple):
+    """What a tokenizer looks up, made once from its vocabulary, merges and mode."""
+
+    ids: dict[str, int]  # token -> id
+    tokens: tuple[str, ...]  # id -> token
+    special: tuple[str, ...]  # tokens that no merge makes, in order of their ids
+    rules: bpe.Merges
+    unknown: int
+    chunks: bpe.WordCache  # chunk of a text -> ids
+
+    def encode_word(self, word: str) -> list[int]:
+        symbols = [*word[:-1], word[-1] + END_OF_WORD]
+        return bpe.merge([self.ids.get(symbol, self.unknown) for symbol in symbols], self.rules)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Tokenizer:
+    """Text to ids and back: a value; only its cache of words, bounded in size, ever changes.
+
+    Args:
+        vocab: token -> id, ids 0 to n - 1, with "<unk>" among the tokens.
+        merges: pairs of tokens that join, the first rule first; the last symbol of a word ends in
+            "</w>".
+        mode: "original" or "fallback": how the words of a text are found.
+        added: special tokens, with the ids that follow.
+
+    Raises:
+        ValueError: "<unk>" is missing, ids have gaps, merges do not fit, a token is there twice, or
+            there is no such mode.
+
+    Example:
+        >>> vocab = {"<unk>": 0, "l": 1, "o": 2, "w</w>": 3, "lo": 4, "low</w>": 5, ".</w>": 6}
+        >>> tokenizer = Tokenizer(vocab, [("l", "o"), ("lo", "w</w>")])
+        >>> tokenizer.encode("Low. Lo")
+        [5, 6, 1, 0]
+        >>> tokenizer.decode([5, 6])
+        'low.'
+    """
+
+    vocab: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    mode: Mode = "original"
+    added: Sequence[str] = ()
+    _tables: _Tables = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.mode not in WAYS:
+            raise ValueError(f"mode={self.mode!r} must be one of {[*WAYS]}")
+        object.__setattr__(self, "vocab", MappingProxyType(dict(self.vocab)))
+        object.__setattr__(self, "merges", tuple(self.merges))
+        object.__setattr__(self, "added", tuple(self.added))
+        object.__setattr__(self, "_tables", self._make_tables())
+
+    def _make_tables(self) -> _Tables:
+        ids, rules = dict(self.vocab), bpe.merges(self.merges, self.vocab)
+        if UNKNOWN not in ids:
+            raise ValueError(
+                f"vocab lacks {UNKNOWN!r}, which stands for unknown characters; add it"
+            )
+        for token in self.added:
+            if token in ids or not token or bpe.well_formed(token) != token:
+                raise ValueError(
+                    f"added holds {token!r}, which is in the vocabulary already, empty or not text"
+                )
+            ids[token] = len(ids)
+        if sorted(ids.values()) != list(range(len(ids))):
+            raise ValueError(
+                f"vocab must give its {len(self.vocab)} tokens the ids from 0, in a row"
+            )
+        made = set(rules.made)
+        way = WAYS[self.mode]
+
+        def encode_chunk(chunk: str) -> tuple[int, ...]:
+            return tuple(chain.from_iterable(map(tables.encode_word, way.words(chunk))))
+
+        tokens = tuple(sorted(ids, key=ids.__getitem__))
+        alone = (t for t in tokens if ids[t] not in made and len(t.removesuffix(END_OF_WORD)) != 1)
+        chunks = bpe.WordCache(encode_chunk)
+        tables = _Tables(ids, tokens, tuple(alone), rules, ids[UNKNOWN], chunks)
+        return tables
+
+    def __hash__(self) -> int:
+        return hash((len(self.vocab), len(self.merges), self.mode, self.added))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Tokenizer, (dict(self.vocab), self.merges, self.mode, self.added)
+
+    def __repr__(self) -> str:
+        return (
+            f"gpt.Tokenizer(vocab_size={self.vocab_size}, mode={self.mode!r}, "
+            f"special={[*self.special]})"
+        )
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens, the special ones included."""
+        return len(self._tables.tokens)
+
+    @property
+    def special(self) -> tuple[str, ...]:
+        """The special tokens, in order of their ids; "<unk>" is one of them."""
+        return self._tables.special
+
+    def encode(self, text: str, *, allowed_special: Special = ()) -> list[int]:
+        """Return the ids of a text.
+
+        Args:
+            text: any string.
+            allowed_special: the special tokens that `text` may hold as such, or "all"; the others
+                are ordinary text. Allow none in text you did not write.
+
+        Raises:
+            TypeError: `text` is not a string.
+            ValueError: `allowed_special` names what is no special token.
+
+        Example:
+            >>> tokenizer = Tokenizer({"<unk>": 0, "a</w>": 1}, [], added=["_end_"])
+            >>> tokenizer.encode("A a_end_", allowed_special={"_end_"})
+            [1, 1, 2]
+        """
+        if not isinstance(text, str):
+            raise TypeError(
+                f"text is of type {type(text).__name__}, not str; decode bytes first, and give "
+                "several texts to encode_batch"
+            )
+        ids: list[int] = []
+        chunks, held = WAYS[self.mode].chunks, self._tables.chunks
+        for part, special in self._parts(text, allowed_special):
+            if special is None:
+                ids += chain.from_iterable(map(held.__getitem__, chunks(part)))
+            else:
+                ids.append(special)
+        return ids
+
+    def _parts(self, text: str, allowed: Special) -> Iterator[tuple[str, int | None]]:
+        """Cut a text at the allowed special tokens; give each part, and its id if it is one."""
+        names = self.special if allowed == "all" else tuple(allowed)
+        if not set(names) <= set(self.special) or (isinstance(allowed, str) and allowed != "all"):
+            raise ValueError(
+                f"allowed_special={allowed!r} must be 'all' or a set of special tokens, which "
+                f"here are {self.special}"
+            )
+        for part in cut(text, names):
+            yield part, self._tables.ids[part] if part in names else None
+
+    def encode_batch(
+        self, texts: Iterable[str], *, allowed_special: Special = (), workers: int = 1
+    ) -> list[list[int]]:
+        """Return the ids of each text, as `encode` gives them.
+
+        Args:
+            texts: any number of strings.
+            allowed_special: as for `encode`.
+            workers: processes to share the work. Each starts a fresh interpreter and an empty
+                cache, so more than one pays only for much text; a script that asks for them must
+                guard its own code by ``if __name__ == "__main__":``.
+
+        Raises:
+            ValueError: `texts` is one string, `workers` is below 1, or as for `encode`.
+
+        Example:
+            >>> Tokenizer({"<unk>": 0, "a</w>": 1}, []).encode_batch(["a", "b A"])
+            [[1], [0, 1]]
+        """
+        if not isinstance(allowed_special, str):
+            allowed_special = frozenset(allowed_special)
+        encode = partial(self.encode, allowed_special=allowed_special)
+        return _batch.encode_all(encode, texts, workers)
+
+    def encode_with_offsets(
+        self, text: str, *, allowed_special: Special = ()
+    ) -> tuple[list[int], Offsets]:
+        """Return the ids of a text and where in it each token stands.
+
+        Args:
+            text: any string.
+            allowed_special: as for `encode`.
+
+        Returns:
+            ids: those of `encode`.
+            offsets: one `(start, end)` a token, in characters of `text` as it was given, before it
+                was cleaned and lower-cased. Tokens that came from one character all have its place.
+
+        Example:
+            >>> tokenizer = Tokenizer({"<unk>": 0, "a</w>": 1, "&</w>": 2}, [])
+            >>> tokenizer.encode_with_offsets("A  &amp; b")
+            ([1, 2, 0], [(0, 1), (3, 8), (9, 10)])
+        """
+        tables, way = self._tables, WAYS[self.mode]
+        ids: list[int] = []
+        offsets: Offsets = []
+        at = 0
+        for part, special in self._parts(text, allowed_special):
+            if special is None:
+                for word in traced(part, way):
+                    found = tables.encode_word(word.text)
+                    ids += found
+                    for start, end in offsets_in(word, [self._size(token) for token in found]):
+                        offsets.append((at + start, at + end))
+            else:
+                ids.append(special)
+                offsets.append((at, at + len(part)))
+            at += len(part)
+        return ids, offsets
+
+    def _size(self, at: int) -> int:
+        """Return how many characters of a word a token stands for."""
+        unknown = at == self._tables.unknown
+        return 1 if unknown else len(self._tables.tokens[at].removesuffix(END_OF_WORD))
+
+    def tokenize(self, text: str, *, allowed_special: Special = ()) -> list[str]:
+        """Return the tokens of a text; "</w>" marks the end of a word.
+
+        Example:
+            >>> Tokenizer({"<unk>": 0, "a": 1, "b</w>": 2}, []).tokenize("Ab")
+            ['a', 'b</w>']
+        """
+        return self.ids_to_tokens(self.encode(text, allowed_special=allowed_special))
+
+    def tokens_to_ids(self, tokens: Iterable[str]) -> list[int]:
+        """Return the id of each token; a token that is not in the vocabulary is an error.
+
+        Example:
+            >>> Tokenizer({"<unk>": 0, "a</w>": 1}, []).tokens_to_ids(["a</w>", "<unk>"])
+            [1, 0]
+        """
+        if isinstance(tokens, str):
+            raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens, or encode")
+        try:
+            return [self._tables.ids[token] for token in tokens]
+        except KeyError as error:
+            raise ValueError(
+                f"tokens holds {error.args[0]!r}, which is not among the {self.vocab_size} tokens "
+                "of the vocabulary; encode turns any text into ids"
+            ) from None
+
+    def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Return the token of each id.
+
+        Example:
+            >>> Tokenizer({"<unk>": 0, "a</w>": 1}, []).ids_to_tokens([1, 0])
+            ['a</w>', '<unk>']
+        """
+        return [self._tables.tokens[self._checked(at)] for at in ids]
+
+    def decode(
+        self, ids: Iterable[int], *, skip_special: bool = False, clean_up: bool = True
+    ) -> str:
+        """Return the text of ids: words between spaces.
+
+        Args:
+            ids: integers from 0 to `vocab_size - 1`: a list, or an array of one axis.
+            skip_special: whether added special tokens are left out.
+            clean_up: whether marks and contractions move to the word before them, and "<unk>" is
+                left out, as pytorch-pretrained-bert does it.
+
+        Raises:
+            ValueError: an id is out of range.
+
+        Example:
+            >>> tokenizer = Tokenizer({"<unk>": 0, "a</w>": 1, ",</w>": 2}, [])
+            >>> tokenizer.decode([1, 2, 1]), tokenizer.decode([1, 2, 1], clean_up=False)
+            ('a, a', 'a , a')
+        """
+        tokens = self.ids_to_tokens(ids)
+        if skip_special:
+            tokens = [token for token in tokens if token not in self.added]
+        text = "".join(tokens).replace(END_OF_WORD, " ").strip()
+        for old, new in _CLEAN_UP if clean_up else ():
+            text = text.replace(old, new)
+        return text
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of ids as they come: together, `decode(ids, clean_up=False)`.
+
+        Example:
+            >>> list(Tokenizer({"<unk>": 0, "a</w>": 1, "b": 2}, []).decode_stream([1, 2, 1]))
+            ['a', ' b', 'a']
+        """
+        begun, space = False, ""
+        for at in ids:
+            text = space + self.ids_to_tokens([at])[0].replace(END_OF_WORD, " ")
+            if not begun:
+                text = text.lstrip()
+            shown = text.rstrip()
+            space = text[len(shown) :]
+            if shown:
+                begun = True
+                yield shown
+
+    def extend(self, tokens: Sequence[str]) -> "Tokenizer":
+        """Return a tokenizer with more special tokens, their ids following the last one.
+
+        Example:
+            >>> tokenizer = Tokenizer({"<unk>": 0, "a</w>": 1}, []).extend(["_start_", "_end_"])
+            >>> tokenizer.tokens_to_ids(["_start_", "_end_"])
+            [2, 3]
+        """
+        if isinstance(tokens, str):
+            raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens")
+        return Tokenizer(self.vocab, self.merges, self.mode, (*self.added, *tokens))
+
+    def save(self, directory: str | Path) -> None:
+        """Write vocab.json, merges.txt, the mode and, if tokens were added, these.
+
+        They go into tokenizer_config.json, added_tokens.json and special_tokens.txt, the last for
+        pytorch-pretrained-bert, which knows no modes.
+        """
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        merges = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges), ""]
+        config = {"tokenizer_class": "OpenAIGPTTokenizer", "mode": self.mode}
+        contents = {
+            "vocab.json": json.dumps(dict(self.vocab)),
+            "merges.txt": "\n".join(merges),
+            _gpt_files.CONFIG: json.dumps(config, indent=2) + "\n",
+        }
+        if self.added:
+            contents[_gpt_files.ADDED] = json.dumps({t: self._tables.ids[t] for t in self.added})
+            contents[_gpt_files.ADDED_LINES] = "".join(f"{token}\n" for token in self.added)
+        for name, content in contents.items():
+            (directory / name).write_text(content, encoding="utf-8", newline="\n")
+
+    def _checked(self, at: int) -> int:
+        """Return an id as a Python int, if it is one of the vocabulary."""
+        at = index(at)
+        if 0 <= at < self.vocab_size:
+            return at
+        raise ValueError(f"ids holds {at}, outside 0 to {self.vocab_size - 1} (vocab_size - 1)")
+
+
+def load(name_or_path: str | Path, mode: Mode | None = None) -> Tokenizer:
+    """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
+
+    Args:
+        name_or_path: a directory (or a file in it) that holds vocab.json and merges.txt, or
+            OpenAI's encoder_bpe_40000.json and vocab_40000.bpe, and perhaps special_tokens.txt or
+            added_tokens.json; or the name of a model on the hub.
+        mode: "original" or "fallback"; None for the one that was saved, "original" if none was.
+
+    Raises:
+        FileNotFoundError: the files are not there; the message says where they were looked for.
+        ValueError: a file is not what its name says, the files do not fit each other, or there is
+        no such mode.
+
+    Example:
+        >>> load("./no/such/directory")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
+    """
+    vocab, merges, saved, added = _gpt_files.read(name_or_path)
+    return Tokenizer(vocab, merges, mode or saved, added)
