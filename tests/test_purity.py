@@ -39,6 +39,8 @@ def picture(value: Any) -> Any:
         # Views of one buffer count their versions together, and a cache writes beyond old views.
         version = None if value._is_view() else value._version
         return value.shape, value.stride(), value.dtype, value.requires_grad, content, version
+    if isinstance(value, np.ndarray):
+        return value.shape, value.dtype, value.tobytes()
     if isinstance(value, nn.Module):
         return picture(value.state_dict()), [m.training for m in value.modules()]
     if isinstance(value, Mapping):
