@@ -247,6 +247,27 @@ def test_v1_files_of_any_content(seed: int, tmp_path: Path) -> None:
     assert_holds(tensorflow.read(tmp_path / "any"), arrays)
 
 
+FULL = [[(0, -1)]]
+THREE = field(5, bytes(12))  # a TensorProto
+
+
+def test_v1_files_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However they are listed: or files could be made whose reading takes hours."""
+    names = [f"{i:03}" for i in range(200)]
+    listed = [writer.listing(name, 1, [3], FULL) for name in [*names[::2], *names[1::2]]]
+    rows = [writer.values(name, FULL[0], THREE) for name in names]
+    writer.single(tmp_path / "x", listed, rows, partial(writer.table, each=50))
+    file, block, read = tensorflow.read(tmp_path / "x"), Table._block, list[int]()
+
+    def watched(table: Table, start: int, size: int) -> memoryview:
+        read.append(start)
+        return block(table, start, size)
+
+    monkeypatch.setattr(Table, "_block", watched)
+    assert len(dict(file)) == 200
+    assert len(read) == len(set(read)) == 4  # the first of five was read with the list
+
+
 HALVES = [[(0, 2)], [(2, 1)]]
 WHOLE = Stored(size=0, slices=HALVES)
 PARTS: Entries = {
@@ -276,6 +297,7 @@ HOSTILE: dict[str, tuple[Entries, str]] = {
     "a field that is cut": ({"w": Stored(extra=b"\x62\x7f")}, "field 12 runs past the end"),
     "a number that is cut": ({"w": Stored(extra=b"\x60\xff")}, "end within a number"),
     "a number too long": ({"w": Stored(extra=b"\x60" + b"\xff" * 11)}, "more than 64 bits"),
+    "a number too large": ({"w": Stored(extra=b"\x60" + b"\xff" * 9 + b"\2")}, "than 64 bits"),
     "another checksum": ({"w": Stored(extra=b"\x35abcd")}, "bytes 0 and on .* checksum"),
     "a name that is no text": ({b"\xff": Stored()}, "can't decode byte 0xff"),
     "a slice of nothing": ({**PARTS}, "slice .* belongs to no tensor"),
@@ -352,14 +374,15 @@ def test_hostile_tables() -> None:
         for each in (1, 99):
             with pytest.raises(ValueError, match="key b.* is out of order"):
                 list(Table(memoryview(writer.table(rows, each=each))))
+    indexed_late = writer.table([header(), (b"bbb", b"x")]).replace(b"bbb\0", b"aaa\0")
+    with pytest.raises(ValueError, match="key b'bbb' is out of order"):
+        list(Table(memoryview(writer.sealed(indexed_late))))
     keys = [(b"a" * n, b"") for n in range(3000)]
     grown = writer.table(keys, each=9999, restart=9999)
     with little_memory(4 << 20), pytest.raises(ValueError, match="does not fit its block"):
         list(Table(memoryview(grown)))
 
 
-FULL = [[(0, -1)]]
-THREE = field(5, bytes(12))
 # What a V1 file lists, its slices, and what is said to be wrong.
 HOSTILE_V1: dict[str, tuple[list[bytes], list[writer.Row], str]] = {
     "no values": ([writer.listing("w", 1, [3], FULL)], [], "no entry of key"),
@@ -418,7 +441,8 @@ def test_damage(name: str, tmp_path: Path, tally: Callable[..., None]) -> None:
     content, wanted = path.read_bytes(), dict(numbers(path))
     tries = itertools.chain(flips(content, 1), flips(content, 2), cuts(content))
     counts = try_all(numbers, path, tries, wanted)
-    assert set(counts) <= {"error", "same tensors"} and counts["error"] > counts.total() / 2
+    assert set(counts) <= {"error", "same tensors"}
+    assert counts["same tensors"] < 80  # what pads the footer means nothing
     tally(f"TensorFlow, {name}, bytes flipped and cut", counts)
 
 
