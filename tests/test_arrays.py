@@ -98,7 +98,7 @@ def test_files_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
     ):
         (tmp_path / "w").write_bytes(content)
         assert arrays.recognises(tmp_path / "w") == wanted
-    assert not arrays.recognises(tmp_path)
+    assert not arrays.recognises(tmp_path) and not pickled.recognises(tmp_path)
 
 
 class Evil:

@@ -54,7 +54,7 @@ def test_tensors_and_what_describes_them(tmp_path: Path) -> None:
         assert (f"torch.{entry.dtype}", entry.shape) == (str(x.dtype), x.shape)
     assert safe.recognises(tmp_path / "w.safetensors")
     pickled.write(WANTED, tmp_path / "w.bin")
-    assert not safe.recognises(tmp_path / "w.bin")
+    assert not safe.recognises(tmp_path / "w.bin") and not safe.recognises(tmp_path)
 
 
 def resident() -> int:

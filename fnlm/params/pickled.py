@@ -35,6 +35,8 @@ def recognises(path: str | Path) -> bool:
     >>> recognises(__file__)
     False
     """
+    if Path(path).is_dir():
+        return False
     with open(path, "rb") as file:
         head = file.read(512)
     name = head[30 : 30 + int.from_bytes(head[26:28], "little")]

@@ -39,8 +39,9 @@ def recognises(path: str | Path) -> bool:
     >>> recognises("model.safetensors.index.json"), recognises(__file__)
     (True, False)
     """
-    if Path(path).name.endswith(_INDEX):
-        return True
+    path = Path(path)
+    if path.name.endswith(_INDEX) or path.is_dir():
+        return not path.is_dir()
     with open(path, "rb") as file:
         head = file.read(9)
         return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= file.seek(0, 2) - 8
