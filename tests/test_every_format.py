@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fnlm import gpt2, random
-from fnlm.params import rename, tree
+from fnlm.params import io, rename, tree
 from fnlm.params.rules.gpt2 import FAMILY
 
 Tensors = dict[str, Tensor]
@@ -93,6 +93,15 @@ def test_a_model_is_the_same_in_every_format(form: str, tmp_path: Path) -> None:
     assert tree.structure(loaded) == tree.structure(made)
     for (path, x), y in zip(tree.named_leaves(loaded), tree.leaves(made), strict=True):
         assert x.equal(y), path
+
+
+def test_a_checkpoint_of_tensorflow_has_a_name_of_several_files(tmp_path: Path) -> None:
+    write(foreign("bundle"), "bundle", tmp_path)
+    for name in ("model.ckpt", "model.ckpt.index", "model.ckpt.data-00000-of-00001"):
+        assert io.read(tmp_path / name).entries.keys() == foreign("bundle").keys()
+        assert tree.count(gpt2.load(tmp_path / name)) == tree.count(params("bundle"))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        io.read(tmp_path / "nowhere")
 
 
 def longer(x: Tensor) -> Tensor:

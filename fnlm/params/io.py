@@ -50,7 +50,7 @@ def read(path: str | Path) -> Checkpoint:
     path = Path(path)
     path = path.parent if path.name == arrays.SHAPES else path
     if not path.is_dir() or arrays.recognises(path):
-        for reader in (safe, tensorflow, arrays, pickled):
+        for reader in (tensorflow, safe, arrays, pickled):
             if reader.recognises(path):
                 return reader.read(path)
     if path.suffix in _READERS and path.is_file():
