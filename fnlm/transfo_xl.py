@@ -139,7 +139,7 @@ def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False
     config, like = params["config"], params["embed"]["cluster_0"]["table"]
     lead = (batch,) if isinstance(batch, int) else batch
     shape = (*lead, config.mem_len, config.d_model)
-    return memory.blank(like, config.n_layer, shape, empty=empty)
+    return memory.blank(like, len(params["blocks"]), shape, empty=empty)
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
@@ -245,9 +245,9 @@ def hidden_states(
         the hidden states after the last block [..., T, D], and the memory with the new tokens.
     """
     config: Config = params["config"]
-    _check(config, ids, mems)
+    _check(params, ids, mems)
     mems = init_mems(params, ids.shape[:-1]) if mems is None else mems
-    embed_key, position_key, last_key, *rest = keys_of_sites(key, 3 + 4 * config.n_layer)
+    embed_key, position_key, last_key, *rest = keys_of_sites(key, 3 + 4 * len(params["blocks"]))
     words = adaptive_leaves.embedding_clusters(params)
     x = adaptive.adaptive_embedding(ids, words, sparse=sparse) * config.d_model**0.5
     x = dropout(x, config.dropout, embed_key)
@@ -259,13 +259,11 @@ def hidden_states(
     valid = torch.cat([mems.valid, torch.ones_like(ids, dtype=torch.bool)], -1)
     window = config.mem_len if config.same_length else None
     mask = reach(new, total, window, x.device) & valid[..., None, None, :]
-    block_of = _pre_norm_block if config.pre_lnorm else _block
-    inputs = []
-    for layer, block in enumerate(params["blocks"]):
-        seen = torch.cat([mems.hidden[layer], x], -2)
-        inputs.append(seen)
-        block = block | {"attention": block["attention"] | params.get("shared", {})}
-        x = block_of(seen, positions, mask, block, config, rest[4 * layer : 4 * layer + 4])
+    run, shared, inputs = _pre_norm_block if config.pre_lnorm else _block, params.get("shared"), []
+    for layer, (block, past) in enumerate(zip(params["blocks"], mems.hidden, strict=True)):
+        own = block | {"attention": block["attention"] | shared} if shared else block
+        inputs.append(torch.cat([past, x], -2))
+        x = run(inputs[-1], positions, mask, own, config, rest[4 * layer : 4 * layer + 4])
     new_mems = memory.remember(
         Mems(tuple(inputs), valid), new, config.mem_len, held_back=config.ext_len, detach=detach
     )
@@ -353,17 +351,18 @@ def negative_log_likelihood(
     return adaptive.adaptive_nll(hidden, targets, clusters, gates, sparse=sparse), new
 
 
-def _check(config: Config, ids: Tensor, mems: Mems | None) -> None:
+def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
     """Compare shapes; no value is read, so it works under every transform."""
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be an int64 tensor [..., T], got {type(ids).__name__}")
+    config: Config = params["config"]
     if config.same_length and not config.mem_len:
         raise ValueError(
             "same_length=True with mem_len=0 leaves nothing to attend to (the ancestor then "
             "averages over the whole segment, later tokens included): set same_length=False"
         )
     if mems is not None:
-        memory.check(mems, config.n_layer, ids.shape[:-1], config.d_model)
+        memory.check(mems, len(params["blocks"]), ids.shape[:-1], config.d_model)
 
 
 def load(
