@@ -172,7 +172,7 @@ def test_the_state_dict_is_found_in_a_checkpoint(name: str, legacy: bool, tmp_pa
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"a": {"x": torch.ones(1)}, "b": {"x": torch.ones(1)}}, "there are several: a, b"),
+        ({"a": {"x": torch.ones(1)}, "b": {"x": torch.ones(1)}}, "there are several, ['a', 'b']"),
         ({"a": 1, "b": [torch.ones(1)]}, "there are none"),
         ([torch.ones(1)], "no dict"),
         (torch.ones(1), "no dict"),

@@ -207,9 +207,9 @@ def test_paths_out_of_the_folder_are_refused(file: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ({"x": "model-1.safetensors"}, "shard model-1.safetensors of .* lacks x: download"),
-        ({"w": "model-2.safetensors"}, "shard model-2.safetensors of .* lacks w: download"),
-        ({"w": "drop"}, "shard model-1.safetensors of .* has, and the index lacks, w: "),
+        ({"x": "model-1.safetensors"}, "shard model-1.safetensors of .* lacks 'x': download"),
+        ({"w": "model-2.safetensors"}, "shard model-2.safetensors of .* lacks 'w': download"),
+        ({"w": "drop"}, "shard model-1.safetensors of .* has, and the index lacks, 'w': "),
         ({"w": "../model-1.safetensors"}, "a shard is the name of a file beside it"),
         ({"w": "link.safetensors"}, "a link out of its folder"),
         ({"w": 3}, 'no "weight_map" of tensors to files'),

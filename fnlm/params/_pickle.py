@@ -71,13 +71,13 @@ class _Symbol(NamedTuple):
     name: str
 
 
-def run(data: bytes | bytearray | mmap.mmap, start: int) -> Run:
-    """Describe the pickle that begins at a byte.
+def run(data: bytes | mmap.mmap, start: int, stop: int) -> Run:
+    """Describe the pickle that begins at one byte and ends before another.
 
     Raises:
         ValueError: it is damaged, asks for what may run code, or is too long.
     """
-    window = _Window(data, start)
+    window = _Window(data, start, stop)
     machine = _Machine()
     try:
         for opcode, argument, _ in pickletools.genops(window):  # type: ignore[arg-type]
@@ -90,9 +90,8 @@ def run(data: bytes | bytearray | mmap.mmap, start: int) -> Run:
 class _Window:
     """A file of the next bytes of a buffer."""
 
-    def __init__(self, data: bytes | bytearray | mmap.mmap, start: int) -> None:
-        self.data, self.position = data, start
-        self.end = min(len(data), start + _BYTES)
+    def __init__(self, data: bytes | mmap.mmap, start: int, stop: int) -> None:
+        self.data, self.position, self.end = data, start, min(stop, start + _BYTES)
 
     def tell(self) -> int:
         return self.position

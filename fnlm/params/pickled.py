@@ -175,7 +175,9 @@ def _zip(data: mmap) -> tuple[Any, dict[str, _Place]]:
             "state_dict() by torch.save"
         )
     if len(folders) != 1:
-        raise ValueError("it is a zip archive, but not one of torch.save: it has no data.pkl")
+        raise ValueError(
+            f"it is a zip archive, but not one of torch.save: it has {len(folders)} data.pkl, not 1"
+        )
     records = {
         name.removeprefix(folders[0]): member
         for name, member in members.items()
@@ -194,7 +196,9 @@ def _zip(data: mmap) -> tuple[Any, dict[str, _Place]]:
         for name, member in records.items()
         if name.startswith("data/")
     }
-    return _pickle.run(_archive.content(data, records["data.pkl"]), 0)[0], places
+    program = records["data.pkl"]
+    _archive.verify(data, program)
+    return _pickle.run(data, program.offset, program.offset + program.size).value, places
 
 
 def _legacy(data: mmap) -> tuple[Any, dict[str, _Place]]:
@@ -205,17 +209,17 @@ def _legacy(data: mmap) -> tuple[Any, dict[str, _Place]]:
         )
     if data[:1] != b"\x80":
         raise ValueError("it is no file of torch.save: it begins with neither a zip nor a pickle")
-    magic, end, _ = _pickle.run(data, 0)
+    magic, end, _ = _pickle.run(data, 0, len(data))
     if magic != _MAGIC:
         raise ValueError("it is a pickle, but not one of torch.save: load it with its own program")
-    version, end, _ = _pickle.run(data, end)
-    system, end, _ = _pickle.run(data, end)
+    version, end, _ = _pickle.run(data, end, len(data))
+    system, end, _ = _pickle.run(data, end, len(data))
     if version != _PROTOCOL or not isinstance(system, Pairs):
         raise ValueError("it has a header that torch.save doesn't write: copy the file again")
     if ("little_endian", True) not in system.items:
         raise ValueError("it was written on a big-endian machine: save it on a little-endian one")
-    value, end, storages = _pickle.run(data, end)
-    keys, end, _ = _pickle.run(data, end)
+    value, end, storages = _pickle.run(data, end, len(data))
+    keys, end, _ = _pickle.run(data, end, len(data))
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise ValueError("its list of storages is damaged: copy or download the file again")
     if sorted(keys) != sorted(storages):
@@ -260,7 +264,7 @@ def _wrapped(value: Pairs) -> Pairs:
         if name in inner:
             return inner[name]
     if len(inner) != 1:
-        found = f"several: {', '.join(sorted(inner)[:10])}" if inner else "none"
+        found = f"several, {sorted(inner)[:10]}" if inner else "none"
         raise ValueError(
             f"it should hold one dict of tensors, there are {found}; save that alone, by "
             "torch.save(model.state_dict(), path)"

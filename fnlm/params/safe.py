@@ -141,7 +141,7 @@ def _reader(path: Path) -> Callable[[Path], Checkpoint]:
 def _agree(path: Path, file: str, wanted: set[str], found: set[str]) -> None:
     for names, what in ((wanted - found, "lacks"), (found - wanted, "has, and the index lacks,")):
         if names:
-            listed = ", ".join(sorted(names)[:10])[:600]
+            listed = ", ".join(map(repr, sorted(names)[:10]))[:600]
             raise ValueError(
                 f"shard {file} of {path} {what} {listed}: download the index with its shards"
             )
