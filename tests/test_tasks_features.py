@@ -160,6 +160,12 @@ def test_a_damaged_result_is_made_anew(tmp_path: Path, damage: str) -> None:
     assert_equal(Arrays(**np.load(path, allow_pickle=False)), first)
 
 
+def test_a_cache_is_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        features.convert(partial(repeat), [1], Arrays, cache=tmp_path / "file")
+
+
 def test_a_write_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(source: str, target: Path) -> None:
         raise OSError("disk full")
@@ -182,6 +188,7 @@ def test_hashes_go_by_content() -> None:
     ]
     assert len({features.digest(value) for value in values}) == len(values)
     assert features.digest(MappingProxyType({"a": 1})) == features.digest({"a": 1})
+    assert features.digest(np.int64(3), np.float32(0.5)) == features.digest(3, 0.5)
     with pytest.raises(TypeError, match="content of set cannot be hashed"):
         features.digest([{1, 2}])
 

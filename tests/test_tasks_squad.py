@@ -209,6 +209,13 @@ def test_positions_are_those_of_the_answer() -> None:
     assert found == {"a": {"King Harold"}, "c": {"7 green bottles"}}
 
 
+def test_no_questions_make_no_windows() -> None:
+    empty = squad.features([], tokenizer_of(LONG), **SETTINGS)
+    assert [array.shape[1:] for array in empty] == [array.shape[1:] for array in made()[1]]
+    assert {len(array) for array in empty} == {0}
+    assert squad_answers.recover([], empty, np.zeros((0, 40)), np.zeros((0, 40))).texts == {}
+
+
 def test_settings_without_room() -> None:
     with pytest.raises(ValueError, match="max_seq_length=67 leaves no room"):
         squad.features(examples(), tokenizer_of(LONG), max_seq_length=67)
@@ -297,8 +304,9 @@ def test_logits_that_cannot_be() -> None:
         bad[1, 1] = value
         with pytest.raises(ValueError, match="NaN or infinity; the model"):
             recover(questions, windows, good, bad)
-    with pytest.raises(ValueError, match="of at least 6 examples, not of the 2"):
-        recover(questions[:2], windows, good, good)
+    for others in (questions[:2], [*questions, questions[0]]):
+        with pytest.raises(ValueError, match=f"the windows of the {len(others)} examples given"):
+            recover(others, windows, good, good)
     with pytest.raises(ValueError, match="must be at least 1"):
         recover(questions, windows, good, good, n_best=0)
     masked = np.where(windows.mask, good, -np.inf)

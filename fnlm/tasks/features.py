@@ -159,17 +159,18 @@ def convert(
             of the first of them give a `kind`. It is a `functools.partial`, so that its settings
             can be seen; with more than one worker it can be pickled.
         records: what the arrays are made of.
-        kind: a NamedTuple of arrays with a common first axis.
+        kind: a NamedTuple of arrays; those of all chunks are joined along their first axes.
         workers: processes that share the work. They are spawned, so a script that asks for more
             than one must guard its own code by ``if __name__ == "__main__":``.
         progress: called as progress(records done, records in all) from time to time.
         cache: a directory for results, or None for none. A result is found again by a hash of
-            `make`, its settings, the records and the version of this package; it is written at
-            once or not at all, and made anew where it is damaged.
+            `make`, its settings, the records and the version of this package. A file is complete
+            from the moment it has its name, and made anew where it is damaged.
 
     Raises:
         ValueError: `workers` is below 1.
         TypeError: with a cache, a setting has no content that can be hashed.
+        OSError: `cache` is no directory and cannot become one.
 
     Example:
         >>> class Arrays(NamedTuple):
@@ -188,6 +189,7 @@ def convert(
     name = f"{make.func.__module__}.{make.func.__qualname__}"
     content = digest(__version__, name, make.args, make.keywords, records)
     path = Path(cache).expanduser() / f"{make.func.__module__.split('.')[-1]}-{content}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
     found = _load(path, kind)
     if found is None:
         found = _join(kind, _parts(make, records, workers, progress))
@@ -247,8 +249,8 @@ def digest(*content: Any) -> str:
     """Return a hash of values: equal values give equal hashes in any process, on any machine.
 
     Args:
-        content: strings, numbers, booleans, None, arrays, ranges, mappings with strings as keys,
-            sequences of these, and dataclasses whose compared fields are such, as tokenizers are.
+        content: strings, numbers, booleans, None, arrays, ranges, lists, tuples, mappings with
+            strings as keys, and dataclasses such as tokenizers, which go by their compared fields.
 
     Returns:
         40 hexadecimal digits.
@@ -270,6 +272,8 @@ def _plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, range):
         return ["range", value.start, value.stop, value.step]
+    if isinstance(value, np.generic):
+        return value.item()
     if isinstance(value, np.ndarray):
         raw = hashlib.sha256(value.tobytes()).hexdigest()
         return ["array", value.dtype.str, value.shape, raw]
@@ -293,7 +297,6 @@ def _load(path: Path, kind: type[F]) -> F | None:
 
 def _save(path: Path, arrays: tuple[Any, ...]) -> None:
     """Write arrays to a file that is complete from the moment it has its name."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as file:

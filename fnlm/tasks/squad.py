@@ -116,10 +116,9 @@ def _field(node: Any, name: str, kind: type, place: str) -> Any:
 def _answers(
     question: dict[str, Any], context: str, place: str, training: bool
 ) -> tuple[Answer, ...]:
-    if training or "answers" in question:
-        _field(question, "answers", list, place)
     answers = []
-    for answer, at in _items({"answers": question.get("answers", [])}, "answers", f"{place}."):
+    marked = training or "answers" in question
+    for answer, at in _items(question, "answers", f"{place}.") if marked else ():
         text = _field(answer, "text", str, at)
         given = _field(answer, "answer_start", int, at) if training else answer.get("answer_start")
         start = _nearest(context, text, given) if isinstance(given, int) else -1

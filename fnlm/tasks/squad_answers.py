@@ -69,7 +69,7 @@ def recover(
             where every question has an answer.
 
     Raises:
-        ValueError: the shapes differ, or a logit is NaN or infinity.
+        ValueError: the shapes differ, a logit is NaN or infinity, or the windows are of others.
 
     Example:
         >>> from fnlm.tasks import squad
@@ -87,15 +87,13 @@ def recover(
     starts, ends = start_logits.astype(np.float64), end_logits.astype(np.float64)
     borders = np.searchsorted(features.example, np.arange(len(examples) + 1))
     for example, windows in zip(examples, map(range, borders, borders[1:]), strict=True):
-        null = min(windows, key=lambda w: starts[w, 0] + ends[w, 0], default=None)
+        null = min(windows, key=lambda window: starts[window, 0] + ends[window, 0])
+        none = Candidate("", 0.0, float(starts[null, 0]), float(ends[null, 0]))
         spans: list[_Span] = []
         for window in windows:
             spans += _best_spans(features, window, starts, ends, n_best, max_answer_length)
         spans.sort(key=lambda span: -span.score)
         found = list(_texts(example, features, spans, n_best, starts, ends))
-        none = Candidate("", 0.0, 0.0, 0.0)
-        if null is not None:
-            none = Candidate("", 0.0, float(starts[null, 0]), float(ends[null, 0]))
         odds = _score(none) - _score(found[0]) if found else float("inf")
         answers.null_odds[example.id] = odds
         answered = found and (null_threshold is None or odds <= null_threshold)
@@ -117,10 +115,9 @@ def _check(
         )
     if not ((start < np.inf).all() and (end < np.inf).all()):  # NaN is not below infinity, either
         raise ValueError("the logits hold NaN or infinity; the model that gave them has diverged")
-    if len(features.example) and features.example[-1] >= len(examples):
+    if np.unique(features.example).tolist() != list(range(len(examples))):
         raise ValueError(
-            f"features are of at least {features.example[-1] + 1} examples, not of the "
-            f"{len(examples)} given"
+            f"features must hold the windows of the {len(examples)} examples given and of no other"
         )
     if min(counts) < 1:
         raise ValueError(f"n_best and max_answer_length are {counts}; both must be at least 1")

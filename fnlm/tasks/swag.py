@@ -1,4 +1,4 @@
-"""SWAG: which of four endings follows a sentence?
+"""SWAG: four endings, of which one follows from what was said before.
 
 Source: Zellers et al. 2018, and the layout of the published files: csv with a header, quoted.
 """
