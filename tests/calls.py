@@ -34,7 +34,8 @@ from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
 from fnlm.tasks import corpus, features, glue, metrics, squad, squad_answers, squad_metrics, swag
 from fnlm.tokenize import bert as pieces
-from fnlm.tokenize import bpe
+from fnlm.tokenize import bert as bert_words
+from fnlm.tokenize import bpe, wordpiece
 from fnlm.tokenize import gpt2 as words
 from fnlm.train import losses, schedules
 
@@ -70,6 +71,8 @@ BACK = {"weight": random.normal(KEY, (4, 12)), "bias": random.normal(KEY, (12,))
 SMALL = {"up": LINEAR, "pair": (BACK, {"bias": torch.arange(3.0)})}
 TEXTS = ["low lower lowest", "a slow été <|endoftext|>"]
 TOKENIZER = words.train(TEXTS, 262)
+BERT_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "low", "slow", "##er", "##est"]
+BERT = bert_words.Tokenizer({token: at for at, token in enumerate(BERT_TOKENS)})
 UNTIED = {name: leaf for name, leaf in PARAMS.items() if name != "config"}
 
 
@@ -114,6 +117,11 @@ def stored(folder: Path, name: str) -> Path:
     else:
         pickled.write(LINEAR, path)
     return path
+
+
+def bert_saved(folder: Path) -> Path:
+    BERT.save(folder / "bert")
+    return folder / "bert" / "vocab.txt"
 
 
 CLI_CONFIG = gpt2.Config(vocab_size=262, n_positions=16, n_embd=6, n_layer=1, n_head=2)
@@ -375,6 +383,19 @@ def log_there(folder: Path) -> Path:
     return folder
 
 
+ROWED = (np.arange(36).reshape(3, 12), np.zeros((3, 12), np.int32), np.ones((3, 12), np.bool_))
+EPOCHS = train.Epochs.of(ROWED, 2.5)
+
+
+def row_loss(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
+    return square(params, batch[0] / 36)
+
+
+def finetuned(folder: Path) -> Example:
+    """A call of `finetune`; the second one finds that all steps were made."""
+    return on(train.finetune, row_loss, SMALL, EPOCHS, train.Recipe(), folder / "tuned")
+
+
 RATES: dict[str, Any] = {"warmup": 0.1, "t_total": 10}
 TRAINING: dict[str, Make] = {
     "add_decayed_weights": links(train.add_decayed_weights(0.1, train.except_bias_and_norm)),
@@ -394,6 +415,15 @@ TRAINING: dict[str, Make] = {
     "per_example_grads": lambda _: on(train.per_example_grads, square, SMALL, X, chunk_size=2),
     "per_example_norms": lambda _: on(train.per_example_norms, square, SMALL, X),
     "init_state": lambda _: on(train.init_state, SMALL, train.adamw(0.1), KEY),
+    "Epochs.of": lambda _: on(train.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
+    "batches": lambda _: on(train.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
+    "in_order": lambda _: on(train.in_order, ROWED, 2, seen=list),
+    "tensors": lambda _: on(train.tensors, ROWED),
+    "finetune": finetuned,
+    "mean_loss": lambda _: on(train.mean_loss, row_loss, SMALL, ROWED, train.Recipe()),
+    "write_results": lambda folder: on(
+        train.write_results, {"f1": 0.5}, folder / "made", "r", seen=lambda _: files(folder)
+    ),
     "fit": fitted,
     "read_log": lambda folder: on(train.read_log, log_there(folder)),
     "load_state": lambda folder: on(train.load_state, state_there(folder), SMALL),
@@ -432,6 +462,27 @@ TOKENIZING: dict[str, Make] = {
     "bpe.merge, long words": lambda _: on(bpe.merge, [0, 1, 1] * 99, bpe.merges(*MERGES)),
     "bpe.well_formed": lambda _: on(bpe.well_formed, "a\ud800b"),
     "bpe.train": lambda _: on(bpe.train, TEXTS, 259, r"\w+"),
+    "wordpiece.pieces": lambda _: on(wordpiece.pieces, dict(BERT.vocab)),
+    "wordpiece.split": lambda _: on(wordpiece.split, "lowest", wordpiece.pieces(BERT.vocab)),
+    "wordpiece.read_vocab": lambda folder: on(wordpiece.read_vocab, bert_saved(folder)),
+    "bert.load": lambda folder: on(bert_words.load, bert_saved(folder)),
+    "bert.Tokenizer": lambda _: on(bert_words.Tokenizer, dict(BERT.vocab), False, "transformers"),
+    "bert.Tokenizer.vocab_size": lambda _: on(lambda t: t.vocab_size, BERT),
+    "bert.Tokenizer.encode": lambda _: on(bert_words.Tokenizer.encode, BERT, TEXTS[1]),
+    "bert.Tokenizer.encode_batch": lambda _: on(bert_words.Tokenizer.encode_batch, BERT, TEXTS),
+    "bert.Tokenizer.encode_with_offsets": lambda _: on(
+        bert_words.Tokenizer.encode_with_offsets, BERT, TEXTS[1]
+    ),
+    "bert.Tokenizer.tokenize": lambda _: on(bert_words.Tokenizer.tokenize, BERT, TEXTS[1]),
+    "bert.Tokenizer.join": lambda _: on(bert_words.Tokenizer.join, BERT, [3, 4], [5]),
+    "bert.Tokenizer.tokens_to_ids": lambda _: on(
+        bert_words.Tokenizer.tokens_to_ids, BERT, ["low", "[SEP]"]
+    ),
+    "bert.Tokenizer.ids_to_tokens": lambda _: on(
+        bert_words.Tokenizer.ids_to_tokens, BERT, torch.tensor([3, 5])
+    ),
+    "bert.Tokenizer.decode": lambda _: on(bert_words.Tokenizer.decode, BERT, [3, 5]),
+    "bert.Tokenizer.save": writes(bert_words.Tokenizer.save, BERT),
     "gpt2.load": lambda folder: on(words.load, saved(folder)),
     "gpt2.train": lambda _: on(words.train, TEXTS, 262),
     "gpt2.Tokenizer": lambda _: on(
@@ -555,6 +606,8 @@ PROGRAM: dict[str, Make] = {
         cli.generate, str(saved(folder)), "low", max_new_tokens=5, seed=4, seen=list
     ),
     "inspect": lambda folder: on(cli.inspect, str(saved(folder)), seen=list),
+    "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
+    "run": lambda _: on(cli.run, str, train.Recipe, ["--seed", "3"]),
 }
 WORDS_HEAD: dict[str, Any] = BERT_PARAMS["heads"]["masked_lm"]
 HEADS: dict[str, Make] = {

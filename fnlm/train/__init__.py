@@ -1,6 +1,7 @@
 """Training on trees and functions: optimizers, losses, per-example gradients, state of a run."""
 
 from fnlm.train import losses, schedules
+from fnlm.train.data import Epochs, batches, in_order, tensors
 from fnlm.train.links import (
     AdamState,
     Link,
@@ -21,17 +22,21 @@ from fnlm.train.links import (
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
 from fnlm.train.per_example import per_example_grads, per_example_norms
+from fnlm.train.recipe import Recipe, finetune, mean_loss, write_results
 from fnlm.train.state import Metrics, TrainState, init_state, load_state, save_state, train_step
 
 __all__ = [
     "AdamState",
+    "Epochs",
     "Link",
     "Metrics",
     "Optimizer",
     "OptimizerState",
+    "Recipe",
     "TrainState",
     "adamw",
     "add_decayed_weights",
+    "batches",
     "bert_adam",
     "chain",
     "clip_global",
@@ -41,10 +46,13 @@ __all__ = [
     "everything",
     "except_bias_and_norm",
     "global_norm",
+    "finetune",
     "fit",
+    "in_order",
     "init_state",
     "load_state",
     "losses",
+    "mean_loss",
     "openai_adam",
     "per_example_grads",
     "per_example_norms",
@@ -53,5 +61,7 @@ __all__ = [
     "scale_by_adam",
     "scale_by_schedule",
     "schedules",
+    "tensors",
     "train_step",
+    "write_results",
 ]

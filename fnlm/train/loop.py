@@ -23,7 +23,7 @@ def fit(
     *,
     steps: int,
     directory: str | Path,
-    evaluate: Callable[[TrainState], float],
+    evaluate: Callable[[TrainState], float] | None = None,
     evaluate_every: int,
     on_best: Callable[[TrainState], None] = lambda state: None,
     patience: int | None = None,
@@ -39,7 +39,8 @@ def fit(
         batch_at: the batch of a step, as the arguments of `step` after the state.
         steps: how many in all.
         directory: gets `state.safetensors` and `log.jsonl`, a line an evaluation.
-        evaluate: a validation loss: lower is better.
+        evaluate: a validation loss: lower is better. Without it only the state and the mean
+            training loss are written.
         evaluate_every: steps between evaluations; the last step is always one.
         on_best: called with each state that is better than all before.
         patience: stop after so many evaluations without a better one.
@@ -63,13 +64,15 @@ def fit(
         if (done + 1) % evaluate_every and done + 1 != steps:
             continue
         row = {"step": done + 1, "train_loss": sum(losses) / len(losses)}
-        row |= {"valid_loss": evaluate(state), "seconds": time.monotonic() - began}
-        if row["valid_loss"] < min((old["valid_loss"] for old in log), default=math.inf):
-            on_best(state)
+        if evaluate is not None:
+            row["valid_loss"] = evaluate(state)
+            if row["valid_loss"] < min(_losses(log), default=math.inf):
+                on_best(state)
+        row["seconds"] = time.monotonic() - began
         log.append(row)
         _write_log(directory, log)
         save_state(state, state_path)
-        bar.set_postfix({name: f"{row[name]:.3f}" for name in ("train_loss", "valid_loss")})
+        bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name.endswith("loss")})
         losses, began = [], time.monotonic()
     bar.close()
     return state
@@ -87,9 +90,13 @@ def _write_log(directory: Path, log: Log) -> None:
     partial.replace(directory / "log.jsonl")
 
 
+def _losses(log: Log) -> list[float]:
+    return [row["valid_loss"] for row in log if "valid_loss" in row]
+
+
 def _is_over(log: Log, patience: int | None) -> bool:
     """Say whether the best loss is more than `patience` evaluations old."""
-    losses = [row["valid_loss"] for row in log]
+    losses = _losses(log)
     if patience is None or not losses:
         return False
     return len(losses) - 1 - losses.index(min(losses)) >= patience

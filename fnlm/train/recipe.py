@@ -1,0 +1,174 @@
+"""The recipe of BERT's fine-tuning, as a run that may be killed at any time."""
+
+import json
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fnlm import random
+from fnlm.params import tree
+from fnlm.params.checkpoint import replace
+from fnlm.params.tree import Tree
+from fnlm.train.data import Arrays, Batch, Epochs, batches, in_order
+from fnlm.train.links import except_bias_and_norm
+from fnlm.train.loop import fit, read_log
+from fnlm.train.optimizers import bert_adam
+from fnlm.train.state import init_state, train_step
+
+__all__ = ["Recipe", "finetune", "mean_loss", "write_results"]
+
+Loss = Callable[..., Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What a fine-tuning run can choose; the names are those of the well-known scripts.
+
+    Args:
+        train_batch_size: rows a step.
+        gradient_accumulation_steps: parts in which a step goes through its rows, to save memory.
+        learning_rate: highest.
+        num_train_epochs: how often to go through the rows; 0.5 takes half of them.
+        warmup_proportion: share of the steps over which the learning rate rises; then it falls.
+        weight_decay: of all but norms and biases.
+        seed: of new heads, the order of the rows and dropout.
+        checkpoint_every: steps between checkpoints.
+        device: where to compute, such as cpu or cuda.
+    """
+
+    train_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 5e-5
+    num_train_epochs: float = 3.0
+    warmup_proportion: float = 0.1
+    weight_decay: float = 0.01
+    seed: int = 42
+    checkpoint_every: int = 500
+    device: str = "cpu"
+
+
+def finetune(
+    loss: Loss,
+    params: Tree,
+    data: Arrays | Epochs,
+    recipe: Recipe,
+    directory: str | Path,
+    *,
+    held_out: Arrays | None = None,
+) -> tuple[Tree, dict[str, float]]:
+    """Train by the recipe of BERT: `bert_adam`, warm-up and linear decay, keyed dropout.
+
+    Started again with the same arguments, a run that was killed goes on from its last checkpoint
+    and ends with the same numbers.
+
+    Args:
+        loss: `loss(params, *batch, key=key) -> []`; a batch has a tensor for each array.
+        params: where to start; left as they are.
+        data: ids, token types, mask and labels; or these by epoch, which make up their number.
+        recipe: the settings.
+        directory: of the run: `state.safetensors`, `log.jsonl` and `run.json`, which tells it from
+            other runs.
+        held_out: rows whose mean loss joins the log at each checkpoint.
+
+    Returns:
+        the trained parameters; the number of steps, "global_step", and the mean loss of those since
+        the last checkpoint but one, "loss".
+
+    Raises:
+        ValueError: the directory holds a run with other settings, data or starting parameters; the
+            message names what differs. Or a batch cannot be cut in equal parts.
+    """
+    rows, parts = recipe.train_batch_size, recipe.gradient_accumulation_steps
+    if parts < 1 or rows % parts:
+        raise ValueError(
+            f"train_batch_size={rows} must be a multiple of gradient_accumulation_steps={parts}"
+        )
+    order, dropout = random.split(random.key(recipe.seed))
+    epochs = data if isinstance(data, Epochs) else Epochs.of(data, recipe.num_train_epochs)
+    steps, batch_at = batches(epochs, order, rows, recipe.device)
+    optimizer = bert_adam(
+        recipe.learning_rate,
+        warmup=recipe.warmup_proportion,
+        t_total=steps,
+        weight_decay=recipe.weight_decay,
+        decay=except_bias_and_norm,
+    )
+    # A copy, as the steps write into it, and what was read from a file may share memory with that.
+    params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), recipe.device)
+    _check_run(Path(directory), recipe, {"data": batch_at(0), "starting parameters": params})
+    state = fit(
+        train_step(loss, optimizer, accumulate=parts, donate=True),
+        init_state(params, optimizer, dropout.to(recipe.device)),
+        batch_at,
+        steps=steps,
+        directory=directory,
+        evaluate=None
+        if held_out is None
+        else lambda state: mean_loss(loss, state.params, held_out, recipe),
+        evaluate_every=recipe.checkpoint_every,
+    )
+    return state.params, {"global_step": steps, "loss": read_log(directory)[-1]["train_loss"]}
+
+
+@torch.no_grad()
+def mean_loss(loss: Loss, params: Tree, arrays: Arrays, recipe: Recipe) -> float:
+    """Return the mean loss of rows, without dropout.
+
+    Args:
+        loss: `loss(params, *batch)`, a mean over the rows.
+        params: on the recipe's device.
+        arrays: ids, token types, mask and labels.
+        recipe: says how many rows to take at a time.
+    """
+    parts = in_order(arrays, recipe.train_batch_size, recipe.device)
+    return sum(len(at) * float(loss(params, *x)) for at, x in parts) / len(arrays[0])
+
+
+def write_results(results: dict[str, float], directory: str | Path, name: str) -> None:
+    """Write numbers as `name`.json and, a line each, as `name`.txt.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_results({"f1": 0.5, "accuracy": 0.75}, folder, "eval_results")
+    ...     print(Path(folder, "eval_results.txt").read_text(), end="")
+    accuracy = 0.75
+    f1 = 0.5
+    """
+    lines = "".join(f"{key} = {results[key]}\n" for key in sorted(results))
+    _write(Path(directory, f"{name}.txt"), lines)
+    _write(Path(directory, f"{name}.json"), json.dumps(results, indent=2, sort_keys=True) + "\n")
+
+
+def _check_run(directory: Path, recipe: Recipe, content: dict[str, Tree | Batch]) -> None:
+    """Write down what tells a run from others; refuse a directory that holds another one."""
+    free = {"device", "checkpoint_every"}
+    names = [field.name for field in fields(Recipe) if field.name not in free]
+    facts: dict[str, Any] = {name: asdict(recipe)[name] for name in names}
+    facts |= {name: _checksum(value) for name, value in content.items()}
+    path = directory / "run.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name, value in facts.items() if found.get(name) != value]
+        if other:
+            raise ValueError(
+                f"{directory} holds a run with other {', '.join(other)}: give another directory, "
+                "or remove this one to start anew"
+            )
+    _write(path, json.dumps(facts, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _checksum(tensors: Tree | Batch) -> int:
+    total = 0
+    for leaf in tree.leaves(tensors):
+        total = zlib.crc32(leaf.cpu().reshape(-1).view(torch.uint8).numpy().data, total)
+    return total
