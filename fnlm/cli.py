@@ -7,16 +7,18 @@ when a command runs, so that help comes at once.
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import jsonargparse
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["convert", "generate", "inspect", "main"]
+__all__ = ["convert", "generate", "inspect", "main", "progress", "run"]
 
+Flags = TypeVar("Flags")
 END_OF_TEXT = "<|endoftext|>"
 
 # The four commands of pytorch-pretrained-bert: the family, and the words in their order.
@@ -42,15 +44,55 @@ def main(args: list[str] | None = None) -> int:
     options = given[given.subcommand].as_dict()
     if given.subcommand in VERBS:
         options |= {"family": VERBS[given.subcommand][0], "to": "pytorch-pretrained-bert"}
-    try:
+
+    def work() -> None:
         for piece in commands.get(given.subcommand, convert)(**options):
             print(_printable(piece), end="", flush=True)
+
+    return _exit_code(f"fnlm {given.subcommand}", work)
+
+
+def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | None = None) -> int:
+    """Run a program whose flags are the fields of a dataclass; --config reads them from YAML, too.
+
+    Args:
+        work: what to do with the flags.
+        flags: the dataclass; a flag without a value sets a field of type bool.
+        args: words of the command line; by default those of this process.
+
+    Returns:
+        the exit code: 0, or 2 after a mistake of the caller, which is told in one line.
+    """
+    switches = {f"--{field.name}" for field in fields(cast(Any, flags)) if field.type is bool}
+    words = [f"{w}=true" if w in switches else w for w in (sys.argv[1:] if args is None else args)]
+    given = jsonargparse.auto_cli(flags, args=words, as_positional=False)
+    return _exit_code(Path(sys.argv[0]).name, lambda: work(given))
+
+
+def progress(what: str) -> Callable[[int, int], None]:
+    """Make a bar on standard error: a function to be called as show(records done, in all)."""
+    from tqdm import tqdm
+
+    bar = tqdm(desc=what, unit="record")
+
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return show
+
+
+def _exit_code(program: str, work: Callable[[], None]) -> int:
+    """Work, and tell a mistake in one line."""
+    try:
+        work()
     except BrokenPipeError:  # the reader has gone, as in `fnlm inspect model | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except (ValueError, LookupError, TypeError, OSError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"fnlm {given.subcommand}: {' '.join(str(text).split())}", file=sys.stderr)
+        print(f"{program}: {' '.join(str(text).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -148,9 +190,7 @@ def convert(
     """Write a checkpoint in another form: see `fnlm.checkpoints.convert`."""
     from fnlm import checkpoints
 
-    yield from checkpoints.convert(
-        source, target, to=to, config=config, family=family, dtype=dtype
-    )
+    yield from checkpoints.convert(source, target, to=to, config=config, family=family, dtype=dtype)
 
 
 def _parser() -> jsonargparse.ArgumentParser:
