@@ -191,11 +191,15 @@ def _fold(word: str, places: list[int], rules: Rules) -> list[tuple[str, int, in
         entries += [(part, places[at]) for part in character]
     if not rules.strip:
         return [(character, place, place + 1) for character, place in entries]
-    kept: list[tuple[str, int, int]] = []
-    for character, place in reorder(entries, known):
-        if ord(character) not in known.mark:
-            kept.append((character, place, place + 1))
-        elif kept:
-            base, start, end = kept[-1]
-            kept[-1] = base, start, max(end, place + 1)
-    return kept
+    ends: dict[int, int] = {}
+    last = None
+    for part, place in entries:
+        if ord(part) not in known.mark:
+            last = place
+        elif last is not None:
+            ends[last] = place + 1
+    return [
+        (part, place, ends.get(place, place + 1))
+        for part, place in reorder(entries, known)
+        if ord(part) not in known.mark
+    ]

@@ -156,11 +156,9 @@ class Tokenizer:
             >>> Tokenizer({"[UNK]": 0, "un": 1, "##able": 2, ".": 3}).encode("Unable. Able")
             [1, 2, 3, 0]
         """
+        _check_text(text)
         tables = self._tables
-        try:
-            spaced = text.translate(tables.spacing)
-        except AttributeError:
-            raise _not_text(text) from None
+        spaced = text.translate(tables.spacing)
         if CARE in spaced or any(guard in spaced for guard in tables.guards):
             return self.encode_with_offsets(text)[0]
         return list(chain.from_iterable(map(tables.words.__getitem__, spaced.split())))
@@ -200,8 +198,7 @@ class Tokenizer:
             >>> tokenizer.encode_with_offsets("Cafés  élan")
             ([1, 2, 0], [(0, 4), (4, 5), (7, 11)])
         """
-        if not isinstance(text, str):
-            raise _not_text(text)
+        _check_text(text)
         tables = self._tables
         clean, origin = places(text)
         ids: list[int] = []
@@ -364,8 +361,9 @@ def load(
     return Tokenizer(vocab, **settings)
 
 
-def _not_text(text: object) -> TypeError:
-    return TypeError(
-        f"text is of type {type(text).__name__}, not str; decode bytes first, and give several "
-        "texts to encode_batch"
-    )
+def _check_text(text: str) -> None:
+    if not isinstance(text, str):
+        raise TypeError(
+            f"text is of type {type(text).__name__}, not str; decode bytes first, and give "
+            "several texts to encode_batch"
+        )
