@@ -1,0 +1,142 @@
+"""Fine-tune BERT on a task of GLUE, and evaluate it.
+
+    python examples/glue.py --task_name MRPC --do_train --do_eval --data_dir glue/MRPC \
+        --bert_model bert-base-uncased --output_dir runs/mrpc
+
+Killed at any time and started again with the same flags, a run goes on from its last checkpoint and
+ends with the same numbers. The output directory then holds the model and its tokenizer, the
+checkpoint state.safetensors, log.jsonl, and the results, eval_results.json and eval_results.txt.
+With --do_eval alone, --bert_model is such a directory. Flags may also come from --config run.yaml.
+"""
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fnlm import bert, cli, random, train
+from fnlm.params import spec
+from fnlm.tasks import glue
+from fnlm.tokenize import bert as tokenize
+from fnlm.train import losses
+
+HEAD = "sequence_classification"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flags(train.Recipe):
+    """Fine-tune BERT on a task of GLUE, and evaluate it.
+
+    Args:
+        task_name: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI.
+        data_dir: directory of the task's files, under their published names.
+        bert_model: directory, file or hub name; without --do_train, a model of this task.
+        output_dir: directory of the run.
+        do_train: whether to train.
+        do_eval: whether to evaluate; beside --do_train, also at each checkpoint.
+        do_lower_case: lower-case the text; without, as the files or the name of the model say.
+        max_seq_length: tokens of the longest row; what is longer is cut.
+        eval_batch_size: rows to evaluate together.
+        workers: processes that turn texts into ids.
+        cache_dir: where to keep the ids of texts for the next run; without, they are not kept.
+    """
+
+    task_name: str
+    data_dir: Path
+    bert_model: str
+    output_dir: Path
+    do_train: bool = False
+    do_eval: bool = False
+    do_lower_case: bool = False
+    max_seq_length: int = 128
+    eval_batch_size: int = 8
+    workers: int = 1
+    cache_dir: Path | None = None
+
+
+def read(flags: Flags, tokenizer: tokenize.Tokenizer, split: str) -> glue.Features:
+    """Read the file of a split, and turn its texts into ids."""
+    name = glue.file_name(flags.task_name, split)
+    return glue.features(
+        glue.read(flags.data_dir / name, flags.task_name),
+        flags.task_name,
+        tokenizer,
+        max_seq_length=flags.max_seq_length,
+        workers=flags.workers,
+        progress=cli.progress(name),
+        cache=flags.cache_dir,
+    )
+
+
+def load(flags: Flags) -> bert.Params:
+    """Load the model; the one to train gets a new head where it has none that fits."""
+    outputs = max(len(glue.task(flags.task_name).labels), 1)
+    if not flags.do_train:
+        return bert.load(flags.bert_model, heads=[HEAD])
+    key = random.key(flags.seed)
+    params = bert.load(flags.bert_model, heads=[])
+    if params["config"].num_labels == outputs:
+        return bert.load(flags.bert_model, heads=[HEAD], key=key)
+    config = replace(params["config"], num_labels=outputs)
+    new = {name: bert.spec(config, [HEAD])[name] for name in ("pooler", "heads")}
+    return {**spec.init(new, key), **params, "config": config}
+
+
+def compare(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean loss: of the scores of a regression, or of classes."""
+    is_regression = labels.is_floating_point()
+    return (losses.regression if is_regression else losses.cross_entropy)(logits, labels)
+
+
+def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tensor:
+    """Return the mean loss of a batch: ids, token types, mask and labels."""
+    return compare(bert.sequence_classification(params, *batch[:3], key=key), batch[3])
+
+
+@torch.no_grad()
+def evaluate(params: bert.Params, data: glue.Features, flags: Flags) -> dict[str, float]:
+    """Return the metrics of the task, and the mean loss."""
+    logits = np.zeros((len(data.ids), params["config"].num_labels), np.float32)
+    parts = train.in_order(data[:3], flags.eval_batch_size, flags.device)
+    for rows, batch in tqdm(parts, "evaluate", -(-len(logits) // flags.eval_batch_size)):
+        logits[rows] = bert.sequence_classification(params, *batch).cpu()
+    results = glue.evaluate(flags.task_name, glue.predict(flags.task_name, logits), data.labels)
+    mean = compare(torch.from_numpy(logits), torch.from_numpy(data.labels))
+    return results | {"eval_loss": float(mean)}
+
+
+def main(flags: Flags) -> None:
+    """Read, train, save, evaluate, report."""
+    if not (flags.do_train or flags.do_eval):
+        raise ValueError("nothing to do: give --do_train, --do_eval or both")
+    is_mnli = glue.task(flags.task_name).name == "MNLI"
+    splits = ("dev", "dev_mismatched") if is_mnli else ("dev",)
+    params = load(flags)
+    tokenizer = tokenize.load(flags.bert_model, flags.do_lower_case or None)
+    held_out = [read(flags, tokenizer, split) for split in splits if flags.do_eval]
+    results: dict[str, float] = {}
+    if flags.do_train:
+        params, results = train.finetune(
+            loss,
+            params,
+            read(flags, tokenizer, "train"),
+            flags,
+            flags.output_dir,
+            held_out=next(iter(held_out), None),
+        )
+        bert.save(params, flags.output_dir)
+        tokenizer.save(flags.output_dir)
+    for split, data in zip(splits, held_out, strict=False):
+        prefix = split.removeprefix("dev").removeprefix("_")
+        found = evaluate(params, data, flags)
+        results |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
+    train.write_results(results, flags.output_dir, "eval_results")
+    print("\n".join(f"{name} = {value}" for name, value in results.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, Flags))
