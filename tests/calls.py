@@ -34,7 +34,6 @@ from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
 from fnlm.tasks import corpus, features, glue, metrics, squad, squad_answers, squad_metrics, swag
 from fnlm.tokenize import bert as pieces
-from fnlm.tokenize import bert as bert_words
 from fnlm.tokenize import bpe, wordpiece
 from fnlm.tokenize import gpt2 as words
 from fnlm.train import losses, schedules
@@ -71,8 +70,8 @@ BACK = {"weight": random.normal(KEY, (4, 12)), "bias": random.normal(KEY, (12,))
 SMALL = {"up": LINEAR, "pair": (BACK, {"bias": torch.arange(3.0)})}
 TEXTS = ["low lower lowest", "a slow été <|endoftext|>"]
 TOKENIZER = words.train(TEXTS, 262)
-BERT_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "low", "slow", "##er", "##est"]
-BERT = bert_words.Tokenizer({token: at for at, token in enumerate(BERT_TOKENS)})
+PIECE_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "low", "slow", "##er", "##est"]
+PIECES = pieces.Tokenizer({token: at for at, token in enumerate(PIECE_TOKENS)})
 UNTIED = {name: leaf for name, leaf in PARAMS.items() if name != "config"}
 
 
@@ -119,8 +118,8 @@ def stored(folder: Path, name: str) -> Path:
     return path
 
 
-def bert_saved(folder: Path) -> Path:
-    BERT.save(folder / "bert")
+def pieces_saved(folder: Path) -> Path:
+    PIECES.save(folder / "bert")
     return folder / "bert" / "vocab.txt"
 
 
@@ -462,27 +461,27 @@ TOKENIZING: dict[str, Make] = {
     "bpe.merge, long words": lambda _: on(bpe.merge, [0, 1, 1] * 99, bpe.merges(*MERGES)),
     "bpe.well_formed": lambda _: on(bpe.well_formed, "a\ud800b"),
     "bpe.train": lambda _: on(bpe.train, TEXTS, 259, r"\w+"),
-    "wordpiece.pieces": lambda _: on(wordpiece.pieces, dict(BERT.vocab)),
-    "wordpiece.split": lambda _: on(wordpiece.split, "lowest", wordpiece.pieces(BERT.vocab)),
-    "wordpiece.read_vocab": lambda folder: on(wordpiece.read_vocab, bert_saved(folder)),
-    "bert.load": lambda folder: on(bert_words.load, bert_saved(folder)),
-    "bert.Tokenizer": lambda _: on(bert_words.Tokenizer, dict(BERT.vocab), False, "transformers"),
-    "bert.Tokenizer.vocab_size": lambda _: on(lambda t: t.vocab_size, BERT),
-    "bert.Tokenizer.encode": lambda _: on(bert_words.Tokenizer.encode, BERT, TEXTS[1]),
-    "bert.Tokenizer.encode_batch": lambda _: on(bert_words.Tokenizer.encode_batch, BERT, TEXTS),
+    "wordpiece.pieces": lambda _: on(wordpiece.pieces, dict(PIECES.vocab)),
+    "wordpiece.split": lambda _: on(wordpiece.split, "lowest", wordpiece.pieces(PIECES.vocab)),
+    "wordpiece.read_vocab": lambda folder: on(wordpiece.read_vocab, pieces_saved(folder)),
+    "bert.load": lambda folder: on(pieces.load, pieces_saved(folder)),
+    "bert.Tokenizer": lambda _: on(pieces.Tokenizer, dict(PIECES.vocab), False, "transformers"),
+    "bert.Tokenizer.vocab_size": lambda _: on(lambda t: t.vocab_size, PIECES),
+    "bert.Tokenizer.encode": lambda _: on(pieces.Tokenizer.encode, PIECES, TEXTS[1]),
+    "bert.Tokenizer.encode_batch": lambda _: on(pieces.Tokenizer.encode_batch, PIECES, TEXTS),
     "bert.Tokenizer.encode_with_offsets": lambda _: on(
-        bert_words.Tokenizer.encode_with_offsets, BERT, TEXTS[1]
+        pieces.Tokenizer.encode_with_offsets, PIECES, TEXTS[1]
     ),
-    "bert.Tokenizer.tokenize": lambda _: on(bert_words.Tokenizer.tokenize, BERT, TEXTS[1]),
-    "bert.Tokenizer.join": lambda _: on(bert_words.Tokenizer.join, BERT, [3, 4], [5]),
+    "bert.Tokenizer.tokenize": lambda _: on(pieces.Tokenizer.tokenize, PIECES, TEXTS[1]),
+    "bert.Tokenizer.join": lambda _: on(pieces.Tokenizer.join, PIECES, [3, 4], [5]),
     "bert.Tokenizer.tokens_to_ids": lambda _: on(
-        bert_words.Tokenizer.tokens_to_ids, BERT, ["low", "[SEP]"]
+        pieces.Tokenizer.tokens_to_ids, PIECES, ["low", "[SEP]"]
     ),
     "bert.Tokenizer.ids_to_tokens": lambda _: on(
-        bert_words.Tokenizer.ids_to_tokens, BERT, torch.tensor([3, 5])
+        pieces.Tokenizer.ids_to_tokens, PIECES, torch.tensor([3, 5])
     ),
-    "bert.Tokenizer.decode": lambda _: on(bert_words.Tokenizer.decode, BERT, [3, 5]),
-    "bert.Tokenizer.save": writes(bert_words.Tokenizer.save, BERT),
+    "bert.Tokenizer.decode": lambda _: on(pieces.Tokenizer.decode, PIECES, [3, 5]),
+    "bert.Tokenizer.save": writes(pieces.Tokenizer.save, PIECES),
     "gpt2.load": lambda folder: on(words.load, saved(folder)),
     "gpt2.train": lambda _: on(words.train, TEXTS, 262),
     "gpt2.Tokenizer": lambda _: on(
