@@ -180,8 +180,8 @@ def features(
         >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
         >>> example = Example("7", "Who?", "Ann met Bob.", (Answer("Bob", 8),))
         >>> windows = features([example], tokenizer, max_seq_length=10, max_query_length=4)
-        >>> windows.ids[0].tolist(), windows.starts[0], windows.offsets[0, windows.starts[0]]
-        ([2, 4, 5, 3, 6, 7, 8, 0, 3, 1], np.int32(6), array([ 8, 11], dtype=int32))
+        >>> windows.ids[0].tolist(), windows.starts.tolist(), windows.offsets[0, 6].tolist()
+        ([2, 4, 5, 3, 6, 7, 8, 0, 3, 1], [6], [8, 11])
     """
     if max_seq_length - max_query_length - MARKS < 1 or max_query_length < 0:
         raise ValueError(
