@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
 from typing import Any
+from unittest import mock
+
+import torch
 
 
 @contextmanager
@@ -74,3 +77,36 @@ def ppb_gpt(config: dict[str, Any], model: str = "OpenAIGPTLMHeadModel") -> Any:
         module = getattr(ppb(), model)(ppb().OpenAIGPTConfig.from_dict(config))
     module.eval()
     return module
+
+
+@lru_cache
+def ppb_transfo_xl_module() -> Any:
+    """The ancestor's Transformer-XL file, for what its package does not export."""
+    with quiet():
+        return import_module("pytorch_pretrained_bert.modeling_transfo_xl")
+
+
+def ppb_transfo_xl(config: dict[str, Any], *, rounded: bool = False) -> Any:
+    """A Transformer-XL of pytorch-pretrained-bert, in evaluation mode, its weights not yet set.
+
+    Its masks are bytes, which torch no longer takes, so they are booleans while it runs. Its masked
+    scores are rounded to float32; `rounded=False` leaves them as they are in float64. Its losses
+    come in the order of the targets, for which it has a flag.
+    """
+    whole = torch.Tensor.float
+
+    def to_float(x: Any) -> Any:
+        return x if x.dtype == torch.float64 and not rounded else whole(x)
+
+    peer = ppb_transfo_xl_module()
+    with quiet():
+        module = peer.TransfoXLLMHeadModel(peer.TransfoXLConfig.from_dict(config))
+    module.crit.keep_order = True
+    forward = module.forward
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with mock.patch.multiple(torch.Tensor, byte=torch.Tensor.bool, float=to_float):
+            return forward(*args, **kwargs)
+
+    module.forward = run
+    return module.eval()
