@@ -131,7 +131,8 @@ def test_outputs_and_gradients_equal_the_peer(
     params = make_params(GPT._replace(config=config), dtype=dtype)
     apply, theirs = make_peer(peer, variant, config, params)
     x = inputs(config, variant)
-    for given in ({}, {"token_types"}, {"positions", "token_types"}):
+    some: tuple[set[str], ...] = (set(), {"token_types"}, {"positions", "token_types"})
+    for given in some:
         names = {"token_types": "token_type_ids", "positions": "position_ids"}
         ours = ours_of(params, variant, x, **{n: x[n] for n in given})
         expected = theirs_of(peer, apply, theirs, variant, x, **{names[n]: x[n] for n in given})
