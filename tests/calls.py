@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from conftest import ROOT
-from families import BERT, GPT2, make_batch, make_params
+from families import BERT, GPT, GPT2, make_batch, make_params
 from torch import Tensor, nn
 from torch.func import grad
 
 import fnlm.generate as decoding
-from fnlm import bert, cli, gpt2, heads, random, train
+from fnlm import bert, cli, gpt, gpt2, heads, random, train
 from fnlm.generate import state as reading
-from fnlm.layers import activation, attention, cache, dropout, embedding, linear, mlp, norm
+from fnlm.layers import activation, attention, cache, causal, dropout, embedding, linear, mlp, norm
 from fnlm.params import (
     arrays,
     hub,
@@ -35,6 +35,7 @@ from fnlm.params.rules.gpt2 import FAMILY
 from fnlm.tasks import corpus, features, glue, metrics, squad, squad_answers, squad_metrics, swag
 from fnlm.tokenize import bert as pieces
 from fnlm.tokenize import bpe, wordpiece
+from fnlm.tokenize import gpt as symbols
 from fnlm.tokenize import gpt2 as words
 from fnlm.train import losses, schedules
 
@@ -70,6 +71,7 @@ BACK = {"weight": random.normal(KEY, (4, 12)), "bias": random.normal(KEY, (12,))
 SMALL = {"up": LINEAR, "pair": (BACK, {"bias": torch.arange(3.0)})}
 TEXTS = ["low lower lowest", "a slow été <|endoftext|>"]
 TOKENIZER = words.train(TEXTS, 262)
+SYMBOLS = symbols.Tokenizer({"<unk>": 0, "l": 1, "o": 2, "w</w>": 3, "lo": 4}, [("l", "o")])
 PIECE_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "low", "slow", "##er", "##est"]
 PIECES = pieces.Tokenizer({token: at for at, token in enumerate(PIECE_TOKENS)})
 UNTIED = {name: leaf for name, leaf in PARAMS.items() if name != "config"}
@@ -176,7 +178,7 @@ FOLDER_ARGS = (FAMILY, gpt2.Config, gpt2.spec)
 
 
 def saving(params: Any, directory: Path) -> None:
-    io.save(params, directory, FAMILY)
+    io.save(params, directory, FAMILY, "transformers")
 
 
 def state_there(folder: Path) -> Path:
@@ -267,6 +269,7 @@ def called(made: tuple[Callable[..., Any], Any]) -> Any:
 
 
 HALF = torch.ones(1, 5, 5, dtype=torch.bool).tril()
+WIDE = random.normal(KEY, (3, 5, 36))
 LAYERS: dict[str, Make] = {
     "activation.gelu_erf": lambda _: on(activation.gelu_erf, X),
     "activation.gelu_tanh": lambda _: on(activation.gelu_tanh, X),
@@ -285,6 +288,12 @@ LAYERS: dict[str, Make] = {
     ),
     "cache.take_rows": lambda _: on(cache.take_rows, grown(), torch.tensor([2, 0, 2])),
     "cache.truncate": lambda _: on(cache.truncate, grown(), 2),
+    "causal.attention": lambda _: on(
+        causal.attention, WIDE, ((), ()), HALF, PARAMS["blocks"][0]["attention"], GPT2.config
+    ),
+    "causal.positions": lambda _: on(causal.positions, grown(), MASK),
+    "causal.check": lambda _: on(causal.check, GPT2.config, IDS, grown(), MASK),
+    "causal.fixed_cache": lambda _: on(causal.fixed_cache, GPT2.config, X, 3, 9),
     "dropout.dropout": lambda _: on(dropout.dropout, X, 0.4, KEYS),
     "dropout.keys_of_sites": lambda _: on(dropout.keys_of_sites, KEYS, 4),
     "embedding.lookup": lambda _: on(embedding.lookup, PARAMS["embed"]["token"], IDS),
@@ -325,12 +334,39 @@ def bert_saving(folder: Path) -> None:
     bert.save(BERT_PARAMS, folder, dialect="fnlm")
 
 
+def bert_task(name: str, _: Path) -> Any:
+    return on(getattr(bert, name), BERT_PARAMS, *BERT_DATA, key=KEYS)
+
+
+GPT_PARAMS = make_params(GPT)
+GPT_MODEL: dict[str, Make] = {
+    "Config.total_tokens_embeddings": lambda _: on(
+        lambda config: config.total_tokens_embeddings, GPT.config
+    ),
+    "init_cache": lambda _: on(gpt.init_cache, GPT_PARAMS, 3, 9),
+    "spec": lambda _: on(gpt.spec, GPT.config, gpt.HEADS),
+    "init": lambda _: on(gpt.init, GPT.config, KEY, gpt.HEADS),
+    "extend_vocabulary": lambda _: on(gpt.extend_vocabulary, GPT_PARAMS, 3, KEY),
+    "hidden_states": lambda _: on(gpt.hidden_states, GPT_PARAMS, IDS, token_types=IDS, key=KEYS),
+    "apply": lambda _: on(gpt.apply, GPT_PARAMS, IDS, mask=MASK, positions=IDS % 7, key=KEY),
+    "apply with a cache": lambda _: on(
+        gpt.apply, GPT_PARAMS, IDS, gpt.init_cache(GPT_PARAMS, 3, 9), mask=MASK
+    ),
+    "double_heads": lambda _: on(gpt.double_heads, GPT_PARAMS, *CHOICES, key=KEY),
+    "load": lambda folder: on(gpt.load, gpt_saved(folder), heads=gpt.HEADS, key=KEY),
+    "save": writes(gpt.save, GPT_PARAMS),
+}
+
+
+def gpt_saved(folder: Path) -> Path:
+    gpt.save(GPT_PARAMS, folder / "gpt")
+    SYMBOLS.save(folder / "gpt")
+    return folder / "gpt"
+
+
 BERT_TASKS = ("apply", "layers", "pretraining", *bert.HEADS)
 BERT_MODEL: dict[str, Make] = {
-    **{
-        name: lambda _, name=name: on(getattr(bert, name), BERT_PARAMS, *BERT_DATA, key=KEYS)
-        for name in BERT_TASKS
-    },
+    **{name: partial(bert_task, name) for name in BERT_TASKS},
     "Config.from_dict": lambda _: on(bert.Config.from_dict, {"id2label": {"0": "no"}}),
     "Config.to_dict": lambda _: on(bert.Config.to_dict, BERT.config),
     "spec": lambda _: on(bert.spec, BERT.config, bert.HEADS),
@@ -599,6 +635,32 @@ TASKS: dict[str, Make] = {
     "corpus.encode": lambda _: on(corpus.encode, [["a low", "slow ?"], ["low"]], MARKED),
     "corpus.features": lambda _: on(corpus.features, ENCODED, MARKED, 7),
 }
+SYMBOL_METHODS: dict[str, tuple[Any, ...]] = {
+    "encode": (TEXT,),
+    "encode_batch": (TEXTS,),
+    "encode_with_offsets": (TEXT,),
+    "tokenize": (TEXT,),
+    "tokens_to_ids": (["w</w>", "lo"],),
+    "ids_to_tokens": ([3, 1],),
+    "decode": ([3, 1],),
+    "extend": (["<a>", "<b>"],),
+}
+SYMBOL_TOKENIZING: dict[str, Make] = {
+    "gpt.load": lambda folder: on(symbols.load, gpt_saved(folder), "fallback"),
+    "gpt.Tokenizer": lambda _: on(symbols.Tokenizer, dict(SYMBOLS.vocab), [], "fallback", ["<a>"]),
+    "gpt.Tokenizer.vocab_size": lambda _: on(lambda t: t.vocab_size, SYMBOLS),
+    "gpt.Tokenizer.special": lambda _: on(lambda t: t.special, SYMBOLS),
+    "gpt.Tokenizer.save": writes(symbols.Tokenizer.save, SYMBOLS.extend(["<a>"])),
+    "gpt.Tokenizer.decode_stream": lambda _: on(
+        symbols.Tokenizer.decode_stream, SYMBOLS, [3, 1], seen=list
+    ),
+    **{
+        f"gpt.Tokenizer.{name}": lambda _, name=name, args=args: on(
+            getattr(symbols.Tokenizer, name), SYMBOLS, *args
+        )
+        for name, args in SYMBOL_METHODS.items()
+    },
+}
 PROGRAM: dict[str, Make] = {
     "main": lambda folder: on(cli.main, ["inspect", str(saved(folder))]),
     "generate": lambda folder: on(
@@ -632,10 +694,11 @@ TABLE: dict[str, Make] = {
         "layers": LAYERS,
         "heads": HEADS,
         "bert": BERT_MODEL,
+        "gpt": GPT_MODEL,
         "gpt2": MODEL,
         "generate": DECODING,
         "train": TRAINING,
-        "tokenize": TOKENIZING,
+        "tokenize": TOKENIZING | SYMBOL_TOKENIZING,
         "tasks": TASKS,
         "cli": PROGRAM,
     }.items()
