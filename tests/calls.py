@@ -645,6 +645,12 @@ SYMBOL_METHODS: dict[str, tuple[Any, ...]] = {
     "decode": ([3, 1],),
     "extend": (["<a>", "<b>"],),
 }
+
+
+def symbol_method(name: str, _: Path) -> Example:
+    return on(getattr(symbols.Tokenizer, name), SYMBOLS, *SYMBOL_METHODS[name])
+
+
 SYMBOL_TOKENIZING: dict[str, Make] = {
     "gpt.load": lambda folder: on(symbols.load, gpt_saved(folder), "fallback"),
     "gpt.Tokenizer": lambda _: on(symbols.Tokenizer, dict(SYMBOLS.vocab), [], "fallback", ["<a>"]),
@@ -654,12 +660,7 @@ SYMBOL_TOKENIZING: dict[str, Make] = {
     "gpt.Tokenizer.decode_stream": lambda _: on(
         symbols.Tokenizer.decode_stream, SYMBOLS, [3, 1], seen=list
     ),
-    **{
-        f"gpt.Tokenizer.{name}": lambda _, name=name, args=args: on(
-            getattr(symbols.Tokenizer, name), SYMBOLS, *args
-        )
-        for name, args in SYMBOL_METHODS.items()
-    },
+    **{f"gpt.Tokenizer.{name}": partial(symbol_method, name) for name in SYMBOL_METHODS},
 }
 PROGRAM: dict[str, Make] = {
     "main": lambda folder: on(cli.main, ["inspect", str(saved(folder))]),

@@ -14,13 +14,13 @@ from fnlm.layers.cache import Cache, FixedCache
 from fnlm.layers.dropout import dropout
 from fnlm.layers.linear import linear
 
-__all__ = ["Pair", "Pieces", "Sizes", "attention", "check", "fixed_cache", "positions"]
+__all__ = ["Pair", "Pieces", "attention", "check", "fixed_cache", "positions"]
 
 Pair = tuple[Tensor, Tensor]  # keys and values of the new tokens [..., H, T, Dh]
 Pieces = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # cached keys and values, piece by piece
 
 
-class Sizes(Protocol):
+class _Sizes(Protocol):
     """The fields of a config that are read here, by their published names."""
 
     @property
@@ -42,7 +42,7 @@ def attention(
     past: Pieces,
     allowed: Tensor,
     params: dict[str, Any],
-    config: Sizes,
+    config: _Sizes,
     keys: tuple[Tensor | None, ...] = (None, None),
 ) -> tuple[Tensor, Pair]:
     """Attend to the past and to x itself.
@@ -87,7 +87,7 @@ def positions(cache: Cache | FixedCache | None, new_valid: Tensor) -> Tensor:
 
 
 def check(
-    config: Sizes, ids: Tensor, cache: Cache | FixedCache | None, mask: Tensor | None
+    config: _Sizes, ids: Tensor, cache: Cache | FixedCache | None, mask: Tensor | None
 ) -> None:
     """Compare shapes; no value is read, so it works under every transform.
 
@@ -127,7 +127,7 @@ def check(
             )
 
 
-def fixed_cache(config: Sizes, like: Tensor, batch_size: int, capacity: int) -> FixedCache:
+def fixed_cache(config: _Sizes, like: Tensor, batch_size: int, capacity: int) -> FixedCache:
     """Make an empty cache of fixed capacity; the body of every family's `init_cache`.
 
     Args:
