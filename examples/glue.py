@@ -28,34 +28,22 @@ HEAD = "sequence_classification"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(train.Recipe):
+class Flags(train.TextRecipe):
     """Fine-tune BERT on a task of GLUE, and evaluate it.
 
     Args:
         task_name: CoLA, SST-2, MRPC, STS-B, QQP, MNLI, QNLI, RTE or WNLI.
         data_dir: directory of the task's files, under their published names.
-        bert_model: directory, file or hub name; without --do_train, a model of this task.
-        output_dir: directory of the run.
         do_train: whether to train.
         do_eval: whether to evaluate; beside --do_train, also at each checkpoint.
-        do_lower_case: lower-case the text; without, as the files or the name of the model say.
-        max_seq_length: tokens of the longest row; what is longer is cut.
         eval_batch_size: rows to evaluate together.
-        workers: processes that turn texts into ids.
-        cache_dir: where to keep the ids of texts for the next run; without, they are not kept.
     """
 
     task_name: str
     data_dir: Path
-    bert_model: str
-    output_dir: Path
     do_train: bool = False
     do_eval: bool = False
-    do_lower_case: bool = False
-    max_seq_length: int = 128
     eval_batch_size: int = 8
-    workers: int = 1
-    cache_dir: Path | None = None
 
 
 def read(flags: Flags, tokenizer: tokenize.Tokenizer, split: str) -> glue.Features:
@@ -134,8 +122,7 @@ def main(flags: Flags) -> None:
         prefix = split.removeprefix("dev").removeprefix("_")
         found = evaluate(params, data, flags)
         results |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
-    train.write_results(results, flags.output_dir, "eval_results")
-    print("\n".join(f"{name} = {value}" for name, value in results.items()))
+    print(train.write_results(results, flags.output_dir, "eval_results"), end="")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from fnlm.train.links import (
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
 from fnlm.train.per_example import per_example_grads, per_example_norms
-from fnlm.train.recipe import Recipe, finetune, mean_loss, write_results
+from fnlm.train.recipe import Recipe, TextRecipe, finetune, mean_loss, write_results
 from fnlm.train.state import Metrics, TrainState, init_state, load_state, save_state, train_step
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Optimizer",
     "OptimizerState",
     "Recipe",
+    "TextRecipe",
     "TrainState",
     "adamw",
     "add_decayed_weights",

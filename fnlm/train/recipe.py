@@ -20,7 +20,7 @@ from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import bert_adam
 from fnlm.train.state import init_state, train_step
 
-__all__ = ["Recipe", "finetune", "mean_loss", "write_results"]
+__all__ = ["Recipe", "TextRecipe", "finetune", "mean_loss", "write_results"]
 
 Loss = Callable[..., Tensor]
 
@@ -50,6 +50,27 @@ class Recipe:
     seed: int = 42
     checkpoint_every: int = 500
     device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe(Recipe):
+    """What a program that fine-tunes BERT on texts asks for besides.
+
+    Args:
+        bert_model: directory, file or hub name of a model and its tokenizer.
+        output_dir: directory of the run.
+        do_lower_case: lower-case the text; without, as the files or the name of the model say.
+        max_seq_length: most tokens of a row.
+        workers: processes that turn texts into ids.
+        cache_dir: where to keep the ids of texts for the next run; without, they are not kept.
+    """
+
+    bert_model: str
+    output_dir: Path
+    do_lower_case: bool = False
+    max_seq_length: int = 128
+    workers: int = 1
+    cache_dir: Path | None = None
 
 
 def finetune(
@@ -129,19 +150,19 @@ def mean_loss(loss: Loss, params: Tree, arrays: Arrays, recipe: Recipe) -> float
     return sum(len(at) * float(loss(params, *x)) for at, x in parts) / len(arrays[0])
 
 
-def write_results(results: dict[str, float], directory: str | Path, name: str) -> None:
-    """Write numbers as `name`.json and, a line each, as `name`.txt.
+def write_results(results: dict[str, float], directory: str | Path, name: str) -> str:
+    """Write numbers as `name`.json and, a line each, as `name`.txt; return the lines.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_results({"f1": 0.5, "accuracy": 0.75}, folder, "eval_results")
-    ...     print(Path(folder, "eval_results.txt").read_text(), end="")
+    ...     print(write_results({"f1": 0.5, "accuracy": 0.75}, folder, "eval_results"), end="")
     accuracy = 0.75
     f1 = 0.5
     """
     lines = "".join(f"{key} = {results[key]}\n" for key in sorted(results))
     _write(Path(directory, f"{name}.txt"), lines)
     _write(Path(directory, f"{name}.json"), json.dumps(results, indent=2, sort_keys=True) + "\n")
+    return lines
 
 
 def _check_run(directory: Path, recipe: Recipe, content: dict[str, Tree | Batch]) -> None:
