@@ -13,8 +13,9 @@ vectors, G gates (the clusters but one).
 
 Sources: Grave et al. 2016, "Efficient softmax approximation for GPUs"; Baevski and Auli 2018,
 "Adaptive Input Representations for Neural Language Modeling"; pytorch-pretrained-bert 0.6.2,
-`modeling_transfo_xl_utilities.py`. Deviation: losses come in the order of the targets, where the
-reference returns those of the first cluster first.
+`modeling_transfo_xl_utilities.py`. Deviations: losses come in the order of the targets, where the
+reference returns those of the first cluster first; the chance that n draws include a word of
+probability p is 1 - (1 - p)^n, where the reference has 1 - (1 + p)^-n.
 """
 
 import math
@@ -68,6 +69,8 @@ def adaptive_embedding(
             [1., 1.]])
     """
     _check(ids, clusters, name)
+    if not ids.ndim:
+        return adaptive_embedding(ids[None], clusters, sparse=sparse, name=name)[0]
     if len(clusters) == 1:
         return _projected(lookup(clusters[0].table, ids, name), clusters[0].projection)
     result: Tensor | None = None
@@ -137,6 +140,8 @@ def adaptive_nll(
     tensor([3., 9.])
     """
     _check(targets, clusters, "targets")
+    if not targets.ndim:
+        return adaptive_nll(hidden[None], targets[None], clusters, gates, sparse=sparse)[0]
     (_, _, first), *others = _members(targets, clusters)
     words, doors = _head(hidden, clusters[0], gates)
     chosen = _pick(words, torch.where(first, targets, 0))
