@@ -10,7 +10,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import tokenizers
-from pytorch_pretrained_bert import tokenization as ancestor  # type: ignore[import-untyped]
+from pytorch_pretrained_bert import tokenization as ancestor
 
 from fnlm.tokenize import bert, wordpiece
 from fnlm.tokenize._bert_words import PROFILES, SPECIAL, make_rules, words
@@ -26,7 +26,7 @@ Tokenize = Callable[[str], list[str]]
 logging.getLogger("pytorch_pretrained_bert.tokenization").setLevel(logging.ERROR)
 
 
-class _Google(ancestor.BasicTokenizer):  # type: ignore[misc]
+class _Google(ancestor.BasicTokenizer):
     """Google's of March 2019, which keeps characters that are private or not assigned."""
 
     def _clean_text(self, text: str) -> str:
