@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 import fnlm.generate as decoding
-from fnlm import bert, cli, gpt, gpt2, heads, random, train
+from fnlm import bert, checkpoints, cli, gpt, gpt2, heads, random, train
 from fnlm.generate import state as reading
 from fnlm.layers import activation, attention, cache, causal, dropout, embedding, linear, mlp, norm
 from fnlm.params import (
@@ -29,6 +29,7 @@ from fnlm.params import (
     tensorflow,
     tree,
 )
+from fnlm.params.checkpoint import replace
 from fnlm.params.config import BaseConfig
 from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
@@ -244,7 +245,15 @@ PARAMETERS: dict[str, Make] = {
     "safe.read": lambda folder: on(safe.read, saved(folder) / "model.safetensors"),
     "safe.write": writes(safe.write, FOREIGN),
     "safe.recognises": lambda folder: on(safe.recognises, saved(folder) / "model.safetensors"),
+    "checkpoint.replace": lambda folder: on(
+        replace,
+        folder / "made",
+        partial(Path.write_text, data="whole"),
+        seen=lambda _: files(folder),
+    ),
     "io.load": lambda folder: on(io.load, saved(folder), *FOLDER_ARGS, **HEADS_KWARGS),
+    "io.assemble": lambda _: on(io.assemble, FOREIGN, GPT2.config, FAMILY, gpt2.spec),
+    "io.config_from": lambda folder: on(io.config_from, config_there(folder), FAMILY, gpt2.Config),
     "io.save": writes(saving, PARAMS),
     "layout.for_decoding": lambda _: on(layout.for_decoding, tree.cast(PARAMS, torch.bfloat16)),
     "module.from_module": lambda _: on(
@@ -253,12 +262,17 @@ PARAMETERS: dict[str, Make] = {
     "rename.to_foreign": lambda _: on(rename.to_foreign, UNTIED, FAMILY.dialects[1]),
     "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
     "rename.for_heads": lambda _: on(rename.for_heads, bert_rules.FAMILY, ["multiple_choice"]),
+    "rename.classify": lambda _: on(rename.classify, "h.3.ln_1.bias", FAMILY),
+    "rename.dialect_of": lambda _: on(rename.dialect_of, list(FOREIGN), FAMILY),
+    "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
+    "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
     "rename.nest": lambda _: on(rename.nest, NESTED),
     "spec.linear": lambda _: on(spec.linear, 3, 4, 0.1),
     "spec.norm": lambda _: on(spec.norm, 3),
     "spec.init": lambda _: on(spec.init, SPEC, KEY),
     "spec.meta": lambda _: on(spec.meta, SPEC),
     "spec.size": lambda _: on(spec.size, SPEC),
+    "spec.listed": lambda _: on(spec.listed, ["a", "b"]),
     "spec.check": lambda _: on(spec.check, SPEC, PARAMS),
 }
 
@@ -426,6 +440,10 @@ def row_loss(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
     return square(params, batch[0] / 36)
 
 
+def row_squares(params: Any, *batch: Tensor) -> Tensor:
+    return linear.linear(batch[0] / 36, **params["up"])
+
+
 def finetuned(folder: Path) -> Example:
     """A call of `finetune`; the second one finds that all steps were made."""
     return on(train.finetune, row_loss, SMALL, EPOCHS, train.Recipe(), folder / "tuned")
@@ -453,6 +471,7 @@ TRAINING: dict[str, Make] = {
     "Epochs.of": lambda _: on(train.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
     "batches": lambda _: on(train.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
     "in_order": lambda _: on(train.in_order, ROWED, 2, seen=list),
+    "predict": lambda _: on(train.predict, row_squares, SMALL, ROWED, 2, "cpu"),
     "tensors": lambda _: on(train.tensors, ROWED),
     "finetune": finetuned,
     "mean_loss": lambda _: on(train.mean_loss, row_loss, SMALL, ROWED, train.Recipe()),
@@ -668,8 +687,13 @@ PROGRAM: dict[str, Make] = {
         cli.generate, str(saved(folder)), "low", max_new_tokens=5, seed=4, seen=list
     ),
     "inspect": lambda folder: on(cli.inspect, str(saved(folder)), seen=list),
+    "convert": lambda folder: on(cli.convert, str(saved(folder)), str(folder / "b"), seen=list),
     "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
     "run": lambda _: on(cli.run, str, train.Recipe, ["--seed", "3"]),
+}
+CHECKPOINTS: dict[str, Make] = {
+    "inspect": lambda folder: on(checkpoints.inspect, saved(folder), seen=list),
+    "convert": lambda folder: on(checkpoints.convert, saved(folder), folder / "b", seen=list),
 }
 WORDS_HEAD: dict[str, Any] = BERT_PARAMS["heads"]["masked_lm"]
 HEADS: dict[str, Make] = {
@@ -694,6 +718,7 @@ TABLE: dict[str, Make] = {
         "params": PARAMETERS,
         "layers": LAYERS,
         "heads": HEADS,
+        "checkpoints": CHECKPOINTS,
         "bert": BERT_MODEL,
         "gpt": GPT_MODEL,
         "gpt2": MODEL,
