@@ -177,7 +177,7 @@ def _embed(ids: Tensor, token_types: Maybe, embed: Tree, config: Config, key: Ma
     return dropout(x, config.hidden_dropout_prob, key)
 
 
-def _attention(x: Tensor, bias: Maybe, block: Tree, config: Config, key: Maybe) -> Tensor:
+def _attention(x: Tensor, bias: Tensor, block: Tree, config: Config, key: Maybe) -> Tensor:
     """Let every token attend to all that the bias leaves: [..., T, D] -> the same."""
     count, rate = config.num_attention_heads, config.attention_probs_dropout_prob
     q, k, v = (split_heads(linear(x, **block[name]), count)[0] for name in "qkv")
@@ -185,7 +185,7 @@ def _attention(x: Tensor, bias: Maybe, block: Tree, config: Config, key: Maybe) 
     return linear(merge_heads(mixed), **block["out"])
 
 
-def _block(x: Tensor, bias: Maybe, block: Tree, config: Config, sites: Sites) -> Tensor:
+def _block(x: Tensor, bias: Tensor, block: Tree, config: Config, sites: Sites) -> Tensor:
     """Add and norm after each half: [..., T, D] -> the same."""
     rate, epsilon = config.hidden_dropout_prob, config.layer_norm_eps
     mixed = _attention(x, bias, block["attention"], config, sites[0])
@@ -206,7 +206,7 @@ def layers(
     _check(config, ids, token_types, mask)
     first, *sites = keys_of_sites(key, 1 + 3 * config.num_hidden_layers)
     x = _embed(ids, token_types, params["embed"], config, first)
-    bias = None if mask is None else padding_bias(mask, x.dtype)
+    bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)
     outputs = []
     for layer, block in enumerate(params["blocks"]):
         x = _block(x, bias, block, config, sites[3 * layer : 3 * layer + 3])

@@ -100,12 +100,12 @@ def attend(
     >>> torch.allclose(out, attend(x, pieces, pieces, torch.ones(1, 3, 3, dtype=torch.bool)))
     True
     """
-    q = q * (1 / math.sqrt(q.shape[-1]))
-    scores = _join([q @ k.mT for k in keys])
-    if mask is not None:
-        scores = (
-            torch.where(mask, scores, MASKED_SCORE) if mask.dtype == torch.bool else scores + mask
-        )
+    scale = 1 / math.sqrt(q.shape[-1])
+    if len(keys) == 1 and mask is not None and mask.is_floating_point():
+        scores = _biased_scores(q, keys[0], mask, scale)
+    else:
+        q = q * scale
+        scores = _masked(_join([q @ k.mT for k in keys]), mask)
     weights = dropout(scores.softmax(-1), rate, key)
     if len(values) == 1:
         return weights @ values[0]
@@ -116,3 +116,17 @@ def attend(
 
 def _join(pieces: list[Tensor]) -> Tensor:
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+
+
+def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return scores
+    return torch.where(mask, scores, MASKED_SCORE) if mask.dtype == torch.bool else scores + mask
+
+
+def _biased_scores(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Return scale q k^T + bias in one operation, which passes over the scores once."""
+    lead = q.shape[:-2]
+    bias = bias.expand(*lead, *bias.shape[-2:])
+    bias, q, k = (x.flatten(0, -3) for x in (bias, q, k))
+    return torch.baddbmm(bias, q, k.mT, alpha=scale).unflatten(0, lead)
