@@ -13,10 +13,8 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fnlm import bert, cli, random, train
 from fnlm.params import spec
@@ -85,13 +83,11 @@ def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tens
     return compare(bert.sequence_classification(params, *batch[:3], key=key), batch[3])
 
 
-@torch.no_grad()
 def evaluate(params: bert.Params, data: glue.Features, flags: Flags) -> dict[str, float]:
     """Return the metrics of the task, and the mean loss."""
-    logits = np.zeros((len(data.ids), params["config"].num_labels), np.float32)
-    parts = train.in_order(data[:3], flags.eval_batch_size, flags.device)
-    for rows, batch in tqdm(parts, "evaluate", -(-len(logits) // flags.eval_batch_size)):
-        logits[rows] = bert.sequence_classification(params, *batch).cpu()
+    logits = train.predict(
+        bert.sequence_classification, params, data, flags.eval_batch_size, flags.device
+    )
     results = glue.evaluate(flags.task_name, glue.predict(flags.task_name, logits), data.labels)
     mean = compare(torch.from_numpy(logits), torch.from_numpy(data.labels))
     return results | {"eval_loss": float(mean)}

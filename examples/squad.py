@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fnlm import bert, cli, random, train
 from fnlm.tasks import squad
@@ -90,14 +89,16 @@ def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tens
     return losses.span(*bert.question_answering(params, *batch[:3], key=key), *batch[3:])
 
 
-@torch.no_grad()
+def score(params: bert.Params, *batch: Tensor) -> Tensor:
+    """Score each token as the first and as the last one of the answer: [B, T, 2]."""
+    return torch.stack(bert.question_answering(params, *batch), dim=-1)
+
+
 def answer(params: bert.Params, data: Data, flags: Flags) -> Answers:
     """Score every token of every window, and find the best answers."""
+    found = train.predict(score, params, data[1], flags.predict_batch_size, flags.device)
     logits = np.zeros((2, *data[1].ids.shape), np.float32)
-    parts = train.in_order(data[1][:3], flags.predict_batch_size, flags.device)
-    for rows, batch in tqdm(parts, "answer", -(-logits.shape[1] // flags.predict_batch_size)):
-        found = torch.stack(bert.question_answering(params, *batch))
-        logits[:, rows, : found.shape[2]] = found.cpu()
+    logits[..., : found.shape[1]] = found.transpose(2, 0, 1)
     threshold = flags.null_score_diff_threshold if flags.version_2_with_negative else None
     length, n = flags.max_answer_length, flags.n_best_size
     return recover(*data, *logits, n_best=n, max_answer_length=length, null_threshold=threshold)

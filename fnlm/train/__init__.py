@@ -1,7 +1,7 @@
 """Training on trees and functions: optimizers, losses, per-example gradients, state of a run."""
 
 from fnlm.train import losses, schedules
-from fnlm.train.data import Epochs, batches, in_order, tensors
+from fnlm.train.data import Epochs, batches, in_order, predict, tensors
 from fnlm.train.links import (
     AdamState,
     Link,
@@ -57,6 +57,7 @@ __all__ = [
     "openai_adam",
     "per_example_grads",
     "per_example_norms",
+    "predict",
     "read_log",
     "save_state",
     "scale_by_adam",

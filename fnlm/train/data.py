@@ -11,10 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fnlm import random
+from fnlm.params.tree import Tree
 
-__all__ = ["Epochs", "batches", "in_order", "tensors"]
+__all__ = ["Epochs", "batches", "in_order", "predict", "tensors"]
 
 # Ids [N, ..., T], token types and mask of the same shape, then any labels: [N], or [N, ..., T].
 Arrays = tuple[npt.NDArray[Any], ...]
@@ -110,6 +112,37 @@ def in_order(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         yield rows, tensors([array[rows] for array in arrays], device)
+
+
+@torch.no_grad()
+def predict(
+    model: Callable[..., Tensor], params: Tree, arrays: Arrays, batch_size: int, device: Device
+) -> npt.NDArray[Any]:
+    """Run a model on all rows, without dropout, showing a bar.
+
+    Args:
+        model: `model(params, ids, token_types, mask) -> [B, ...]`.
+        params: on the device.
+        arrays: ids, token types and mask; further ones are not looked at.
+        batch_size: B.
+        device: where to compute.
+
+    Returns:
+        [N, ...] in the order of the rows; an axis of tokens is as long as in the longest batch, and
+        0 where a batch is shorter.
+
+    >>> mask = np.arange(16) < np.array([[2], [16], [5]])
+    >>> predict(lambda p, ids, *_: ids * p, 2, (mask, mask, mask), 1, "cpu").sum(axis=1).tolist()
+    [4, 32, 10]
+    """
+    found = in_order(arrays[:3], batch_size, device)
+    bar = tqdm(found, "predict", -(-len(arrays[0]) // batch_size))
+    parts = [(rows, model(params, *batch).cpu().numpy()) for rows, batch in bar]
+    longest = parts[0][1]
+    made = np.zeros((len(arrays[0]), *longest.shape[1:]), longest.dtype)
+    for rows, part in parts:
+        made[(rows, *map(slice, part.shape[1:]))] = part
+    return made
 
 
 def tensors(arrays: Sequence[npt.NDArray[Any]], device: Device = "cpu") -> Batch:
