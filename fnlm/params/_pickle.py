@@ -9,10 +9,11 @@ by the length of the pickle: no step does more than the bytes it consumed, or co
 import math
 import mmap
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-__all__ = ["Pairs", "Run", "Storage", "Strided", "run"]
+__all__ = ["Made", "Pairs", "Run", "Storage", "Strided", "run"]
 
 # A tensor takes about 45 steps, a plain number one: enough for 20,000 tensors, in a second.
 _STEPS = 1_000_000
@@ -57,6 +58,15 @@ class Pairs:
         self.holds_tensors |= isinstance(value, Strided)
 
 
+@dataclass(slots=True, eq=False)
+class Made:
+    """What a call of one of the caller's names stands for: nothing is made but this record."""
+
+    name: str
+    arguments: tuple[Any, ...]
+    state: Any = None
+
+
 class Run(NamedTuple):
     """What a pickle described, and where it ended."""
 
@@ -71,14 +81,26 @@ class _Symbol(NamedTuple):
     name: str
 
 
-def run(data: bytes | mmap.mmap, start: int, stop: int) -> Run:
+def run(
+    data: bytes | mmap.mmap,
+    start: int,
+    stop: int,
+    *,
+    names: Collection[str] = (),
+    steps: int = _STEPS,
+    size: int = _BYTES,
+) -> Run:
     """Describe the pickle that begins at one byte and ends before another.
+
+    Args:
+        names: more globals that it may name, "module name"; calls of them are told as `Made`.
+        steps, size: how many steps it may take, and bytes it may have.
 
     Raises:
         ValueError: it is damaged, asks for what may run code, or is too long.
     """
-    window = _Window(data, start, stop)
-    machine = _Machine()
+    window = _Window(data, start, min(stop, start + size))
+    machine = _Machine(names, steps)
     try:
         for opcode, argument, _ in pickletools.genops(window):  # type: ignore[arg-type]
             machine.step(opcode.name, argument)
@@ -91,7 +113,7 @@ class _Window:
     """A file of the next bytes of a buffer."""
 
     def __init__(self, data: bytes | mmap.mmap, start: int, stop: int) -> None:
-        self.data, self.position, self.end = data, start, min(stop, start + _BYTES)
+        self.data, self.position, self.end = data, start, stop
 
     def tell(self) -> int:
         return self.position
@@ -113,12 +135,12 @@ class _Window:
 class _Machine:
     """The stack, the marks in it and the memo."""
 
-    def __init__(self) -> None:
+    def __init__(self, names: Collection[str], most: int) -> None:
+        self.names, self.most, self.steps = names, most, 0
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.storages: dict[str, Storage] = {}
-        self.steps = 0
 
     def step(self, name: str, argument: Any) -> None:
         self.spend(1)
@@ -133,9 +155,9 @@ class _Machine:
 
     def spend(self, steps: int) -> None:
         self.steps += steps
-        if self.steps > _STEPS:
+        if self.steps > self.most:
             raise ValueError(
-                f"the pickle takes more than {_STEPS} steps, far more than a dict of tensors does: "
+                f"the pickle takes more than {self.most} steps, which no dict of tensors does: "
                 "save the tensors alone"
             )
 
@@ -180,7 +202,7 @@ class _Machine:
         self.top(list).extend(items)
 
     def symbol(self, name: str) -> None:
-        if name not in _CALLS and name not in _NAMES and name not in _STORAGES:
+        if all(name not in known for known in (_CALLS, _NAMES, _STORAGES, self.names)):
             raise _forbidden(name)
         self.stack.append(_Symbol(name))
 
@@ -190,20 +212,23 @@ class _Machine:
             raise ValueError("the pickle names a global by what is no text: copy the file again")
         self.symbol(f"{module} {name}")
 
-    def reduce(self) -> None:
+    def reduce(self, *, ours: bool) -> None:
         arguments, function = self.pop(), self.pop()
         name = function.name if isinstance(function, _Symbol) else type(function).__name__
-        if name not in _CALLS:
+        if name not in self.names and not (ours and name in _CALLS):
             raise _forbidden(f"a call of {name}")
         if not isinstance(arguments, tuple):
             raise ValueError(f"the pickle calls {name} without a tuple: copy the file again")
-        self.stack.append(_CALLS[name](self, arguments))
+        theirs = name in self.names
+        self.stack.append(Made(name, arguments) if theirs else _CALLS[name](self, arguments))
 
     def build(self) -> None:
-        """Drop the attributes of an OrderedDict: the `_metadata` of a state dict."""
-        self.pop()
-        if not isinstance(self.stack[-1], Pairs):
-            raise _forbidden(f"attributes of {type(self.stack[-1]).__name__}")
+        """Keep the state of a `Made`; drop that of an OrderedDict, a state dict's `_metadata`."""
+        state, target = self.pop(), self.stack[-1]
+        if isinstance(target, Made):
+            target.state = state
+        elif not isinstance(target, Pairs):
+            raise _forbidden(f"attributes of {type(target).__name__}")
 
     def storage(self) -> None:
         match self.pop():
@@ -364,7 +389,8 @@ _ACTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "LONG_BINGET": lambda machine, index: machine.get(index),
     "GLOBAL": lambda machine, name: machine.symbol(name),
     "STACK_GLOBAL": lambda machine, _: machine.stack_symbol(),
-    "REDUCE": lambda machine, _: machine.reduce(),
+    "REDUCE": lambda machine, _: machine.reduce(ours=True),
+    "NEWOBJ": lambda machine, _: machine.reduce(ours=False),
     "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.storage(),
 }
