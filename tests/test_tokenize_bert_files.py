@@ -41,6 +41,7 @@ def vocabulary(*more: str) -> dict[str, int]:
         {"profile": "transformers", "never_split": (*SPECIAL, "[unused1]", "[E1]")},
         {"profile": "google-2019-03", "never_split": ("[MASK]",), "strip_accents": False},
         {"never_split": (), "tokenize_chinese_chars": False},
+        {"never_split": ("none such", "the")},
     ],
     ids=str,
 )
@@ -102,6 +103,7 @@ def test_a_token_that_is_no_line_cannot_be_saved(token: str, tmp_path: Path) -> 
         ("bert-base-uncased", ["the"], {"do_lower_case": False}, False),
         ("bert-base-cased", ["The"], {"do_lower_case": True}, True),
         ("x", ["the"], {"do_lower_case": None, "never_split": None}, True),
+        ("x", ["The"], {"never_split": ["none such"]}, False),
     ],
 )
 def test_the_case_is_the_saved_one_or_told_by_name_or_tokens(
@@ -112,6 +114,7 @@ def test_the_case_is_the_saved_one_or_told_by_name_or_tokens(
     assert bert.load(folder).lower_case == lower
     assert bert.load(folder, not lower).lower_case == (not lower)
     assert bert.load(folder).profile == "ppb-0.6.2"
+    assert bert.load(folder).vocab_size == len(SPECIAL) + len(tokens)
     file = folder / f"{name}-vocab.txt"
     (folder / "vocab.txt").rename(file)
     assert bert.load(file).lower_case == lower

@@ -41,17 +41,16 @@ def read(name_or_path: str | Path, profile: str | None) -> tuple[dict[str, int],
         if extra.is_file():
             added = _files.read_vocab(extra)
     chosen = profile or settings.get("profile", DEFAULT)
-    never_split = [*settings.get("never_split", ()), *added, *_added(config)]
-    if "profile" not in settings:  # then it is a list of further ones
-        never_split = [token for token in never_split if token not in SPECIAL]
-        if chosen in PROFILES:
-            never_split = [*PROFILES[chosen].never_split, *never_split]
-    settings["never_split"] = tuple(dict.fromkeys(never_split))
+    never_split = settings.get("never_split", [])
+    if "profile" not in settings and chosen in PROFILES:  # then they are further ones
+        never_split = [*PROFILES[chosen].never_split, *never_split]
+    more = [token for token in (*added, *_added(config)) if token not in SPECIAL]
+    settings["never_split"] = tuple(dict.fromkeys([*never_split, *more]))
     if "lower_case" not in settings:
-        settings["lower_case"] = _lower_case(str(name_or_path), vocab)
-    for token in settings["never_split"]:
-        if token not in vocab and token not in SPECIAL:
-            vocab[token] = added.get(token, len(vocab))
+        name = "/".join(Path(name_or_path).parts[-2:])
+        settings["lower_case"] = _lower_case(name, vocab)
+    for token in more:
+        vocab.setdefault(token, added.get(token, len(vocab)))
     return vocab, {**settings, "profile": chosen}
 
 

@@ -313,13 +313,14 @@ class Tokenizer:
         for token in self._tables.tokens:
             if token.strip(" \t") != token or not token or "\n" in token or "\r" in token:
                 raise ValueError(f"vocab holds {token!r}, which cannot be a line of vocab.txt")
-        never_split = self.never_split or ()
+        ids, never_split = self._tables.ids, self.never_split or ()
+        further = [token for token in never_split if token in ids and token not in SPECIAL]
         settings = {
             "tokenizer_class": "BertTokenizer",
             "do_lower_case": self.lower_case,
             "strip_accents": self.strip_accents,
             "tokenize_chinese_chars": self.tokenize_chinese_chars,
-            "additional_special_tokens": [t for t in never_split if t not in SPECIAL],
+            "additional_special_tokens": further,
             "never_split": never_split,
             "profile": self.profile,
         }
