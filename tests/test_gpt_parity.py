@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import data_path
@@ -321,6 +322,19 @@ def test_numbered_arrays_both_ways() -> None:
     assert numbered["params.0"].equal(params["embed"]["position"])
     assert numbered["params.18"].equal(params["blocks"][1]["norm_1"]["scale"])
     equal(assemble(numbered, GPT.config, FAMILY, gpt.spec), params)
+
+
+def test_a_release_of_ten_arrays_loads(tmp_path: Path) -> None:
+    """Written as OpenAI wrote its own: one row of numbers, cut in ten without regard to tensors."""
+    params = {k: v for k, v in make_params(GPT).items() if k != "heads"}
+    numbered = rename.to_foreign(leaves_of(params), DIALECTS["openai"])
+    arrays = [numbered[f"params.{number}"].numpy() for number in range(len(numbered))]
+    (tmp_path / "params_shapes.json").write_text(json.dumps([list(a.shape) for a in arrays]))
+    flat = np.concatenate([array.ravel() for array in arrays])
+    for number, part in enumerate(np.array_split(flat, 10)):
+        np.save(tmp_path / f"params_{number}.npy", part)
+    GPT.config.to_json_file(tmp_path / "config.json")
+    equal(gpt.load(tmp_path), params)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 import unicodedata
 from functools import lru_cache
 from pathlib import Path
@@ -302,3 +303,36 @@ def saved_with_mode(tokenizer: gpt.Tokenizer, directory: Path, mode: str) -> gpt
     tokenizer.save(directory)
     (directory / "tokenizer_config.json").write_text(json.dumps({"mode": mode}))
     return gpt.load(directory)
+
+
+HOSTILE = [
+    "a",
+    "'",
+    "(",
+    "x.",
+    "1'",
+    ".",
+    "&amp;amp;",
+    " ",
+    "\n ",
+    "'s",
+    "e\u0301",
+    "a:",
+    "a@",
+    "#",
+]
+
+
+@pytest.mark.parametrize("piece", HOSTILE, ids=ascii)
+@each_mode
+def test_time_grows_with_the_length(mode: Mode, piece: str) -> None:
+    """Four times the text may take ten times as long, not sixteen; what is quick is let pass."""
+
+    def seconds(length: int) -> float:
+        text = "&" + (piece * length)[:length]
+        start = time.perf_counter()
+        SMALL[mode].encode_with_offsets(text)
+        return time.perf_counter() - start
+
+    short, long = seconds(4_000), seconds(16_000)
+    assert long < max(10 * short, 1.5)

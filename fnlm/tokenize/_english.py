@@ -88,7 +88,9 @@ _MONEY = r"(?:US\$|C\$|A\$|[$£€¥฿₽﷼₴₠-₾₿])"
 _SYMBOLS = r"[\p{So}]"
 _UNITS = (
     "(?:km|km²|km³|m|m²|m³|dm|dm²|dm³|cm|cm²|cm³|mm|mm²|mm³|ha|µm|nm|yd|in|ft|kg|g|mg|µg|t|lb|oz"
-    "|m/s|km/h|kmh|mph|hPa|Pa|mbar|mb|MB|kb|KB|gb|GB|tb|TB|T|G|M|K|%)"
+    "|m/s|km/h|kmh|mph|hPa|Pa|mbar|mb|MB|kb|KB|gb|GB|tb|TB|T|G|M|K|%"
+    "|км|км²|км³|м|м²|м³|дм|дм²|дм³|см|см²|см³|мм|мм²|мм³|нм|кг|г|мг|м/с|км/ч|кПа|Па|мбар"
+    "|[КМГ][Бб]|[кмг]б|Т[Бб]|كم²|كم³|م|م²|م³|سم|سم²|سم³|مم|مم²|مم³|كم|غرام|جرام|جم|كغ|ملغ|كوب|اكواب)"
 )
 
 _prefix = regex.compile(
@@ -96,7 +98,7 @@ _prefix = regex.compile(
     regex.V1,
 ).match
 _suffix = regex.compile(
-    rf"(?:……|[{_PUNCTUATION}]|\.\.+|[{_QUOTES}]|{_SYMBOLS}|'[sS]|[—–]|(?<=[0-9])\+"
+    rf"(?:……|[{_PUNCTUATION}]|[{_QUOTES}]|{_SYMBOLS}|'[sS]|[—–]|(?<=[0-9])\+"
     rf"|(?<=°[FfCcKk])\.|(?<=[0-9]){_MONEY}|(?<=[0-9]){_UNITS}"
     rf"|(?<=[0-9{_LOWER}%²\-+|{_PUNCTUATION}{_QUOTES}])\.|(?<={_UPPER}{_UPPER})\.)$",
     regex.V1,
@@ -121,6 +123,10 @@ class _Lists(NamedTuple):
     exceptions: dict[str, Words]
     runs: dict[Words, Words]
     longest: int  # words in a key of `runs`
+
+
+_LONGEST = 16  # characters of an exception, and of what a suffix is and looks back at
+_LONGEST_ADDRESS = 512  # more than there are; the time to look for one grows with the square
 
 
 @cache
@@ -149,27 +155,44 @@ def _cut(chunk: str, exceptions: dict[str, Words]) -> list[str]:
     """Take prefixes and suffixes off, until what is left is an exception or has none."""
     before: list[str] = []
     after: list[str] = []
-    while chunk and chunk not in exceptions:
-        prefix, suffix = _prefix(chunk), ""
-        start = prefix.end() if prefix else 0
-        rest = chunk[start:]
-        if rest not in exceptions and (found := _suffix(rest)):
-            suffix = found.group()
-        if suffix and chunk[: -len(suffix)] in exceptions:  # with what looked like a prefix
-            start = 0
-        if not start and not suffix:
-            return [*before, *_middle(chunk), *reversed(after)]
-        if start:
-            before.append(chunk[:start])
-        if suffix:
-            after.append(suffix)
-        chunk = chunk[start : len(chunk) - len(suffix)]
-    return [*before, *exceptions.get(chunk, ()), *reversed(after)]
+    start, end = 0, len(chunk)
+    while start < end and _slice(chunk, start, end) not in exceptions:
+        prefix = _prefix(chunk, start, end)
+        first, last = prefix.end() if prefix else start, end
+        if _slice(chunk, first, end) not in exceptions:
+            last = _before_suffix(chunk, first, end)
+        if last < end and _slice(chunk, start, last) in exceptions:  # with what seemed a prefix
+            first = start
+        if (first, last) == (start, end):
+            return [*before, *_middle(chunk[start:end]), *reversed(after)]
+        if first > start:
+            before.append(chunk[start:first])
+        if last < end:
+            after.append(chunk[last:end])
+        start, end = first, last
+    return [*before, *exceptions.get(chunk[start:end], ()), *reversed(after)]
+
+
+def _slice(chunk: str, start: int, end: int) -> str:
+    """Return a part of a chunk, if it is as short as exceptions are; else nothing."""
+    return chunk[start:end] if end - start <= _LONGEST else ""
+
+
+def _before_suffix(chunk: str, start: int, end: int) -> int:
+    """Return where the suffix of a part of a chunk begins, or its end if it has none."""
+    dots = end
+    while dots > start and chunk[dots - 1] == ".":
+        dots -= 1
+    if end - dots > 1:
+        return dots
+    tail = max(start, end - _LONGEST)  # all that a suffix can look at
+    found = _suffix(chunk[tail:end])
+    return tail + found.start() if found else end
 
 
 def _middle(chunk: str) -> list[str]:
     """Cut a chunk without affixes at its infixes, unless it is an address."""
-    if _address(chunk):
+    if len(chunk) <= _LONGEST_ADDRESS and _address(chunk):
         return [chunk]
     words: list[str] = []
     done = 0

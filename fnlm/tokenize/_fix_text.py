@@ -99,6 +99,8 @@ def _repair(text: str) -> Iterator[Edit]:
 
 def _unescape(entity: str) -> str:
     """Return the character of an HTML entity, or the entity itself if it stands for none."""
+    if entity.count(";") > 1:
+        return "&"
     if not entity.startswith("&#"):
         return html5.get(entity[1:], entity)
     try:
@@ -127,7 +129,8 @@ def _characters() -> dict[str, str]:
 _CHARACTERS = _characters()
 _LISTED = regex.escape("".join(character for character in _CHARACTERS if len(character) == 1))
 _compose = _sub(r"\X", lambda cluster: unicodedata.normalize("NFC", cluster))
-_ENTITIES = _sub(r"&#?\w{0,8};", _unescape)
+# A nest such as "&amp;amp;amp;" is opened at once: one layer a turn would take quadratic time.
+_ENTITIES = _sub(r"&(?:(?:amp|AMP|#0{0,6}38|#x0{0,5}26);){2,}+|&#?\w{0,8};", _unescape)
 _FIXES: tuple[Step, ...] = (
     _sub(r"\x1b\[[\d;]*[A-Za-z]", lambda escape: ""),
     _repair,
@@ -188,8 +191,8 @@ _PLAIN = {"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"}
 _STANDARD: tuple[Step, ...] = (
     _sub("[—–―…´]", _PLAIN.__getitem__),
     _space_marks,
-    _sub(r"\s*\n\s*", lambda _: " \n "),
     _sub(r"[^\S\n]{2,}|[^\S\n ]", lambda _: " "),
+    _sub(r"\s*\n\s*", lambda _: " \n "),
     _strip,
 )
 
