@@ -8,14 +8,28 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from conftest import ROOT
-from families import BERT, GPT, GPT2, make_batch, make_params
+from families import BERT, GPT, GPT2, TRANSFO_XL, make_batch, make_params
 from torch import Tensor, nn
 from torch.func import grad
 
 import fnlm.generate as decoding
-from fnlm import bert, checkpoints, cli, gpt, gpt2, heads, random, train
+from fnlm import bert, checkpoints, cli, gpt, gpt2, heads, random, train, transfo_xl
 from fnlm.generate import state as reading
-from fnlm.layers import activation, attention, cache, causal, dropout, embedding, linear, mlp, norm
+from fnlm.layers import (
+    activation,
+    adaptive_leaves,
+    adaptive_softmax,
+    attention,
+    cache,
+    causal,
+    dropout,
+    embedding,
+    linear,
+    memory,
+    mlp,
+    norm,
+    relative_attention,
+)
 from fnlm.params import (
     arrays,
     hub,
@@ -267,6 +281,7 @@ PARAMETERS: dict[str, Make] = {
     "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
     "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
     "rename.nest": lambda _: on(rename.nest, NESTED),
+    "rename.fit": lambda _: on(rename.fit, NESTED, NESTED, FAMILY, "here"),
     "spec.linear": lambda _: on(spec.linear, 3, 4, 0.1),
     "spec.norm": lambda _: on(spec.norm, 3),
     "spec.init": lambda _: on(spec.init, SPEC, KEY),
@@ -711,17 +726,86 @@ HEADS: dict[str, Make] = {
         heads.choice_logits, X, torch.tensor([1, 0, 4]), LINEAR["weight"][:, :1], X[0, 0, :1]
     ),
 }
+XL_PARAMS, XL_CONFIG = make_params(TRANSFO_XL), TRANSFO_XL.config
+MEMS = transfo_xl.apply(XL_PARAMS, IDS[:, :3])[1]
+CLUSTERS, GATES = adaptive_leaves.softmax_clusters(XL_PARAMS)
+STATES = random.normal(KEY, (3, 7, 36))
+BIASES = XL_PARAMS["blocks"][0]["attention"]
+BY_HEAD = random.normal(KEY, (3, 7, 10))
+DISTANCES = random.normal(KEY, (3, 8, 10))
+XL_LAYERS: dict[str, Make] = {
+    "adaptive_leaves.check": lambda _: on(adaptive_leaves.check, XL_CONFIG),
+    "adaptive_leaves.spec": lambda _: on(adaptive_leaves.spec, XL_CONFIG, lambda *n: spec.Spec(n)),
+    "adaptive_leaves.tied_projections": lambda _: on(adaptive_leaves.tied_projections, XL_CONFIG),
+    "adaptive_leaves.embedding_clusters": lambda _: on(
+        adaptive_leaves.embedding_clusters, XL_PARAMS
+    ),
+    "adaptive_leaves.softmax_clusters": lambda _: on(adaptive_leaves.softmax_clusters, XL_PARAMS),
+    "adaptive_softmax.adaptive_embedding": lambda _: on(
+        adaptive_softmax.adaptive_embedding,
+        IDS,
+        adaptive_leaves.embedding_clusters(XL_PARAMS),
+        sparse=True,
+    ),
+    "adaptive_softmax.adaptive_log_softmax": lambda _: on(
+        adaptive_softmax.adaptive_log_softmax, STATES, CLUSTERS, GATES
+    ),
+    "adaptive_softmax.adaptive_nll": lambda _: on(
+        adaptive_softmax.adaptive_nll, STATES, IDS, CLUSTERS, GATES, sparse=True
+    ),
+    "adaptive_softmax.draw_words": lambda _: on(adaptive_softmax.draw_words, KEYS, 9, 41),
+    "adaptive_softmax.sampled_nll": lambda _: on(
+        adaptive_softmax.sampled_nll, STATES, IDS % 11, CLUSTERS[0], 4, key=KEYS
+    ),
+    "memory.blank": lambda _: on(memory.blank, X, 2, (3, 5, 12)),
+    "memory.check": lambda _: on(memory.check, MEMS, 2, (3,), 36),
+    "memory.remember": lambda _: on(memory.remember, MEMS, 3, 4, held_back=1),
+    "relative_attention.sinusoids": lambda _: on(relative_attention.sinusoids, 7, 6, 3),
+    "relative_attention.reach": lambda _: on(relative_attention.reach, 3, 7, 4),
+    "relative_attention.relative_shift": lambda _: on(relative_attention.relative_shift, DISTANCES),
+    "relative_attention.attend_relative": lambda _: on(
+        relative_attention.attend_relative,
+        *(BY_HEAD, BY_HEAD, BY_HEAD, DISTANCES),
+        relative_attention.reach(7, 7),
+        content_bias=BIASES["content_bias"],
+        position_bias=BIASES["position_bias"],
+        rate=0.2,
+        key=KEY,
+    ),
+}
+
+
+def xl_saved(folder: Path) -> Path:
+    transfo_xl.save(XL_PARAMS, folder / "xl")
+    return folder / "xl"
+
+
+XL_MODEL: dict[str, Make] = {
+    "Config.to_dict": lambda _: on(transfo_xl.Config.to_dict, XL_CONFIG),
+    "apply": lambda _: on(transfo_xl.apply, XL_PARAMS, IDS, MEMS, key=KEYS, sparse=True),
+    "hidden_states": lambda _: on(transfo_xl.hidden_states, XL_PARAMS, IDS, MEMS, detach=False),
+    "negative_log_likelihood": lambda _: on(
+        transfo_xl.negative_log_likelihood, XL_PARAMS, IDS, IDS, MEMS, key=KEY
+    ),
+    "init": lambda _: on(transfo_xl.init, XL_CONFIG, KEY),
+    "init_mems": lambda _: on(transfo_xl.init_mems, XL_PARAMS, 3, empty=True),
+    "reset_mems": lambda _: on(transfo_xl.reset_mems, MEMS, MASK[:, 0]),
+    "spec": lambda _: on(transfo_xl.spec, XL_CONFIG),
+    "load": lambda folder: on(transfo_xl.load, xl_saved(folder)),
+    "save": writes(transfo_xl.save, XL_PARAMS),
+}
 TABLE: dict[str, Make] = {
     f"fnlm.{part}.{name}": make
     for part, rows in {
         "random": RANDOM,
         "params": PARAMETERS,
-        "layers": LAYERS,
+        "layers": LAYERS | XL_LAYERS,
         "heads": HEADS,
         "checkpoints": CHECKPOINTS,
         "bert": BERT_MODEL,
         "gpt": GPT_MODEL,
         "gpt2": MODEL,
+        "transfo_xl": XL_MODEL,
         "generate": DECODING,
         "train": TRAINING,
         "tokenize": TOKENIZING | SYMBOL_TOKENIZING,

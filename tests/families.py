@@ -1,5 +1,6 @@
 """The table of families: a new family adds a row, and every property in the tests applies to it."""
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ class Family(NamedTuple):
     module: ModuleType
     config: Any  # small and awkward: 3 heads, width 36, unusual epsilon
     tasks: dict[str, Task]  # every model variant, as a function of params and data
+    others: tuple[Any, ...] = ()  # configs that have other leaves
 
 
 def _causal(module: ModuleType) -> dict[str, Task]:
@@ -151,30 +153,32 @@ def _xl_losses(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: An
     return losses if mask is None else losses * mask
 
 
+XL_CONFIG = transfo_xl.Config(
+    n_token=41,
+    cutoffs=(11, 24),
+    d_model=36,
+    d_embed=20,
+    n_head=3,
+    d_head=10,
+    d_inner=20,
+    div_val=2,
+    n_layer=2,
+    mem_len=5,
+    clamp_len=4,
+    dropout=0.2,
+    dropatt=0.3,
+    layer_norm_epsilon=1e-3,
+)
 TRANSFO_XL = Family(
     "transfo_xl",
     transfo_xl,
-    transfo_xl.Config(
-        n_token=41,
-        cutoffs=(11, 24),
-        d_model=36,
-        d_embed=20,
-        n_head=3,
-        d_head=10,
-        d_inner=20,
-        div_val=2,
-        n_layer=2,
-        mem_len=5,
-        clamp_len=4,
-        dropout=0.2,
-        dropatt=0.3,
-        layer_norm_epsilon=1e-3,
-    ),
+    XL_CONFIG,
     {
         "hidden_states": _xl_hidden,
         "apply": _xl_segments,
         "negative_log_likelihood": _xl_losses,
     },
+    others=(dataclasses.replace(XL_CONFIG, untie_r=False, tie_weight=False),),
 )
 
 FAMILIES = (GPT2, GPT, BERT, TRANSFO_XL)

@@ -12,7 +12,6 @@ from fnlm.params.spec import Spec
 from fnlm.params.tree import Tree
 
 __all__ = [
-    "Vocabulary",
     "check",
     "embedding_clusters",
     "softmax_clusters",
@@ -21,7 +20,7 @@ __all__ = [
 ]
 
 
-class Vocabulary(Protocol):
+class _Vocabulary(Protocol):
     """The fields of a config that are read here, by their published names."""
 
     @property
@@ -48,7 +47,7 @@ class Vocabulary(Protocol):
     def sample_softmax(self) -> int: ...
 
 
-def check(config: Vocabulary) -> None:
+def check(config: _Vocabulary) -> None:
     """Raise ValueError, naming the field, unless there can be such a vocabulary."""
     clusters = len(config.cutoffs) + 1
     for name in ("n_token", "d_embed", "div_val"):
@@ -73,12 +72,12 @@ def check(config: Vocabulary) -> None:
         )
 
 
-def tied_projections(config: Vocabulary) -> tuple[bool, ...]:
+def tied_projections(config: _Vocabulary) -> tuple[bool, ...]:
     """Say of each cluster whether the softmax shares the projection of the embedding."""
     return config.tie_projs or (False, *[config.proj_share_all_but_first] * len(config.cutoffs))
 
 
-def spec(config: Vocabulary, weight: Any) -> tuple[Tree, Tree]:
+def spec(config: _Vocabulary, weight: Any) -> tuple[Tree, Tree]:
     """Describe the leaves of the embedding and of the softmax.
 
     Args:
