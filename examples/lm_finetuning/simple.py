@@ -15,6 +15,7 @@ also come from --config run.yaml.
 
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from torch import Tensor
@@ -56,6 +57,7 @@ def main(flags: Flags) -> None:
         cache=flags.cache_dir,
     )
 
+    @lru_cache(maxsize=2)
     def rows(epoch: int) -> corpus.Features:
         return corpus.features(
             text,

@@ -85,7 +85,10 @@ def batches(
             arrays, order = shuffled(epoch)
             rows = order[places[owners == epoch] - borders[epoch]]
             parts.append([array[rows] for array in arrays])
-        return tensors([np.concatenate(pieces) for pieces in zip(*parts, strict=True)], device)
+        back = np.argsort(np.argsort(owners, kind="stable"))  # parts go by the number of the epoch
+        return tensors(
+            [np.concatenate(pieces)[back] for pieces in zip(*parts, strict=True)], device
+        )
 
     return -(-int(borders[-1]) // batch_size), batch_at
 

@@ -2,11 +2,12 @@
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,7 +15,7 @@ from fnlm import random
 from fnlm.params import tree
 from fnlm.params.checkpoint import replace
 from fnlm.params.tree import Tree
-from fnlm.train.data import Arrays, Batch, Epochs, batches, in_order
+from fnlm.train.data import Arrays, Epochs, batches, in_order
 from fnlm.train.links import except_bias_and_norm
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import bert_adam
@@ -121,7 +122,11 @@ def finetune(
     )
     # A copy, as the steps write into it, and what was read from a file may share memory with that.
     params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), recipe.device)
-    _check_run(Path(directory), recipe, {"data": batch_at(0), "starting parameters": params})
+    sources = {
+        "data": (np.array(epochs.sizes), *epochs.arrays(0)),
+        "starting parameters": [leaf.cpu().numpy() for leaf in tree.leaves(params)],
+    }
+    _check_run(Path(directory), recipe, sources)
     state = fit(
         train_step(loss, optimizer, accumulate=parts, donate=True),
         init_state(params, optimizer, dropout.to(recipe.device)),
@@ -165,12 +170,15 @@ def write_results(results: dict[str, float], directory: str | Path, name: str) -
     return lines
 
 
-def _check_run(directory: Path, recipe: Recipe, content: dict[str, Tree | Batch]) -> None:
+def _check_run(directory: Path, recipe: Recipe, sources: dict[str, Sequence[Any]]) -> None:
     """Write down what tells a run from others; refuse a directory that holds another one."""
     free = {"device", "checkpoint_every"}
     names = [field.name for field in fields(Recipe) if field.name not in free]
     facts: dict[str, Any] = {name: asdict(recipe)[name] for name in names}
-    facts |= {name: _checksum(value) for name, value in content.items()}
+    for name, arrays in sources.items():
+        facts[name] = 0
+        for array in arrays:
+            facts[name] = zlib.crc32(np.ascontiguousarray(array).data, facts[name])
     path = directory / "run.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -186,10 +194,3 @@ def _check_run(directory: Path, recipe: Recipe, content: dict[str, Tree | Batch]
 def _write(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-def _checksum(tensors: Tree | Batch) -> int:
-    total = 0
-    for leaf in tree.leaves(tensors):
-        total = zlib.crc32(leaf.cpu().reshape(-1).view(torch.uint8).numpy().data, total)
-    return total
