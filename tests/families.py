@@ -114,7 +114,6 @@ BERT = Family(
         attention_probs_dropout_prob=0.3,
         max_position_embeddings=24,
         layer_norm_eps=1e-3,
-        num_labels=5,
     ),
     {
         "multiple_choice": _bert_multiple_choice,

@@ -36,9 +36,9 @@ def without(params: Any, *names: str) -> Any:
 
 
 def make(heads: tuple[str, ...]) -> Any:
-    """Parameters with some heads; where one of them is to answer questions, of two labels."""
-    labels = {"num_labels": 2} if heads == ("question_answering",) else {}
-    config = bert.Config.from_dict(BERT.config.to_dict() | labels)
+    """Parameters with some heads: five labels, but two where they are to answer questions."""
+    labels = 2 if heads == ("question_answering",) else 5
+    config = bert.Config.from_dict(BERT.config.to_dict() | {"num_labels": labels})
     params = make_params(BERT._replace(config=config))
     own = {head: params["heads"][head] for head in bert.HEADS if head in heads}
     return without(params, "heads") | ({"heads": own} if own else {})
@@ -165,7 +165,7 @@ def test_the_ancestors_form_comes_back(name: str, heads: tuple[str, ...], tmp_pa
     counts = {"SequenceClassification": 5, "TokenClassification": 5, "MultipleChoice": 2}
     own = [count for end, count in counts.items() if name.endswith(end)]
     with quiet():
-        content = ppb().BertConfig.from_dict(BERT.config.to_dict())
+        content = ppb().BertConfig.from_dict(params["config"].to_dict())
         module = getattr(ppb(), name)(content, *own)
         state = torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
         report = module.load_state_dict(state, strict=False)
@@ -273,7 +273,8 @@ def test_the_number_of_labels_is_that_of_the_names() -> None:
 
 def test_answering_questions_is_saved_with_two_labels(tmp_path: Path) -> None:
     """In `transformers` the number of labels is that of the outputs of this head, too."""
-    bert.save(make_params(BERT) | {"heads": make(("question_answering",))["heads"]}, tmp_path)
+    config = bert.Config.from_dict(BERT.config.to_dict() | {"num_labels": 5})
+    bert.save(bert.init(config, random.key(0), ("question_answering",)), tmp_path)
     module, report = hf().BertForQuestionAnswering.from_pretrained(
         tmp_path, output_loading_info=True
     )

@@ -47,8 +47,9 @@ precisions = pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
 
 
 def make_config(**changes: Any) -> bert.Config:
-    """The config of the table with changes, and the only epsilon that the ancestor knows."""
-    return bert.Config.from_dict(BERT.config.to_dict() | {"layer_norm_eps": 1e-12} | changes)
+    """The config of the table with changes: five labels, the only epsilon the ancestor knows."""
+    changes = {"layer_norm_eps": 1e-12, "num_labels": 5} | changes
+    return bert.Config.from_dict(BERT.config.to_dict() | changes)
 
 
 def make(config: bert.Config, variant: str, dtype: torch.dtype) -> Any:
