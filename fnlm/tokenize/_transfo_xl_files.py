@@ -1,0 +1,271 @@
+"""Reading Transformer-XL's vocabularies and encoded texts, of fnlm and of the programs before it.
+
+The older files, such as vocab.bin and corpus.bin, are pickles: `fnlm.params._pickle` tells what is
+in them, and nothing of them is run.
+"""
+
+import mmap
+import re
+import struct
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from fnlm.params import _pickle, hub
+from fnlm.params._pickle import Made, Pairs, Strided
+from fnlm.tokenize import _files
+
+CONFIG = "tokenizer_config.json"
+CLASS = "TransfoXLTokenizer"
+Ids = npt.NDArray[np.int64]
+
+_VOCABULARIES = (("vocab.txt", CONFIG), ("vocab.bin",), ("vocab.pkl",), ("vocab.txt",))
+_CORPORA = (("corpus.bin",), ("corpus.pkl",), ("cache.pt",), ("cache.pkl",))
+_SETTINGS = {"lower_case": bool, "delimiter": str | None, "unknown": str | None}
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file of torch.save before 1.6
+_ARRAYS = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
+_TEXT = "_codecs encode"  # how bytes are written for Python 2
+_ANCESTOR = "pytorch_pretrained_bert.tokenization_transfo_xl"
+# The classes of the ancestor and of kimiyoung/transformer-xl; all of them have the same attributes.
+_NAMES = _ARRAYS | {
+    *(_TEXT, "collections Counter", "numpy ndarray", "numpy dtype"),
+    *("data_utils Corpus", "vocabulary Vocab", "utils.vocabulary Vocab"),
+    *(f"{_ANCESTOR} TransfoXLCorpus", f"{_ANCESTOR} TransfoXLTokenizer"),
+}
+_T = TypeVar("_T")
+
+
+class Vocabulary(NamedTuple):
+    """What the files of a tokenizer say."""
+
+    symbols: list[str]  # in the order of their ids
+    lower_case: bool = False
+    delimiter: str | None = None
+    unknown: str | None = None
+
+
+class _Pickled(NamedTuple):
+    """What is in a pickle: its attributes, and how to get at the bytes of a storage."""
+
+    attributes: dict[object, Any]
+    storage: Callable[[str], bytes]
+
+
+def read_vocabulary(name_or_path: str | Path) -> Vocabulary:
+    """Return what the files of a tokenizer say.
+
+    Raises:
+        FileNotFoundError: there are none; the message says where they were looked for.
+        ValueError: a file is not what its name says, or a pickle asks to run code.
+    """
+    path, *config = _find(name_or_path, _VOCABULARIES)
+    if _is_pickle(path):
+        return _unpickle(path, _vocabulary, "write its symbols to a vocab.txt, one a line")
+    if config:
+        return _saved(path, config[0])
+    symbols = []
+    for number, line in enumerate(_lines(path), start=1):
+        if not line.strip():
+            raise ValueError(f"{path}, line {number} is empty; a vocabulary has a symbol a line")
+        symbols.append(line.split()[0])
+    symbols = list(dict.fromkeys(symbols))
+    return Vocabulary(symbols, unknown="<UNK>" if "<UNK>" in symbols else None)
+
+
+def read_corpus(name_or_path: str | Path) -> dict[str, list[Ids]]:
+    """Return the ids of each split: one array, or one a sentence where they have no order.
+
+    Raises:
+        FileNotFoundError: there is no such file; the message says where it was looked for.
+        ValueError: it is no pickle of a corpus, or asks to run code.
+    """
+    path = _find(name_or_path, _CORPORA)[0]
+    make = partial(_corpus, most=path.stat().st_size)
+    return _unpickle(path, make, "encode the text again")
+
+
+def _find(name_or_path: str | Path, choices: tuple[tuple[str, ...], ...]) -> tuple[Path, ...]:
+    path = Path(name_or_path).expanduser()
+    if not path.is_file():
+        return hub.find(name_or_path, choices)
+    beside = path.with_name(CONFIG)
+    return (path, beside) if path.suffix == ".txt" and beside.is_file() else (path,)
+
+
+def _is_pickle(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return file.read(4).startswith((b"\x80", b"PK\3\4"))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        text = path.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it") from None
+    lines = text.replace("\r\n", "\n").split("\n")
+    return lines[:-1] if lines[-1] == "" else lines
+
+
+def _saved(path: Path, config: Path) -> Vocabulary:
+    """Read what `Tokenizer.save` wrote."""
+    said = _files.read_json(config)
+    if not isinstance(said, dict) or said.get("tokenizer_class") != CLASS:
+        raise ValueError(f"{config} is not of a {CLASS}; give the vocabulary a folder of its own")
+    settings = {name: said[name] for name in _SETTINGS if name in said}
+    for name, value in settings.items():
+        if not isinstance(value, _SETTINGS[name]):
+            raise ValueError(f"{config} has {name}={value!r}, which is not {_SETTINGS[name]}")
+    return Vocabulary(_lines(path), **settings)
+
+
+def _unpickle(path: Path, make: Callable[[_Pickled], _T], remedy: str) -> _T:
+    """Give what is made of a pickle; all errors name the file."""
+    try:
+        with open(path, "rb") as file:
+            if file.read(2) == b"PK":
+                with zipfile.ZipFile(file) as archive:
+                    return make(_zipped(archive))
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return make(_plain(data))
+    except (ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} can't be read ({str(error)[:500]}); or else {remedy}") from error
+
+
+def _run(data: bytes | mmap.mmap, start: int, stop: int) -> _pickle.Run:
+    """Describe a pickle, in as many steps as it has bytes."""
+    size = stop - start
+    return _pickle.run(data, start, stop, names=_NAMES, steps=size, size=size)
+
+
+def _zipped(archive: zipfile.ZipFile) -> _Pickled:
+    """Read a file of torch.save."""
+    found = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(found) != 1:
+        raise ValueError(f"it is a zip archive with {len(found)} data.pkl, not 1")
+
+    def member(name: str) -> bytes:
+        path = found[0].removesuffix("data.pkl") + name
+        if path not in archive.NameToInfo:
+            raise ValueError(f"it lacks {path}: copy the file again")
+        info = archive.getinfo(path)
+        if info.compress_type != zipfile.ZIP_STORED or info.file_size != info.compress_size:
+            raise ValueError(f"{path} in it is compressed, which torch.save never does")
+        return archive.read(info)
+
+    program = member("data.pkl")
+    value = _run(program, 0, len(program)).value
+    return _Pickled(_attributes(value), lambda key: member(f"data/{key}"))
+
+
+def _plain(data: mmap.mmap) -> _Pickled:
+    """Read a file of pickle.dump, or of torch.save before 1.6."""
+    value, end, storages = _run(data, 0, len(data))
+    if value != _MAGIC:
+        return _Pickled(_attributes(value), lambda key: b"")
+    for _ in ("version", "system", "value"):
+        value, end, storages = _run(data, end, len(data))
+    keys, end, _ = _run(data, end, len(data))
+    places: dict[str, slice] = {}
+    for key in keys if isinstance(keys, list) else ():
+        if not isinstance(key, str) or key not in storages:
+            raise ValueError("its list of storages is damaged: copy the file again")
+        size = storages[key].numel * _dtype(storages[key].dtype).itemsize
+        places[key] = slice(end + 8, end + 8 + size)  # after the number of elements
+        end += 8 + size
+    return _Pickled(_attributes(value), lambda key: data[places[key]] if key in places else b"")
+
+
+def _attributes(value: Any) -> dict[object, Any]:
+    """Give the attributes of an object, or the items of a dict of them."""
+    state = value.state if isinstance(value, Made) else value
+    if not isinstance(state, Pairs):
+        raise ValueError("it holds no tokenizer and no corpus")
+    return {name: item for name, item in state.items if isinstance(name, str)}
+
+
+def _vocabulary(pickled: _Pickled) -> Vocabulary:
+    """Find the vocabulary in a pickle of a tokenizer, or of a corpus with its tokenizer."""
+    said = pickled.attributes
+    if "idx2sym" not in said and "vocab" in said:
+        said = _attributes(said["vocab"])
+    symbols, ids, unknown = said.get("idx2sym"), said.get("sym2idx"), said.get("unk_idx")
+    if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
+        raise ValueError("it has no idx2sym, a list of symbols: is it a vocabulary?")
+    if isinstance(ids, Pairs) and ids.items != [*zip(symbols, range(len(symbols)), strict=True)]:
+        raise ValueError("its idx2sym and sym2idx contradict each other: build it again")
+    if unknown is not None:
+        if type(unknown) is not int or not 0 <= unknown < len(symbols):
+            raise ValueError(f"its unk_idx={unknown!r} is none of {len(symbols)} ids")
+        unknown = symbols[unknown]
+    lower_case, delimiter = said.get("lower_case", False), said.get("delimiter")
+    if not isinstance(lower_case, bool) or not isinstance(delimiter, str | None):
+        raise ValueError(f"it has lower_case={lower_case!r} and delimiter={delimiter!r}")
+    return Vocabulary(symbols, lower_case, delimiter, unknown)
+
+
+def _corpus(pickled: _Pickled, most: int) -> dict[str, list[Ids]]:
+    """Find the ids in a pickle of a corpus, of at most so many bytes in all.
+
+    A split may be None, or a list of paths: then it is left out.
+    """
+    found: dict[str, list[Ids]] = {}
+    for split in ("train", "valid", "test"):
+        value = pickled.attributes.get(split)
+        parts = value if isinstance(value, list) else [value]
+        if all(isinstance(part, str | None) for part in parts):
+            continue
+        found[split] = []
+        for part in parts:
+            found[split].append(_ids(part, pickled.storage))
+            most -= len(found[split][-1])
+            if most < 0:
+                raise ValueError("it tells of more ids than it holds: copy the file again")
+    if not found:
+        raise ValueError("it has no ids under train, valid or test: is it a corpus?")
+    return found
+
+
+def _ids(value: Any, storage: Callable[[str], bytes]) -> Ids:
+    """Make an array of one axis from the description of a NumPy array or of a tensor."""
+    match value:
+        case Strided(_, offset, (count,), (1,)):
+            dtype, content = _dtype(value.storage.dtype), storage(value.storage.key)
+            begin, whole = value.storage.start + offset, value.storage.numel
+        case Made(name, _, (1, (int(count),), Made("numpy dtype") as kind, False, content)) if (
+            name in _ARRAYS
+        ):
+            dtype, content = _dtype(kind), _bytes(content)
+            begin, whole = 0, count
+        case _:
+            raise ValueError("it has ids that are no array of integers with one axis")
+    if len(content) != whole * dtype.itemsize:
+        raise ValueError(f"{whole} ids need {whole * dtype.itemsize} bytes, not {len(content)}")
+    ids = np.frombuffer(content, dtype)[begin : begin + count]
+    return ids.astype(np.int64, copy=False)
+
+
+def _dtype(kind: Any) -> np.dtype[np.integer[Any]]:
+    """Give the type that a storage has, or that the description of an array names."""
+    match kind:
+        case str() if re.fullmatch("u?int(8|16|32|64)", kind):
+            return np.dtype(kind).newbyteorder("<")
+        case Made(_, (str(code), *_), (3, ("<" | ">" | "|") as order, *_)) if re.fullmatch(
+            "[iu][1248]", code
+        ):
+            return np.dtype(order + code)
+    raise ValueError("it has ids that are no integers")
+
+
+def _bytes(value: Any) -> bytes:
+    """Give the bytes that a pickle holds as such, or as text of that many characters."""
+    match value:
+        case bytes() | bytearray():
+            return bytes(value)
+        case Made("_codecs encode", (str(text), "latin1")) | str(text):
+            return text.encode("latin-1")
+    raise ValueError("it has an array without content")
