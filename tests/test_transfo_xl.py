@@ -344,3 +344,21 @@ def test_a_vocabulary_unlike_the_models_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(content | {"n_token": 42}))
     with pytest.raises(ValueError, match=r"emb_layers\.2\.weight .* \[17, 5\], expected \[18, 5\]"):
         transfo_xl.load(tmp_path)
+
+
+GOLDEN = Path(__file__).parent / "golden" / "transfo_xl.json"
+
+
+def golden() -> dict[str, Any]:
+    """The names, shapes and starts of a published config's leaves, two layers of it."""
+    described = transfo_xl.spec(transfo_xl.Config(n_layer=2))
+    return {path: [list(s.shape), s.start, s.std] for path, s in tree.named_leaves(described)}
+
+
+def test_golden_names_and_shapes() -> None:
+    """What a checkpoint depends on does not change unnoticed."""
+    assert json.loads(GOLDEN.read_text()) == golden(), "run `python tests/test_transfo_xl.py`"
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
