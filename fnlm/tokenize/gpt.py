@@ -19,19 +19,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from operator import index
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from fnlm.tokenize import _batch, _gpt_files, bpe
-from fnlm.tokenize._byte_level import Offsets, cut
+from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._gpt_words import WAYS, Mode, offsets_in, traced
+from fnlm.tokenize._tokens import Special, checked, ids_of, parts
 
 UNKNOWN = "<unk>"
 END_OF_WORD = "</w>"
-
-Special = Iterable[str] | Literal["all"]
 
 # What `decode` puts in the place of what, one after the other, to undo the cutting of words.
 _CLEAN_UP = (
@@ -46,7 +44,7 @@ class _Tables(NamedTuple):
 
     ids: dict[str, int]  # token -> id
     tokens: tuple[str, ...]  # id -> token
-    special: tuple[str, ...]  # tokens that no merge makes, in order of their ids
+    special: dict[str, int]  # token that is no symbol and that no merge makes -> id
     rules: bpe.Merges
     unknown: int
     chunks: bpe.WordCache  # chunk of a text -> ids
@@ -117,9 +115,10 @@ class Tokenizer:
             return tuple(chain.from_iterable(map(tables.encode_word, way.words(chunk))))
 
         tokens = tuple(sorted(ids, key=ids.__getitem__))
-        alone = (t for t in tokens if ids[t] not in made and len(t.removesuffix(END_OF_WORD)) != 1)
+        others = (t for t in tokens if len(t.removesuffix(END_OF_WORD)) != 1)
+        special = {token: ids[token] for token in others if ids[token] not in made}
         chunks = bpe.WordCache(encode_chunk)
-        tables = _Tables(ids, tokens, tuple(alone), rules, ids[UNKNOWN], chunks)
+        tables = _Tables(ids, tokens, special, rules, ids[UNKNOWN], chunks)
         return tables
 
     def __hash__(self) -> int:
@@ -142,7 +141,7 @@ class Tokenizer:
     @property
     def special(self) -> tuple[str, ...]:
         """The special tokens, in order of their ids; "<unk>" is one of them."""
-        return self._tables.special
+        return tuple(self._tables.special)
 
     def encode(self, text: str, *, allowed_special: Special = ()) -> list[int]:
         """Return the ids of a text.
@@ -168,23 +167,12 @@ class Tokenizer:
             )
         ids: list[int] = []
         chunks, held = WAYS[self.mode].chunks, self._tables.chunks
-        for part, special in self._parts(text, allowed_special):
+        for part, special in parts(text, self._tables.special, allowed_special):
             if special is None:
                 ids += chain.from_iterable(map(held.__getitem__, chunks(part)))
             else:
                 ids.append(special)
         return ids
-
-    def _parts(self, text: str, allowed: Special) -> Iterator[tuple[str, int | None]]:
-        """Cut a text at the allowed special tokens; give each part, and its id if it is one."""
-        names = self.special if allowed == "all" else tuple(allowed)
-        if not set(names) <= set(self.special) or (isinstance(allowed, str) and allowed != "all"):
-            raise ValueError(
-                f"allowed_special={allowed!r} must be 'all' or a set of special tokens, which "
-                f"here are {self.special}"
-            )
-        for part in cut(text, names):
-            yield part, self._tables.ids[part] if part in names else None
 
     def encode_batch(
         self, texts: Iterable[str], *, allowed_special: Special = (), workers: int = 1
@@ -233,7 +221,7 @@ class Tokenizer:
         ids: list[int] = []
         offsets: Offsets = []
         at = 0
-        for part, special in self._parts(text, allowed_special):
+        for part, special in parts(text, self._tables.special, allowed_special):
             if special is None:
                 for word in traced(part, way):
                     found = tables.encode_word(word.text)
@@ -267,15 +255,7 @@ class Tokenizer:
             >>> Tokenizer({"<unk>": 0, "a</w>": 1}, []).tokens_to_ids(["a</w>", "<unk>"])
             [1, 0]
         """
-        if isinstance(tokens, str):
-            raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens, or encode")
-        try:
-            return [self._tables.ids[token] for token in tokens]
-        except KeyError as error:
-            raise ValueError(
-                f"tokens holds {error.args[0]!r}, which is not among the {self.vocab_size} tokens "
-                "of the vocabulary; encode turns any text into ids"
-            ) from None
+        return ids_of(tokens, self._tables.ids)
 
     def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
         """Return the token of each id.
@@ -284,7 +264,7 @@ class Tokenizer:
             >>> Tokenizer({"<unk>": 0, "a</w>": 1}, []).ids_to_tokens([1, 0])
             ['a</w>', '<unk>']
         """
-        return [self._tables.tokens[self._checked(at)] for at in ids]
+        return [self._tables.tokens[checked(at, self.vocab_size)] for at in ids]
 
     def decode(
         self, ids: Iterable[int], *, skip_special: bool = False, clean_up: bool = True
@@ -363,13 +343,6 @@ class Tokenizer:
             contents[_gpt_files.ADDED_LINES] = "".join(f"{token}\n" for token in self.added)
         for name, content in contents.items():
             (directory / name).write_text(content, encoding="utf-8", newline="\n")
-
-    def _checked(self, at: int) -> int:
-        """Return an id as a Python int, if it is one of the vocabulary."""
-        at = index(at)
-        if 0 <= at < self.vocab_size:
-            return at
-        raise ValueError(f"ids holds {at}, outside 0 to {self.vocab_size - 1} (vocab_size - 1)")
 
 
 def load(name_or_path: str | Path, mode: Mode | None = None) -> Tokenizer:

@@ -16,10 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
-from operator import index
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from fnlm.params import hub
 from fnlm.tokenize import _batch, _files, bpe
@@ -28,18 +27,16 @@ from fnlm.tokenize._byte_level import (
     PATTERN,
     Offsets,
     Tables,
-    cut,
     make_tables,
     offsets_in,
     places,
     units_of,
     words_of,
 )
+from fnlm.tokenize._tokens import Special, checked, ids_of, parts
 
 END_OF_TEXT = "<|endoftext|>"
 FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.json",))
-
-Special = Iterable[str] | Literal["all"]
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -114,7 +111,7 @@ class Tokenizer:
         if not allowed_special:
             return self._encode(text)
         ids: list[int] = []
-        for part, special in self._parts(places(text)[0], allowed_special):
+        for part, special in parts(places(text)[0], self._tables.special, allowed_special):
             ids += self._encode(part) if special is None else (special,)
         return ids
 
@@ -133,18 +130,6 @@ class Tokenizer:
                 "several texts to encode_batch"
             ) from None
         return ids
-
-    def _parts(self, text: str, allowed: Special) -> Iterator[tuple[str, int | None]]:
-        """Cut a text at the allowed special tokens; give each part, and its id if it is one."""
-        special = self._tables.special
-        names = self.special if allowed == "all" else tuple(allowed)
-        if not set(names) <= set(special) or (isinstance(allowed, str) and allowed != "all"):
-            raise ValueError(
-                f"allowed_special={allowed!r} must be 'all' or a set of special tokens, which "
-                f"here are {self.special}"
-            )
-        for part in cut(text, names):
-            yield part, special[part] if part in names else None
 
     def encode_batch(
         self, texts: Iterable[str], *, allowed_special: Special = (), workers: int = 1
@@ -193,7 +178,7 @@ class Tokenizer:
         ids: list[int] = []
         offsets: Offsets = []
         at = 0
-        for part, special in self._parts(clean, allowed_special):
+        for part, special in parts(clean, self._tables.special, allowed_special):
             if special is None:
                 for word in words_of(part):
                     found = self._tables.words[word]
@@ -223,15 +208,7 @@ class Tokenizer:
             >>> train(["low"], 260).tokens_to_ids(["Ġ", "<|endoftext|>"])
             [220, 256]
         """
-        if isinstance(tokens, str):
-            raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens, or encode")
-        try:
-            return [self._tables.ids[token] for token in tokens]
-        except KeyError as error:
-            raise ValueError(
-                f"tokens holds {error.args[0]!r}, which is not among the {self.vocab_size} tokens "
-                "of the vocabulary; encode turns any text into ids"
-            ) from None
+        return ids_of(tokens, self._tables.ids)
 
     def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
         """Return the token of each id, in the printable form of the vocabulary files.
@@ -240,7 +217,7 @@ class Tokenizer:
             >>> train(["low"], 260).ids_to_tokens([220, 256])
             ['Ġ', '<|endoftext|>']
         """
-        return [self._tables.tokens[self._checked(at)] for at in ids]
+        return [self._tables.tokens[checked(at, self.vocab_size)] for at in ids]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         r"""Return the bytes that ids stand for; they need not be whole characters.
@@ -253,7 +230,7 @@ class Tokenizer:
         try:
             return b"".join(map(content.__getitem__, ids))
         except (KeyError, TypeError):  # not ints: elements of tensors, or wrong
-            return b"".join(content[self._checked(at)] for at in ids)
+            return b"".join(content[checked(at, self.vocab_size)] for at in ids)
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
         """Return the text of ids: exactly that which was encoded.
@@ -311,13 +288,6 @@ class Tokenizer:
             contents["added_tokens.json"] = json.dumps({t: self._tables.ids[t] for t in self.added})
         for name, content in contents.items():
             (directory / name).write_text(content, encoding="utf-8", newline="\n")
-
-    def _checked(self, at: int) -> int:
-        """Return an id as a Python int, if it is one of the vocabulary."""
-        at = index(at)
-        if 0 <= at < self.vocab_size:
-            return at
-        raise ValueError(f"ids holds {at}, outside 0 to {self.vocab_size - 1} (vocab_size - 1)")
 
 
 def load(name_or_path: str | Path) -> Tokenizer:
