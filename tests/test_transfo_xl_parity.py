@@ -258,3 +258,14 @@ def test_the_ancestor_has_no_other_attention_and_no_sampled_softmax_that_runs() 
         assert any(x.abs().max() > 0 for x in mems), "the caller's memory was changed"
     with pytest.raises(NameError):
         ppb_transfo_xl(make_config().to_dict() | {"sample_softmax": 5})
+
+
+def test_the_ancestor_reads_ahead_without_a_memory() -> None:
+    """Standing for the refusal of same_length with mem_len 0."""
+    _, module = make_pair(make_config(mem_len=0), torch.float32)
+    ids = torch.randint(40, (1, 6))
+    other = ids.clone()
+    other[0, -1] += 1
+    with torch.no_grad():
+        first, second = (module(x)[0][0, 0] for x in (ids, other))
+    assert (first - second).abs().max() > 1e-3
