@@ -23,11 +23,13 @@ FAMILIES = ("bert", "gpt", "gpt2", "transfo_xl")
 _VOCABULARIES = {
     "encoder.json": "vocab.json",
     "vocab.bpe": "merges.txt",
+    "encoder_bpe_40000.json": "vocab.json",
+    "vocab_40000.bpe": "merges.txt",
     **{
         name: name
         for name in (
             "vocab.txt", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json",
-            "special_tokens_map.json", "added_tokens.json", "vocab.bin",
+            "special_tokens_map.json", "added_tokens.json", "special_tokens.txt", "vocab.bin",
         )
     },
 }  # fmt: skip

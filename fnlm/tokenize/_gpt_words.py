@@ -5,7 +5,7 @@ Each way has a fast side, chunks that a cache can hold and the words of a chunk,
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 from fnlm.tokenize import _bert_words, _english
@@ -93,7 +93,6 @@ def traced(text: str, way: Way) -> Iterator[Word]:
 
 def offsets_in(word: Word, sizes: list[int]) -> Iterator[Span]:
     """Yield the place of each token of a word, given how many characters each has."""
-    ends = [*accumulate(sizes, initial=0)]
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in pairwise(accumulate(sizes, initial=0)):
         spans = word.places[begin:end]
         yield min(start for start, _ in spans), max(stop for _, stop in spans)
