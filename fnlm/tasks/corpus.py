@@ -10,8 +10,7 @@ of the tokens are to be found again by the model, most of them hidden by [MASK].
 All choices are functions of a key (an integer), an epoch and the index of a document or sentence:
 draw i is the i-th output of the Philox4x64 counter generator with that key, whose counter starts at
 these numbers. So the same key gives the same rows in any order, in any chunks and in any number of
-processes, and a run that was interrupted goes on at any place. Only raw 64-bit outputs are used,
-which NumPy does not change between its versions.
+processes, and a run that was interrupted goes on at any place.
 
 Sources: Devlin et al. 2018, section 3.1 and appendix A.2, and `create_pretraining_data.py` of its
 code. Salmon et al. 2011 (Philox). Deviations: a random document is never the own one, where the
@@ -28,6 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fnlm.tasks import _read
+from fnlm.tasks._draws import Draws
 from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
 from fnlm.tasks.features import Marks, convert, marks, rows, truncate_pair
 
@@ -229,23 +229,6 @@ def _check(corpus: Corpus, settings: _Settings) -> None:
             raise ValueError(f"{name}={getattr(settings, name)!r} must be {wanted}")
 
 
-class _Draws:
-    """Random numbers that are a function of a key and a place; local to the making of a row."""
-
-    def __init__(self, key: int, epoch: int, place: int) -> None:
-        words = np.array([key % (1 << 64), key >> 64], np.uint64)
-        start = np.array([0, epoch, place, 0], np.uint64)
-        self._bits = np.random.Philox(key=words, counter=start)
-
-    def uniform(self, count: int) -> npt.NDArray[np.float64]:
-        """Return numbers from [0, 1), multiples of 2**-53."""
-        return (self._bits.random_raw(count) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-    def below(self, n: int) -> int:
-        """Return a whole number from 0 to n - 1."""
-        return int(self.uniform(1)[0] * n)
-
-
 def _rows(
     units: Sequence[int], first: int, corpus: Corpus, form: Marks, settings: _Settings
 ) -> Features:
@@ -254,7 +237,7 @@ def _rows(
     pairs: list[_Pair] = []
     masked: list[tuple[_Longs, npt.NDArray[np.float64], npt.NDArray[np.float64]]] = []
     for unit in units:
-        draws = _Draws(settings.key, settings.epoch, unit)
+        draws = Draws(settings.key, settings.epoch, unit)
         for pair in _pairs(corpus, unit, draws, settings):
             pairs.append(pair)
             # The next pair of a document goes on with the same draws.
@@ -273,7 +256,7 @@ def _rows(
 
 
 def _choice(
-    pair: _Pair, draws: _Draws, settings: _Settings
+    pair: _Pair, draws: Draws, settings: _Settings
 ) -> tuple[_Longs, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Draw the places to be found in a row, and for each its fate and another token."""
     a, b = len(pair.first), len(pair.second)
@@ -284,7 +267,7 @@ def _choice(
     return chosen + 1 + (chosen >= a), draws.uniform(count), draws.uniform(count)
 
 
-def _pairs(corpus: Corpus, unit: int, draws: _Draws, settings: _Settings) -> Iterator[_Pair]:
+def _pairs(corpus: Corpus, unit: int, draws: Draws, settings: _Settings) -> Iterator[_Pair]:
     room = settings.max_seq_length - 3
     if settings.pairing == "documents":
         pairs = _document_pairs(corpus, unit, draws, room, settings.short_probability)
@@ -295,7 +278,7 @@ def _pairs(corpus: Corpus, unit: int, draws: _Draws, settings: _Settings) -> Ite
         yield _Pair(_cut(first, kept[0], draws), _cut(second, kept[1], draws), is_random)
 
 
-def _sentence_pair(corpus: Corpus, sentence: int, draws: _Draws) -> Iterator[_Pair]:
+def _sentence_pair(corpus: Corpus, sentence: int, draws: Draws) -> Iterator[_Pair]:
     """Yield a sentence and the next one, or one of another document."""
     is_random = draws.below(2) == 1
     document = int(np.searchsorted(corpus.documents, sentence, side="right")) - 1
@@ -304,7 +287,7 @@ def _sentence_pair(corpus: Corpus, sentence: int, draws: _Draws) -> Iterator[_Pa
 
 
 def _document_pairs(
-    corpus: Corpus, document: int, draws: _Draws, room: int, short_probability: float
+    corpus: Corpus, document: int, draws: Draws, room: int, short_probability: float
 ) -> Iterator[_Pair]:
     """Cut a document into pieces of about `room` tokens, and each into two texts."""
     at, stop = corpus.documents[document : document + 2].tolist()
@@ -332,7 +315,7 @@ def _reach(corpus: Corpus, begin: int, stop: int, tokens: int) -> int:
     return min(max(end, begin + 1), stop)
 
 
-def _elsewhere(corpus: Corpus, document: int, draws: _Draws) -> int:
+def _elsewhere(corpus: Corpus, document: int, draws: Draws) -> int:
     """Return a sentence of another document; each of them is equally likely."""
     begin, end = corpus.documents[document : document + 2].tolist()
     sentence = draws.below(len(corpus.sentences) - 1 - (end - begin))
@@ -343,7 +326,7 @@ def _text(corpus: Corpus, begin: int, end: int) -> list[int]:
     return corpus.ids[corpus.sentences[begin] : corpus.sentences[end]].tolist()
 
 
-def _cut(text: list[int], kept: int, draws: _Draws) -> list[int]:
+def _cut(text: list[int], kept: int, draws: Draws) -> list[int]:
     """Take a text's surplus off its front or its end, token by token."""
     front = int((draws.uniform(len(text) - kept) < 0.5).sum())
     return text[front : front + kept]
