@@ -159,6 +159,16 @@ def test_the_sparse_road_touches_only_the_clusters_in_use() -> None:
     assert adaptive_nll(hidden, ids, poisoned, gates, sparse=True).isfinite().all()
 
 
+def test_ids_are_integers_of_either_size() -> None:
+    clusters, gates = make_clusters()
+    ids, hidden = torch.tensor([2, 9]), torch.randn(2, D, dtype=torch.float64)
+    for sparse in (False, True):
+        losses = [adaptive_nll(hidden, x, clusters, gates, sparse=sparse) for x in (ids, ids.int())]
+        assert losses[0].equal(losses[1])
+    with pytest.raises(TypeError, match=r"targets must be integers .*float32"):
+        adaptive_nll(hidden, ids.float(), clusters, gates)
+
+
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("bad", [-1, V, V + 7])
 def test_ids_out_of_range_are_named(bad: int, sparse: bool) -> None:

@@ -253,7 +253,7 @@ def _put(result: Tensor, inside: Tensor, found: Tensor, sparse: bool) -> Tensor:
 
 
 def _pick(scores: Tensor, ids: Tensor) -> Tensor:
-    return scores.gather(-1, ids[..., None])[..., 0]
+    return scores.gather(-1, ids[..., None].long())[..., 0]
 
 
 def _projected(x: Tensor, projection: Tensor | None) -> Tensor:
@@ -285,7 +285,9 @@ def _logsumexp(words: Tensor, doors: Tensor) -> Tensor:
 
 
 def _check(ids: Tensor, clusters: Sequence[Cluster], name: str) -> None:
-    """Name ids that are out of range, where values can be read without waiting for a device."""
+    """Name ids that are no integers or, where reading them does not wait, out of range."""
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be integers (torch.int64), got {ids.dtype}")
     traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(ids)
-    if ids.device.type == "cpu" and not traced and not ids.is_floating_point():
+    if ids.device.type == "cpu" and not traced:
         check_range(ids, sum(len(cluster.table) for cluster in clusters), name)

@@ -214,9 +214,7 @@ def fit(
                 )
     for pattern, stacked in family.stacks.items():
         layers = sorted((path for path in wanted if _pattern(pattern).fullmatch(path)), key=_order)
-        if stacked not in found or stacked in wanted:
-            continue
-        if found[stacked].shape[:1] == (len(layers),):
+        if stacked in found.keys() - wanted and found[stacked].shape[:1] == (len(layers),):
             result |= zip(layers, result.pop(stacked).unbind(0), strict=True)
     return result
 
