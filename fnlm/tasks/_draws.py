@@ -15,6 +15,8 @@ class Draws:
     """
 
     def __init__(self, key: int, epoch: int, place: int) -> None:
+        if not 0 <= key < 1 << 128:
+            raise ValueError(f"key={key} must be from 0 to 2**128 - 1")
         words = np.array([key % (1 << 64), key >> 64], np.uint64)
         start = np.array([0, epoch, place, 0], np.uint64)
         self._bits = np.random.Philox(key=words, counter=start)
