@@ -284,8 +284,8 @@ def apply(
     Args:
         params: from `init` or `load`.
         ids: int64 [..., T], each 0 <= id < V.
-        mems: the memory of the tokens before `ids`, from an earlier call or `init_mems`; it stays
-            usable.
+        mems: the memory of the tokens before `ids`, from an earlier call, which stays usable. None
+            begins a text, as `init_mems` does.
         key: turns dropout on; one key, or keys for the leading axes of `ids`.
         detach: no gradient flows through the new memory; False keeps it differentiable.
         sparse: takes the road through the adaptive layers whose shapes depend on data.
