@@ -73,7 +73,7 @@ def progress(what: str) -> Callable[[int, int], None]:
     """Make a bar on standard error: a function to be called as show(records done, in all)."""
     from tqdm import tqdm
 
-    bar = tqdm(desc=what, unit="record")
+    bar = tqdm(desc=what, unit="record", delay=1e-3)  # an error before the first one stands alone
 
     def show(done: int, total: int) -> None:
         bar.total = total
