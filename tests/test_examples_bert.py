@@ -171,6 +171,10 @@ def test_the_page_names_every_program_and_its_line() -> None:
     programs = {p.relative_to(ROOT).as_posix() for p in (ROOT / "examples").rglob("*.py")}
     assert {name for name in programs if f"`{name}`" in PAGE} == programs
     assert {Path(path).stem for path, _ in LINES} == SMALL.keys()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^python examples/(?:glue|squad|swag).*$", readme, re.MULTILINE) == [
+        " ".join(("python", *LINES[0]))
+    ]
 
 
 def test_lines_leave_what_the_page_says() -> None:
