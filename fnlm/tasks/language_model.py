@@ -9,7 +9,7 @@ the Philox4x64 counter generator with that key, its counter starting at an epoch
 
 Source: `data_utils.py` of kimiyoung/transformer-xl, and pytorch-pretrained-BERT 0.6.2, whose
 batches these equal where nothing is drawn. Deviations: there, sentences without ids spoil a batch,
-and batches of varying lengths leave out the last id.
+E > T fails for sentences, and batches of varying lengths leave out the last id.
 """
 
 import math
