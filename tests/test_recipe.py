@@ -74,14 +74,14 @@ def test_batches_are_no_longer_than_their_longest_row() -> None:
 def test_predictions_come_in_the_order_of_the_rows() -> None:
     ids, types, mask, labels = numbered(11, length=30)
     sums = train.predict(
-        lambda params, ids, types, mask: (ids * mask).sum(-1) * params,
-        3,
+        lambda params, ids, types, mask: (ids * mask).sum(-1) * params["by"],
+        {"by": torch.tensor(3)},
         (ids, types, mask),
         4,
         "cpu",
     )
     assert sums.tolist() == (3 * (ids * mask).sum(axis=1)).tolist()
-    each = train.predict(lambda params, ids, *_: ids, 1, (ids, types, mask), 2, "cpu")
+    each = train.predict(lambda params, ids, *_: ids, {}, (ids, types, mask), 2, "cpu")
     assert each.shape == (11, 16) and np.array_equal(each * mask[:, :16], (ids * mask)[:, :16])
 
 
@@ -154,6 +154,6 @@ def test_a_directory_keeps_to_its_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="train_batch_size=4 must be a multiple of .*steps=3"):
         recipe = replace(RECIPE, gradient_accumulation_steps=3)
         train.finetune(loss, PARAMS, numbered(11), recipe, tmp_path / "parts")
-    with pytest.raises(ValueError, match="0 rows"):
+    with pytest.raises(ValueError, match="0 epochs of 11 rows"):
         recipe = replace(RECIPE, num_train_epochs=0)
         train.finetune(loss, PARAMS, numbered(11), recipe, tmp_path / "none")

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fnlm import random
+from fnlm.params import tree
 from fnlm.params.tree import Tree
 
 __all__ = ["Epochs", "batches", "in_order", "predict", "tensors"]
@@ -34,10 +35,15 @@ class Epochs(NamedTuple):
     def of(cls, arrays: Arrays, count: float) -> Self:
         """Repeat the same rows: 2.5 epochs are two whole ones and a random half.
 
+        Raises:
+            ValueError: that is less than one row.
+
         >>> Epochs.of((np.zeros((6, 4)),), 2.5).sizes
         (6, 6, 3)
         """
         rows = len(arrays[0])
+        if round(rows * count) < 1:
+            raise ValueError(f"{count} epochs of {rows} rows must be at least one row")
         whole, rest = divmod(round(rows * count), rows)
         return cls((rows,) * whole + ((rest,) if rest else ()), lambda epoch: arrays)
 
@@ -125,7 +131,7 @@ def predict(
 
     Args:
         model: `model(params, ids, token_types, mask) -> [B, ...]`.
-        params: on the device.
+        params: as the model takes them, on any device.
         arrays: ids, token types and mask; further ones are not looked at.
         batch_size: B.
         device: where to compute.
@@ -135,9 +141,11 @@ def predict(
         0 where a batch is shorter.
 
     >>> mask = np.arange(16) < np.array([[2], [16], [5]])
-    >>> predict(lambda p, ids, *_: ids * p, 2, (mask, mask, mask), 1, "cpu").sum(axis=1).tolist()
+    >>> twice = torch.tensor(2)
+    >>> predict(lambda p, ids, *_: ids * p, twice, (mask,) * 3, 1, "cpu").sum(axis=1).tolist()
     [4, 32, 10]
     """
+    params = tree.to(params, device)
     found = in_order(arrays[:3], batch_size, device)
     bar = tqdm(found, "predict", -(-len(arrays[0]) // batch_size))
     parts = [(rows, model(params, *batch).cpu().numpy()) for rows, batch in bar]
