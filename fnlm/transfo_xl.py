@@ -26,7 +26,7 @@ from fnlm.layers.dropout import dropout, keys_of_sites
 from fnlm.layers.linear import linear
 from fnlm.layers.memory import Mems, reset_mems
 from fnlm.layers.norm import layer_norm
-from fnlm.layers.relative_attention import attend_relative, reach, sinusoids
+from fnlm.layers.relative_attention import attend_relative, mask_of, reach, sinusoids
 from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params.config import BaseConfig
@@ -258,7 +258,7 @@ def hidden_states(
         positions = dropout(positions.expand(*lead, -1, -1), config.dropout, position_key)
     valid = torch.cat([mems.valid, torch.ones_like(ids, dtype=torch.bool)], -1)
     window = config.mem_len if config.same_length else None
-    mask = reach(new, total, window, x.device) & valid[..., None, None, :]
+    mask = mask_of(reach(new, total, window, x.device) & valid[..., None, None, :], x.dtype)
     run, shared, inputs = _pre_norm_block if config.pre_lnorm else _block, params.get("shared"), []
     for layer, (block, past) in enumerate(zip(params["blocks"], mems.hidden, strict=True)):
         own = block | {"attention": block["attention"] | shared} if shared else block

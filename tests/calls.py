@@ -762,11 +762,12 @@ XL_LAYERS: dict[str, Make] = {
     "memory.remember": lambda _: on(memory.remember, MEMS, 3, 4, held_back=1),
     "relative_attention.sinusoids": lambda _: on(relative_attention.sinusoids, 7, 6, 3),
     "relative_attention.reach": lambda _: on(relative_attention.reach, 3, 7, 4),
+    "relative_attention.mask_of": lambda _: on(relative_attention.mask_of, HALF, torch.float64),
     "relative_attention.relative_shift": lambda _: on(relative_attention.relative_shift, DISTANCES),
     "relative_attention.attend_relative": lambda _: on(
         relative_attention.attend_relative,
         *(BY_HEAD, BY_HEAD, BY_HEAD, DISTANCES),
-        relative_attention.reach(7, 7),
+        relative_attention.mask_of(relative_attention.reach(7, 7), X.dtype),
         content_bias=BIASES["content_bias"],
         position_bias=BIASES["position_bias"],
         rate=0.2,

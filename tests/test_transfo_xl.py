@@ -16,7 +16,7 @@ from torch.func import grad, jvp, vmap
 
 from fnlm import random, transfo_xl
 from fnlm.layers import memory
-from fnlm.layers.relative_attention import attend_relative, reach, sinusoids
+from fnlm.layers.relative_attention import attend_relative, mask_of, reach, sinusoids
 from fnlm.params import io, rename, spec, tree
 from fnlm.params.rules.transfo_xl import FAMILY
 from fnlm.transfo_xl import Mems, apply, init_mems, negative_log_likelihood, reset_mems
@@ -210,7 +210,8 @@ def test_scores_follow_the_formula() -> None:
     r = random.normal(random.key(3), (heads, total + 1, width), torch.float64)
     a, b = random.normal(random.key(4), (2, heads, width), torch.float64)
     mask = reach(new, total, window=4)
-    found = attend_relative(q, k, v, r, mask, content_bias=a, position_bias=b)
+    added = mask_of(mask, torch.float64)
+    found = attend_relative(q, k, v, r, added, content_bias=a, position_bias=b)
     for h in range(heads):
         for t in range(new):
             now = total - new + t

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fnlm.layers.dropout import dropout
 
-__all__ = ["MASKED_SCORE", "attend_relative", "reach", "relative_shift", "sinusoids"]
+__all__ = ["attend_relative", "mask_of", "reach", "relative_shift", "sinusoids"]
 
-MASKED_SCORE = -1e30  # finite, as in the reference
+_MASKED_SCORE = -1e30  # as in the reference; it swallows any score that it is added to
 
 
 def sinusoids(
@@ -75,6 +75,15 @@ def reach(new: int, total: int, window: int | None = None, device: Any = None) -
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
+def mask_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to scores: 0 where attention is allowed, else -1e30.
+
+    >>> mask_of(torch.tensor([True, False]), torch.float32)
+    tensor([ 0.0000e+00, -1.0000e+30])
+    """
+    return torch.where(allowed, 0.0, _MASKED_SCORE).to(dtype)
+
+
 def relative_shift(x: Tensor) -> Tensor:
     """Move each row so that column j holds key j, where it held distance S - j.
 
@@ -104,14 +113,15 @@ def attend_relative(
     rate: float = 0.0,
     key: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(score) v, the score of the module's head line, masked before the softmax.
+    """Return softmax(score + mask) v, with the score of the module's first lines.
 
     Args:
         q: [..., H, T, Dh].
         k: [..., H, S, Dh], the keys of the new tokens last.
         v: likewise.
         r: keys of the distances S, ..., 1, 0: [H, S + 1, Dh], or with leading axes like q's.
-        mask: bool, broadcastable to [..., H, T, S]; False replaces a score by `MASKED_SCORE`.
+        mask: broadcastable to [..., H, T, S], added to the scores: see `mask_of`. At least one key
+            of each token must be free.
         content_bias: [H, Dh].
         position_bias: [H, Dh].
         rate: of the dropout on the attention weights.
@@ -122,11 +132,12 @@ def attend_relative(
 
     >>> x, bias = torch.ones(2, 3, 4), torch.zeros(2, 4)
     >>> biases = {"content_bias": bias, "position_bias": bias}
-    >>> attend_relative(x, x, x, torch.ones(2, 4, 4), reach(3, 3), **biases).shape
+    >>> mask = mask_of(reach(3, 3), x.dtype)
+    >>> attend_relative(x, x, x, torch.ones(2, 4, 4), mask, **biases).shape
     torch.Size([2, 3, 4])
     """
-    by_content = (q + content_bias[:, None]) @ k.mT
-    by_distance = relative_shift((q + position_bias[:, None]) @ r.mT)
-    scores = (by_content + by_distance) * (1 / math.sqrt(q.shape[-1]))
-    weights = torch.where(mask, scores, MASKED_SCORE).softmax(-1)
+    scale = 1 / math.sqrt(q.shape[-1])
+    by_content = ((q + content_bias[:, None]) * scale) @ k.mT
+    by_distance = relative_shift(((q + position_bias[:, None]) * scale) @ r.mT)
+    weights = (by_content + by_distance + mask).softmax(-1)
     return dropout(weights, rate, key) @ v
