@@ -73,6 +73,8 @@ def read_vocabulary(name_or_path: str | Path) -> Vocabulary:
         if not line.strip():
             raise ValueError(f"{path}, line {number} is empty; a vocabulary has a symbol a line")
         symbols.append(line.split()[0])
+    if not symbols:
+        raise ValueError(f"{path} is empty; a vocabulary has a symbol a line")
     symbols = list(dict.fromkeys(symbols))
     return Vocabulary(symbols, unknown="<UNK>" if "<UNK>" in symbols else None)
 
@@ -125,15 +127,17 @@ def _saved(path: Path, config: Path) -> Vocabulary:
 
 def _unpickle(path: Path, make: Callable[[_Pickled], _T], remedy: str) -> _T:
     """Give what is made of a pickle; all errors name the file."""
-    try:
-        with open(path, "rb") as file:
+    damage = (ValueError, EOFError, OSError, RuntimeError, struct.error, zipfile.BadZipFile)
+    with open(path, "rb") as file:
+        try:
             if file.read(2) == b"PK":
                 with zipfile.ZipFile(file) as archive:
                     return make(_zipped(archive))
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return make(_plain(data))
-    except (ValueError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} can't be read ({str(error)[:500]}); or else {remedy}") from error
+        except damage as error:
+            told = f"{path} can't be read ({str(error)[:500]}); or else {remedy}"
+            raise ValueError(told) from error
 
 
 def _run(data: bytes | mmap.mmap, start: int, stop: int) -> _pickle.Run:
