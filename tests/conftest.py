@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ hypothesis.settings.register_profile("gate", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("gate")
 
 ROOT = Path(__file__).resolve().parent.parent
+collect_ignore = ["fixtures"]
 
 
 NO_SOCKETS = os.environ.get("FNLM_TEST_NO_SOCKETS", "0") != "0"
@@ -110,19 +112,17 @@ def tally(record_property: Callable[[str, object], None]) -> Callable[..., None]
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the tallies of every test, those of other processes included."""
-    rows = [
-        value
-        for report in terminalreporter.getreports("passed")
-        for name, value in report.user_properties
-        if name == "tally"
-    ]
-    if not rows:
+    tallies: dict[str, Counter[str]] = {}
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "tally":
+                tallies.setdefault(value[0], Counter()).update(value[1])
+    if not tallies:
         return
     terminalreporter.section("inputs tried")
     total = 0
-    for what, counts in sorted(rows, key=lambda row: row[0]):
-        tried = sum(counts.values())
-        total += tried
+    for what, counts in sorted(tallies.items()):
+        total += counts.total()
         split = ", ".join(f"{number:,} {kind}" for kind, number in counts.items())
-        terminalreporter.write_line(f"{what}: {tried:,} tried: {split}")
+        terminalreporter.write_line(f"{what}: {counts.total():,} tried: {split}")
     terminalreporter.write_line(f"together: {total:,}")

@@ -155,4 +155,4 @@ def test_any_single_change_of_any_tensor_is_named(
         for part in words(change, name, tensors, changed, form):
             assert part in text, (part, text)
         assert "\n" not in text and len(text) < 1000
-    tally(f"{form}: one tensor {change}", {"error": len(tensors)})
+    tally(f"{form}, one tensor changed", {"error": len(tensors)})
