@@ -47,11 +47,24 @@ from fnlm.params.checkpoint import replace
 from fnlm.params.config import BaseConfig
 from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
-from fnlm.tasks import corpus, features, glue, metrics, squad, squad_answers, squad_metrics, swag
+from fnlm.tasks import (
+    corpus,
+    features,
+    glue,
+    metrics,
+    rocstories,
+    squad,
+    squad_answers,
+    squad_metrics,
+    swag,
+)
+from fnlm.tasks import language_model as texts
 from fnlm.tokenize import bert as pieces
 from fnlm.tokenize import bpe, wordpiece
 from fnlm.tokenize import gpt as symbols
 from fnlm.tokenize import gpt2 as words
+from fnlm.tokenize import transfo_xl as counted
+from fnlm.tokenize import words as between_spaces
 from fnlm.train import losses, schedules
 
 
@@ -182,6 +195,14 @@ def square_with_key(params: Any, x: Tensor, *, key: Tensor) -> Tensor:
 
 STEP = train.train_step(square_with_key, train.adamw(0.1), accumulate=3)
 STATE = train.init_state(SMALL, train.adamw(0.1), KEY)
+
+
+def square_and_sum(params: Any, carry: Tensor, x: Tensor, *, key: Tensor) -> tuple[Tensor, Tensor]:
+    return square_with_key(params, x + carry, key=key), carry + x
+
+
+CARRY_STEP = train.carry_step(square_and_sum, train.adamw(0.1))
+CARRIED = train.CarryState(STATE, torch.zeros_like(X))
 SPEC = gpt2.spec(GPT2.config, gpt2.HEADS)
 CHOICES = (IDS[:, None].expand(3, 2, 7), torch.full((3, 2), 4))
 PROMPT: dict[str, Any] = {"mask": MASK, "end": [4, 9], "prefill": gpt2.hidden_states}
@@ -498,6 +519,11 @@ TRAINING: dict[str, Make] = {
     "load_state": lambda folder: on(train.load_state, state_there(folder), SMALL),
     "save_state": writes(train.save_state, STATE),
     "train_step": lambda _: on(STEP, STATE, X),
+    "carry_step": lambda _: on(CARRY_STEP, CARRIED, X),
+    "CarryState.step": lambda _: on(lambda state: state.step, CARRIED),
+    "check_run": lambda folder: on(
+        train.check_run, folder, {"seed": 1}, {"rows": [ROWED[0]]}, seen=lambda _: files(folder)
+    ),
     "losses.cross_entropy": lambda _: on(losses.cross_entropy, LOGITS, LABELS),
     "losses.language_model": lambda _: on(
         losses.language_model, random.normal(KEY, (3, 7, 41)), IDS, MASK
@@ -616,6 +642,8 @@ def file_there(folder: Path, name: str, text: str) -> Path:
 
 QUESTION = '{"id": "a", "question": "?", "answers": [{"text": "b", "answer_start": 2}]}'
 PARAGRAPHS = f'[{{"context": "a b", "qas": [{QUESTION}]}}]'
+TOLD = rocstories.Example("a low low", ("slow", "?"), 1)
+STORIES_FILE = ",".join([*rocstories.COLUMNS, rocstories.ANSWER]) + "\na,b,c,d,e,f,2\n"
 CHOICES_FILE = "sent1,sent2,ending0,ending1,ending2,ending3,label\na,b,c,d,e,f,3\n"
 TASKS: dict[str, Make] = {
     "features.marks": lambda _: on(features.marks, MARKED),
@@ -665,6 +693,12 @@ TASKS: dict[str, Make] = {
     },
     "swag.read": lambda folder: on(swag.read, file_there(folder, "x.csv", CHOICES_FILE)),
     "swag.features": lambda _: on(swag.features, SWAGGED, MARKED),
+    "rocstories.read": lambda folder: on(
+        rocstories.read, file_there(folder, "x.csv", STORIES_FILE)
+    ),
+    "rocstories.features": lambda _: on(
+        rocstories.features, [TOLD], TOKENIZER.extend(rocstories.MARKS), max_seq_length=20
+    ),
     "corpus.read": lambda folder: on(corpus.read, file_there(folder, "x.txt", "a\nb\n\nc\n")),
     "corpus.encode": lambda _: on(corpus.encode, [["a low", "slow ?"], ["low"]], MARKED),
     "corpus.features": lambda _: on(corpus.features, ENCODED, MARKED, 7),
@@ -696,6 +730,71 @@ SYMBOL_TOKENIZING: dict[str, Make] = {
     ),
     **{f"gpt.Tokenizer.{name}": partial(symbol_method, name) for name in SYMBOL_METHODS},
 }
+COUNTED = counted.train([TEXT], special=["<unk>", "<eos>"])
+COUNTED_METHODS: dict[str, tuple[Any, ...]] = {
+    "encode": (TEXT,),
+    "encode_batch": (TEXTS,),
+    "encode_with_offsets": (TEXT,),
+    "tokenize": (TEXT,),
+    "tokens_to_ids": (["low", "lo"],),
+    "ids_to_tokens": ([3, 1],),
+    "decode": ([3, 1],),
+}
+
+
+def counted_method(name: str, _: Path) -> Example:
+    return on(getattr(counted.Tokenizer, name), COUNTED, *COUNTED_METHODS[name])
+
+
+def counted_saved(folder: Path) -> Path:
+    COUNTED.save(folder / "words")
+    return folder / "words"
+
+
+def corpus_saved(folder: Path) -> Path:
+    """Make a file as the ancestor's converter does."""
+    torch.save({"dataset": "wt103", "train": np.arange(5), "valid": None}, folder / "corpus.bin")
+    return folder
+
+
+def two_lines(folder: Path) -> Path:
+    return file_there(folder, "x.txt", "low slow\nlow\n")
+
+
+COUNTED_TOKENIZING: dict[str, Make] = {
+    "transfo_xl.Tokenizer": lambda _: on(counted.Tokenizer, dict(COUNTED.vocab), True, " "),
+    "transfo_xl.Tokenizer.vocab_size": lambda _: on(lambda t: t.vocab_size, COUNTED),
+    "transfo_xl.Tokenizer.save": writes(counted.Tokenizer.save, COUNTED),
+    "transfo_xl.Tokenizer.encode_file": lambda folder: on(
+        counted.Tokenizer.encode_file, COUNTED, two_lines(folder), seen=list
+    ),
+    **{f"transfo_xl.Tokenizer.{name}": partial(counted_method, name) for name in COUNTED_METHODS},
+    "transfo_xl.load": lambda folder: on(counted.load, counted_saved(folder)),
+    "transfo_xl.load_corpus": lambda folder: on(counted.load_corpus, corpus_saved(folder)),
+    "transfo_xl.build": lambda _: on(counted.build, {"a": 2, "b": 3}, special=["<eos>"]),
+    "transfo_xl.train": lambda _: on(counted.train, TEXTS, max_size=3),
+    "words.count": lambda _: on(between_spaces.count, TEXTS, lower_case=True),
+    "words.lines": lambda folder: on(between_spaces.lines, two_lines(folder), seen=list),
+    "words.places": lambda _: on(between_spaces.places, TEXT),
+    "words.split": lambda _: on(between_spaces.split, TEXT),
+}
+SENTENCES = [[5, 6, 7], [8, 9], [1, 2, 3, 4]]
+
+
+def text_stored(folder: Path) -> Path:
+    texts.store(SENTENCES, folder / "text")
+    return folder / "text"
+
+
+LANGUAGE: dict[str, Make] = {
+    "gather": lambda _: on(texts.gather, SENTENCES),
+    "store": writes(texts.store, SENTENCES),
+    "read": lambda folder: on(texts.read, text_stored(folder)),
+    "ordered": lambda _: on(texts.ordered, np.arange(50), 2, 4, key=3, seen=list),
+    "sentences": lambda _: on(
+        texts.sentences, [texts.gather(SENTENCES)], 1, 2, extra=1, key=3, seen=list
+    ),
+}
 PROGRAM: dict[str, Make] = {
     "main": lambda folder: on(cli.main, ["inspect", str(saved(folder))]),
     "generate": lambda folder: on(
@@ -707,6 +806,7 @@ PROGRAM: dict[str, Make] = {
     "run": lambda _: on(cli.run, str, train.Recipe, ["--seed", "3"]),
 }
 CHECKPOINTS: dict[str, Make] = {
+    "family_of": lambda folder: on(checkpoints.family_of, saved(folder)),
     "inspect": lambda folder: on(checkpoints.inspect, saved(folder), seen=list),
     "convert": lambda folder: on(checkpoints.convert, saved(folder), folder / "b", seen=list),
 }
@@ -809,8 +909,9 @@ TABLE: dict[str, Make] = {
         "transfo_xl": XL_MODEL,
         "generate": DECODING,
         "train": TRAINING,
-        "tokenize": TOKENIZING | SYMBOL_TOKENIZING,
+        "tokenize": TOKENIZING | SYMBOL_TOKENIZING | COUNTED_TOKENIZING,
         "tasks": TASKS,
+        "tasks.language_model": LANGUAGE,
         "cli": PROGRAM,
     }.items()
     for name, make in rows.items()
