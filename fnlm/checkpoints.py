@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fnlm.params import hub, io, rename, tree
 from fnlm.params.checkpoint import Checkpoint, Entry, replace
 
-__all__ = ["FAMILIES", "convert", "inspect"]
+__all__ = ["FAMILIES", "convert", "family_of", "inspect"]
 
 FAMILIES = ("bert", "gpt", "gpt2", "transfo_xl")
 
@@ -43,6 +43,26 @@ class _Account(NamedTuple):
 
     def count(self, *kinds: str) -> int:
         return sum(match.kind in kinds for match in self.matches.values())
+
+
+def family_of(path: str | Path) -> str:
+    """Name the family of a checkpoint: the module of fnlm that knows the names of its tensors.
+
+    Args:
+        path: a file or directory of any format, a bundled model or a hub name.
+
+    Raises:
+        ValueError: the file is damaged, or of no known format or family.
+        FileNotFoundError: no such file.
+
+    >>> family_of("tiny")
+    'gpt2'
+    """
+    checkpoint = io.read(hub.weights(path))
+    account = _account(checkpoint)
+    if not account.count("leaf", "tie"):
+        raise ValueError(f"{checkpoint.path} holds no tensor that fnlm knows: see fnlm inspect")
+    return account.family
 
 
 def inspect(path: str | Path) -> Iterator[str]:

@@ -1,8 +1,11 @@
 """Reading the files of data sets: text, perhaps compressed; every error names the file."""
 
+import csv
 import gzip
+import io
 import json
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,3 +66,36 @@ def read_lines(path: str | Path) -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
+
+
+def read_csv(path: str | Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a csv file with a header: where each is, and its cells by column.
+
+    Args:
+        path: as for `read_text`.
+        wanted: columns that must be there.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        ValueError: it is not csv, lacks a column, or has no rows.
+    """
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+    empty = True
+    try:
+        for column in wanted:
+            if column not in (reader.fieldnames or ()):
+                raise ValueError(
+                    f"{path}, line 1: no column {column!r} among {reader.fieldnames}; is it the "
+                    "right file?"
+                )
+        for row in reader:
+            empty, place = False, f"{path}, line {reader.line_num}"
+            short = [name for name, cell in row.items() if cell is None]
+            if short or None in row:
+                where = f"none for {short[0]!r}" if short else "more than the header"
+                raise ValueError(f"{place}: wrong number of columns: {where}; see to its quotes")
+            yield place, {name: cell or "" for name, cell in row.items()}
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {reader.reader.line_num}: not csv ({error})") from None
+    if empty:
+        raise ValueError(f"{path} holds no examples; is it the right file?")

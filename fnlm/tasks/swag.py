@@ -3,8 +3,6 @@
 Source: Zellers et al. 2018, and the layout of the published files: csv with a header, quoted.
 """
 
-import csv
-import io
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -55,39 +53,20 @@ def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
         ...
         FileNotFoundError: 'no/such/file.csv' is no file; give the path of a data file
     """
-    reader = csv.DictReader(io.StringIO(_read.read_text(path), newline=""), strict=True)
-    wanted = ("sent1", "sent2", *ENDINGS, *(("label",) if labelled else ()))
     examples = []
-    try:
-        for column in wanted:
-            if column not in (reader.fieldnames or ()):
+    for place, cells in _read.read_csv(
+        path, ("sent1", "sent2", *ENDINGS, *(("label",) if labelled else ()))
+    ):
+        label = None
+        if labelled:
+            if cells["label"] not in ("0", "1", "2", "3"):
                 raise ValueError(
-                    f"{path}, line 1: no column {column!r} among {reader.fieldnames}; SWAG needs it"
+                    f"{place}, column 'label': {cells['label']!r} is not one of 0, 1, 2, 3"
                 )
-        for row in reader:
-            examples.append(_example(row, labelled, f"{path}, line {reader.line_num}"))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.reader.line_num}: not csv ({error})") from None
-    if not examples:
-        raise ValueError(f"{path} holds no examples; is it the right file?")
+            label = int(cells["label"])
+        a, b, c, d = (cells[name] for name in ENDINGS)
+        examples.append(Example(cells["sent1"], cells["sent2"], (a, b, c, d), label))
     return tuple(examples)
-
-
-def _example(row: dict[str | None, str | None], labelled: bool, place: str) -> Example:
-    short = [name for name, cell in row.items() if cell is None]
-    if short or None in row:
-        where = f"none for {short[0]!r}" if short else "more than the header"
-        raise ValueError(f"{place}: wrong number of columns: {where}; see to its quotes")
-    cells = {name: cell or "" for name, cell in row.items()}
-    label = None
-    if labelled:
-        if cells["label"] not in ("0", "1", "2", "3"):
-            raise ValueError(
-                f"{place}, column 'label': {cells['label']!r} is not one of 0, 1, 2, 3"
-            )
-        label = int(cells["label"])
-    a, b, c, d = (cells[name] for name in ENDINGS)
-    return Example(cells["sent1"], cells["sent2"], (a, b, c, d), label)
 
 
 def features(

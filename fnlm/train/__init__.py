@@ -22,11 +22,21 @@ from fnlm.train.links import (
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
 from fnlm.train.per_example import per_example_grads, per_example_norms
-from fnlm.train.recipe import Recipe, TextRecipe, finetune, mean_loss, write_results
-from fnlm.train.state import Metrics, TrainState, init_state, load_state, save_state, train_step
+from fnlm.train.recipe import Recipe, TextRecipe, check_run, finetune, mean_loss, write_results
+from fnlm.train.state import (
+    CarryState,
+    Metrics,
+    TrainState,
+    carry_step,
+    init_state,
+    load_state,
+    save_state,
+    train_step,
+)
 
 __all__ = [
     "AdamState",
+    "CarryState",
     "Epochs",
     "Link",
     "Metrics",
@@ -39,7 +49,9 @@ __all__ = [
     "add_decayed_weights",
     "batches",
     "bert_adam",
+    "carry_step",
     "chain",
+    "check_run",
     "clip_global",
     "clip_per_tensor",
     "correct_bias",

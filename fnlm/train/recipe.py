@@ -2,12 +2,15 @@
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -16,14 +19,15 @@ from fnlm.params import tree
 from fnlm.params.checkpoint import replace
 from fnlm.params.tree import Tree
 from fnlm.train.data import Arrays, Epochs, batches, in_order
-from fnlm.train.links import except_bias_and_norm
+from fnlm.train.links import Optimizer, except_bias_and_norm
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import bert_adam
 from fnlm.train.state import init_state, train_step
 
-__all__ = ["Recipe", "TextRecipe", "finetune", "mean_loss", "write_results"]
+__all__ = ["Recipe", "TextRecipe", "check_run", "finetune", "mean_loss", "write_results"]
 
 Loss = Callable[..., Tensor]
+_fine_tuning = partial(bert_adam, decay=except_bias_and_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +86,8 @@ def finetune(
     directory: str | Path,
     *,
     held_out: Arrays | None = None,
+    optimizer: Callable[..., Optimizer] = _fine_tuning,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Tree, dict[str, float]]:
     """Train by the recipe of BERT: `bert_adam`, warm-up and linear decay, keyed dropout.
 
@@ -96,6 +102,9 @@ def finetune(
         directory: of the run: `state.safetensors`, `log.jsonl` and `run.json`, which tells it from
             other runs.
         held_out: rows whose mean loss joins the log at each checkpoint.
+        optimizer: makes another one: called with the learning rate and `warmup`, `t_total` and
+            `weight_decay`.
+        facts: settings of `loss` and `optimizer`, which tell the run from others, too.
 
     Returns:
         the trained parameters; the number of steps, "global_step", and the mean loss of those since
@@ -113,12 +122,11 @@ def finetune(
     order, dropout = random.split(random.key(recipe.seed))
     epochs = data if isinstance(data, Epochs) else Epochs.of(data, recipe.num_train_epochs)
     steps, batch_at = batches(epochs, order, rows, recipe.device)
-    optimizer = bert_adam(
+    chosen = optimizer(
         recipe.learning_rate,
         warmup=recipe.warmup_proportion,
         t_total=steps,
         weight_decay=recipe.weight_decay,
-        decay=except_bias_and_norm,
     )
     # A copy, as the steps write into it, and what was read from a file may share memory with that.
     params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), recipe.device)
@@ -126,10 +134,11 @@ def finetune(
         "data": (np.array(epochs.sizes), *epochs.arrays(0)),
         "starting parameters": [leaf.cpu().numpy() for leaf in tree.leaves(params)],
     }
-    _check_run(Path(directory), recipe, sources)
+    names = {field.name for field in fields(Recipe)} - {"device", "checkpoint_every"}
+    check_run(directory, {name: getattr(recipe, name) for name in names} | dict(facts), sources)
     state = fit(
-        train_step(loss, optimizer, accumulate=parts, donate=True),
-        init_state(params, optimizer, dropout.to(recipe.device)),
+        train_step(loss, chosen, accumulate=parts, donate=True),
+        init_state(params, chosen, dropout.to(recipe.device)),
         batch_at,
         steps=steps,
         directory=directory,
@@ -170,25 +179,44 @@ def write_results(results: dict[str, float], directory: str | Path, name: str) -
     return lines
 
 
-def _check_run(directory: Path, recipe: Recipe, sources: dict[str, Sequence[Any]]) -> None:
-    """Write down what tells a run from others; refuse a directory that holds another one."""
-    free = {"device", "checkpoint_every"}
-    names = [field.name for field in fields(Recipe) if field.name not in free]
-    facts: dict[str, Any] = {name: asdict(recipe)[name] for name in names}
+def check_run(
+    directory: str | Path,
+    facts: Mapping[str, Any],
+    sources: Mapping[str, Sequence[npt.NDArray[Any]]],
+) -> None:
+    """Write down in `run.json` what tells a run from others; refuse a directory of another one.
+
+    Args:
+        directory: of the run, made if need be.
+        facts: settings, by name; what JSON can hold.
+        sources: arrays, by a name for them; told apart by a checksum.
+
+    Raises:
+        ValueError: the directory holds a run with others; the message names them.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     check_run(folder, {"seed": 1}, {"data": [np.zeros(3)]})
+    ...     check_run(folder, {"seed": 2}, {"data": [np.zeros(3)]})
+    Traceback (most recent call last):
+    ...
+    ValueError: ... holds a run with other seed: give another directory, ...
+    """
+    checksums = dict.fromkeys(sources, 0)
     for name, arrays in sources.items():
-        facts[name] = 0
         for array in arrays:
-            facts[name] = zlib.crc32(np.ascontiguousarray(array).data, facts[name])
-    path = directory / "run.json"
+            checksums[name] = zlib.crc32(np.ascontiguousarray(array).data, checksums[name])
+    text = json.dumps({**facts, **checksums}, indent=2, sort_keys=True) + "\n"
+    path = Path(directory) / "run.json"
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name, value in facts.items() if found.get(name) != value]
+        other = [name for name, value in json.loads(text).items() if found.get(name) != value]
         if other:
             raise ValueError(
                 f"{directory} holds a run with other {', '.join(other)}: give another directory, "
                 "or remove this one to start anew"
             )
-    _write(path, json.dumps(facts, indent=2) + "\n")
+    _write(path, text)
 
 
 def _write(path: Path, text: str) -> None:

@@ -16,7 +16,10 @@ from fnlm.params import io, tree
 from fnlm.params.tree import Tree
 from fnlm.train.links import Optimizer, global_norm
 
-__all__ = ["Metrics", "TrainState", "init_state", "load_state", "save_state", "train_step"]
+__all__ = [
+    "CarryState", "Metrics", "TrainState", "carry_step", "init_state", "load_state", "save_state",
+    "train_step",
+]  # fmt: skip
 
 Loss = Callable[..., Tensor]
 
@@ -28,6 +31,18 @@ class TrainState(NamedTuple):
     opt_state: Tree  # of the optimizer
     key: Tensor  # [] int64, the source of all randomness of the run; never changes
     step: Tensor  # [] int64, how many steps were made
+
+
+class CarryState(NamedTuple):
+    """A run whose model takes something along from batch to batch, such as a memory."""
+
+    train: TrainState
+    carry: Tree
+
+    @property
+    def step(self) -> Tensor:
+        """How many steps were made: [] int64."""
+        return self.train.step
 
 
 class Metrics(NamedTuple):
@@ -99,6 +114,40 @@ def train_step(
         metrics = Metrics(value, global_norm(grads))
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, donate=donate)
         return TrainState(params, opt_state, state.key, state.step + 1), metrics
+
+    return step
+
+
+def carry_step(
+    loss: Callable[..., tuple[Tensor, Tree]], optimizer: Optimizer, *, donate: bool = False
+) -> Callable[..., tuple[CarryState, Metrics]]:
+    """Make the step of a model that takes something along: `train_step` over a `CarryState`.
+
+    Args:
+        loss: `loss(params, carry, *batch, key=key) -> ([], carry)`. No gradient goes from one step
+            to the next.
+        optimizer, donate: as for `train_step`.
+
+    >>> from fnlm.train import adamw
+    >>> def loss(params, carry, x, key):  # of the sum of all batches so far
+    ...     carry = carry + x
+    ...     return ((params["w"] - carry) ** 2).sum(), carry
+    >>> start = init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0))
+    >>> state = CarryState(start, torch.zeros(2))
+    >>> step = carry_step(loss, adamw(0.1))
+    >>> step(step(state, torch.ones(2))[0], torch.ones(2))[0].carry
+    tensor([2., 2.])
+    """
+    differentiate = grad_and_value(loss, has_aux=True)
+
+    def step(state: CarryState, *batch: Any) -> tuple[CarryState, Metrics]:
+        params, moments, key, number = state.train
+        own = random.fold_in(key, number)
+        grads, (value, carry) = differentiate(params, state.carry, *batch, key=own)
+        metrics = Metrics(value, global_norm(grads))
+        params, moments = optimizer.update(grads, moments, params, donate=donate)
+        carry = tree.map(torch.Tensor.detach, carry)
+        return CarryState(TrainState(params, moments, key, number + 1), carry), metrics
 
     return step
 
