@@ -138,6 +138,15 @@ def test_vocabularies_and_ids_equal_the_ancestors(
             assert ours.ids_to_tokens(wanted) == theirs.convert_ids_to_tokens(wanted)
 
 
+@settings(max_examples=EXAMPLES)
+@given(TEXTS, DELIMITERS)
+def test_texts_come_back(text: str, delimiter: str | None) -> None:
+    """With their own delimiter, where the ancestor always puts a space."""
+    tokenizer = transfo_xl.train([text], delimiter=delimiter)
+    found = tokenizer.decode(tokenizer.encode(text))
+    assert found == (" ".join(text.split()) if delimiter is None else text.strip())
+
+
 @pytest.mark.parametrize("name", ["wikitext-2", "wikitext-103"])
 def test_wikitext_equals_the_ancestor(name: str, tmp_path: Path) -> None:
     """Counting, building and encoding as `get_lm_corpus` does for these files."""
