@@ -134,7 +134,8 @@ def finetune(
         "data": (np.array(epochs.sizes), *epochs.arrays(0)),
         "starting parameters": [leaf.cpu().numpy() for leaf in tree.leaves(params)],
     }
-    names = {field.name for field in fields(Recipe)} - {"device", "checkpoint_every"}
+    free = ("device", "checkpoint_every")
+    names = [field.name for field in fields(Recipe) if field.name not in free]
     check_run(directory, {name: getattr(recipe, name) for name in names} | dict(facts), sources)
     state = fit(
         train_step(loss, chosen, accumulate=parts, donate=True),
