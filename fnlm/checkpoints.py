@@ -1,7 +1,5 @@
 """Checkpoints of any origin and format: what one holds, and the same one in another form."""
 
-import importlib
-import importlib.util
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -12,12 +10,13 @@ from typing import NamedTuple
 import torch
 from tqdm import tqdm
 
+from fnlm import bert, gpt, gpt2, transfo_xl
 from fnlm.params import hub, io, rename, tree
 from fnlm.params.checkpoint import Checkpoint, Entry, replace
 
 __all__ = ["FAMILIES", "convert", "family_of", "inspect"]
 
-FAMILIES = ("bert", "gpt", "gpt2", "transfo_xl")
+FAMILIES = {"bert": bert, "gpt": gpt, "gpt2": gpt2, "transfo_xl": transfo_xl}
 
 # Files of a tokenizer that are carried along, under the names that every reader knows.
 _VOCABULARIES = {
@@ -110,7 +109,8 @@ def convert(
             the weights, with the config beside it. The vocabulary found beside the source goes
             with them.
         to: whose form, "transformers" or "pytorch-pretrained-bert".
-        config: the model's configuration file; by default the one beside the source.
+        config: the model's configuration file; by default the one beside the source, or, where the
+            family is named and there is none, that of its published model.
         family: module of the family; by default the one that knows the names of the tensors.
         dtype: floating type to cast to, such as "float16"; by default that of the source.
 
@@ -120,17 +120,21 @@ def convert(
     """
     if family is not None:
         _module(family)
-    if config is None:
-        weights, config = hub.locate(source)
-    else:
-        weights = hub.weights(source)
+    weights = hub.weights(source)
     checkpoint = io.read(weights)
     account = _account(checkpoint, family)
     if not account.count("leaf", "tie"):
         raise ValueError(f"{weights} holds no tensor that fnlm knows: see fnlm inspect")
     module = _module(account.family)
     rules = module.rules.FAMILY
-    settings = io.config_from(Path(config), rules, module.Config)
+    try:
+        found = Path(config) if config is not None else hub.locate(source).config
+    except FileNotFoundError:
+        if family is None:
+            raise
+        settings = module.Config()  # that of the published model, as the four verbs have it
+    else:
+        settings = io.config_from(found, rules, module.Config)
     with tqdm(total=account.count("leaf", "tie"), unit=" tensors", leave=False) as bar:
         watched = _watched(checkpoint, bar, dtype)
         params = io.assemble(watched, settings, rules, module.spec, source=str(weights))
@@ -154,16 +158,13 @@ def convert(
 def _module(family: str) -> ModuleType:
     if family not in FAMILIES:
         raise ValueError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
-    if importlib.util.find_spec(f"fnlm.{family}") is None:
-        raise ValueError(f"family {family} is not in this version of fnlm: it can't be read")
-    return importlib.import_module(f"fnlm.{family}")
+    return FAMILIES[family]
 
 
 def _account(checkpoint: Checkpoint, family: str | None = None) -> _Account:
     """Match every name, by the family that knows the most of them."""
-    known = [name for name in FAMILIES if importlib.util.find_spec(f"fnlm.{name}")]
     accounts = []
-    for name in known if family is None else [family]:
+    for name in FAMILIES if family is None else [family]:
         table = _module(name).rules.FAMILY
         accounts.append(_Account(name, {n: rename.classify(n, table) for n in checkpoint}))
     return max(accounts, key=lambda account: account.count("leaf", "tie"))

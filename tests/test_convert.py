@@ -5,15 +5,16 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import data_path
-from families import FILE_IDS, FILES, GPT2, Family, make_params, with_heads
+from families import FILE_IDS, FILES, GPT, GPT2, Family, make_params, with_heads
 from peers import hf, ppb, quiet
 from safetensors.torch import load_file, save_file
 
-from fnlm import cli, gpt2
-from fnlm.params import rename, tree
+from fnlm import bert, checkpoints, cli, gpt, gpt2, transfo_xl
+from fnlm.params import hub, io, rename, tree
 
 OPENAI = "checkpoints/gpt2-tiny-tf"
 
@@ -94,6 +95,58 @@ def test_the_ancestors_verb_for_gpt2(tmp_path: Path, run: Any) -> None:
         target = tmp_path / str(len(more))
         run("convert_gpt2_checkpoint", source / "model.ckpt", target, *more)
         same(gpt2.load(target / "pytorch_model.bin"), gpt2.load(source))
+
+
+def test_the_verb_for_gpt_needs_no_config(tmp_path: Path, run: Any) -> None:
+    """OpenAI's release has none: the published one is meant, and a model of other sizes refused."""
+    source = tmp_path / "release"
+    source.mkdir()
+    params = bare(make_params(GPT))
+    leaves = {name: value for name, value in params.items() if name != "config"}
+    (dialect,) = (d for d in GPT.module.rules.FAMILY.dialects if d.name == "openai")
+    arrays = rename.to_foreign(leaves, dialect)
+    ordered = [arrays[f"params.{i}"] for i in range(len(arrays))]
+    flat = torch.cat([x.flatten() for x in ordered]).numpy()
+    for i, part in enumerate(np.array_split(flat, 3)):
+        np.save(source / f"params_{i}.npy", part)
+    (source / "params_shapes.json").write_text(json.dumps([list(x.shape) for x in ordered]))
+    GPT.config.to_json_file(tmp_path / "gpt.json")
+    run("convert_openai_checkpoint", source, tmp_path / "made", tmp_path / "gpt.json")
+    same(gpt.load(tmp_path / "made"), params)
+    for act in (
+        lambda: gpt.load(source),
+        lambda: list(checkpoints.convert(source, tmp_path / "b")),
+    ):
+        with pytest.raises(ValueError, match=r"does not fit: missing params.26 "):
+            act()
+    assert cli.main(["convert_openai_checkpoint", str(source), str(tmp_path / "b")]) == 2
+    assert not (tmp_path / "b").exists()
+
+
+def test_the_verb_for_bert(tmp_path: Path, run: Any) -> None:
+    source = data_path("checkpoints/bert-tiny-tf")
+    words = (
+        source / "bert_model.ckpt",
+        source / "bert_config.json",
+        tmp_path / "pytorch_model.bin",
+    )
+    said = run("convert_tf_checkpoint_to_pytorch", *words)
+    assert "93 of a trainer" in said and (tmp_path / "vocab.txt").exists()
+    same(bert.load(tmp_path), bert.load(source))
+
+
+def test_the_verb_for_transformer_xl(tmp_path: Path, run: Any) -> None:
+    source = data_path("checkpoints/transfo-xl-tiny-tf/div_2_cutoffs_3")
+    config = transfo_xl.Config(
+        n_token=30, n_layer=3, d_model=32, d_embed=32, n_head=4, d_head=8, d_inner=64,
+        cutoffs=(10, 20), div_val=2, untie_r=False, proj_share_all_but_first=False,
+    )  # fmt: skip
+    config.to_json_file(tmp_path / "config.json")
+    target = tmp_path / "made"
+    run("convert_transfo_xl_checkpoint", source, target, tmp_path / "config.json")
+    rules = transfo_xl.rules.FAMILY  # type: ignore[attr-defined]
+    tensors = io.read(hub.weights(source))
+    same(transfo_xl.load(target), io.assemble(tensors, config, rules, transfo_xl.spec))
 
 
 def test_what_is_not_read_is_counted(tmp_path: Path, run: Any) -> None:

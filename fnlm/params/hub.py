@@ -43,6 +43,9 @@ WEIGHTS = (
 )
 CONFIGS = ("config.json", "bert_config.json", "hparams.json")
 
+# Of OpenAI's first GPT, whose release of NumPy arrays states its configuration nowhere.
+_ARRAYS = "params_shapes.json"
+
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", re.ASCII)
 _WANTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -83,6 +86,8 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
     for name in configs:
         if (config := path.parent / name).is_file():
             return Source(path, config)
+    if path.name == _ARRAYS:
+        return Source(path, BUNDLED / "openai-gpt.json")
     raise FileNotFoundError(
         f"{path.parent / configs[0]} is missing{_and_so(configs[1:])}: a model is its weights "
         f"({path.name}) beside its configuration; copy that there too"
@@ -157,14 +162,14 @@ def _weights_in(directory: Path) -> Path:
         _only(directory.glob("*.safetensors"))
         or _tensorflow(directory)
         or _only(directory.glob("*.npz"))
-        or _only(directory.glob("params_shapes.json"))  # of the NumPy files of OpenAI's first GPT
+        or _only(directory.glob(_ARRAYS))
     )
     if found is not None:
         return found
     for path in sorted(directory.iterdir()):
         if path.name.endswith(_ARCHIVES):
             raise FileNotFoundError(_unpack(path))
-    others = (*WEIGHTS[1:], "a TensorFlow checkpoint", "an .npz file", "params_shapes.json")
+    others = (*WEIGHTS[1:], "a TensorFlow checkpoint", "an .npz file", _ARRAYS)
     raise FileNotFoundError(
         f"{directory / WEIGHTS[0]} is missing{_and_so(others)}: copy the weights there, or give "
         "the path of the directory or file that holds them"
