@@ -530,6 +530,25 @@ def test_bombs_end_in_errors_in_little_memory(tmp_path: Path) -> None:
                     read(path)
 
 
+ODD = ["unk_idx", "lower_case", "delimiter", "idx2sym", "sym2idx", "vocab", "train"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_endless_is_not_written_out(name: str, tmp_path: Path) -> None:
+    """A list of lists of ten times the list before, where something else should be."""
+    lists = BOMBS["laughs"][:-1]  # the hundredth is in memo 99
+    symbols = b"" if name in ("vocab", "idx2sym") else b"U\x07idx2sym](U\x01ae"
+    key = b"U" + bytes([len(name)]) + name.encode()
+    (path := tmp_path / "x.bin").write_bytes(lists + b"}(" + symbols + key + b"hcu.")
+    with little_memory(1 << 22), pytest.raises(ValueError, match="x.bin can't be read"):
+        transfo_xl.load_corpus(path)
+    if name in ("sym2idx", "train"):  # of no meaning if it is no dict, or in a vocabulary
+        assert transfo_xl.load(path).vocab_size == 1
+    else:
+        with little_memory(1 << 22), pytest.raises(ValueError, match="x.bin can't be read"):
+            transfo_xl.load(path)
+
+
 def test_ids_are_not_multiplied(tmp_path: Path) -> None:
     """A list of one array a hundred thousand times is a small file."""
     array = pickle.dumps(np.zeros(10_000, np.int8), protocol=4)
@@ -549,9 +568,9 @@ def test_ids_are_not_multiplied(tmp_path: Path) -> None:
         ({"idx2sym": ["a", 1]}, "has no idx2sym"),
         ({"idx2sym": ["a", "a"]}, "holds 'a' twice"),
         ({"idx2sym": ["a"], "sym2idx": {"a": 1}}, "contradict each other"),
-        ({"idx2sym": ["a"], "unk_idx": 1}, "unk_idx=1 is none of 1 ids"),
-        ({"idx2sym": ["a"], "lower_case": 1}, "lower_case=1"),
-        ({"idx2sym": ["a"], "delimiter": 1}, "delimiter=1"),
+        ({"idx2sym": ["a"], "unk_idx": 1}, "unk_idx is none of the 1 ids"),
+        ({"idx2sym": ["a"], "lower_case": 1}, "lower_case is no bool"),
+        ({"idx2sym": ["a"], "delimiter": 1}, "delimiter no text"),
         ({"idx2sym": ["a"], "vocab": 3, "train": np.zeros((2, 2), np.int64)}, None),
     ],
 )

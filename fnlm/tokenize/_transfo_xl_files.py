@@ -9,7 +9,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -29,11 +29,10 @@ _CORPORA = (("corpus.bin",), ("corpus.pkl",), ("cache.pt",), ("cache.pkl",))
 _SETTINGS = {"lower_case": bool, "delimiter": str | None, "unknown": str | None}
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file of torch.save before 1.6
 _ARRAYS = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-_TEXT = "_codecs encode"  # how bytes are written for Python 2
 _ANCESTOR = "pytorch_pretrained_bert.tokenization_transfo_xl"
 # The classes of the ancestor and of kimiyoung/transformer-xl; all of them have the same attributes.
 _NAMES = _ARRAYS | {
-    *(_TEXT, "collections Counter", "numpy ndarray", "numpy dtype"),
+    *("_codecs encode", "collections Counter", "numpy ndarray", "numpy dtype"),
     *("data_utils Corpus", "vocabulary Vocab", "utils.vocabulary Vocab"),
     *(f"{_ANCESTOR} TransfoXLCorpus", f"{_ANCESTOR} TransfoXLTokenizer"),
 }
@@ -52,7 +51,7 @@ class Vocabulary(NamedTuple):
 class _Pickled(NamedTuple):
     """What is in a pickle: its attributes, and how to get at the bytes of a storage."""
 
-    attributes: dict[object, Any]
+    attributes: dict[str, Any]
     storage: Callable[[str], bytes]
 
 
@@ -163,7 +162,7 @@ def _zipped(archive: zipfile.ZipFile) -> _Pickled:
 
     program = member("data.pkl")
     value = _run(program, 0, len(program)).value
-    return _Pickled(_attributes(value), lambda key: member(f"data/{key}"))
+    return _Pickled(_attributes(value), cache(lambda key: member(f"data/{key}")))
 
 
 def _plain(data: mmap.mmap) -> _Pickled:
@@ -184,7 +183,7 @@ def _plain(data: mmap.mmap) -> _Pickled:
     return _Pickled(_attributes(value), lambda key: data[places[key]] if key in places else b"")
 
 
-def _attributes(value: Any) -> dict[object, Any]:
+def _attributes(value: Any) -> dict[str, Any]:
     """Give the attributes of an object, or the items of a dict of them."""
     state = value.state if isinstance(value, Made) else value
     if not isinstance(state, Pairs):
@@ -204,11 +203,11 @@ def _vocabulary(pickled: _Pickled) -> Vocabulary:
         raise ValueError("its idx2sym and sym2idx contradict each other: build it again")
     if unknown is not None:
         if type(unknown) is not int or not 0 <= unknown < len(symbols):
-            raise ValueError(f"its unk_idx={unknown!r} is none of {len(symbols)} ids")
+            raise ValueError(f"its unk_idx is none of the {len(symbols)} ids: build it again")
         unknown = symbols[unknown]
     lower_case, delimiter = said.get("lower_case", False), said.get("delimiter")
     if not isinstance(lower_case, bool) or not isinstance(delimiter, str | None):
-        raise ValueError(f"it has lower_case={lower_case!r} and delimiter={delimiter!r}")
+        raise ValueError("its lower_case is no bool, or its delimiter no text: build it again")
     return Vocabulary(symbols, lower_case, delimiter, unknown)
 
 
