@@ -1,4 +1,4 @@
-"""Text from a GPT-2: continue a prompt, begin from nothing, or ask for prompts one after another.
+"""Text from GPT-2, GPT or Transformer-XL: continue a prompt, begin from nothing, ask for prompts.
 
     python examples/generate.py --model_name_or_path tiny --prompt "The king said to the"
     python examples/generate.py --model_name_or_path tiny --unconditional --nsamples 3
@@ -6,69 +6,83 @@
 
 The flags are those of the well-known `run_gpt2.py`. Text is shown as it is made where samples are
 made one at a time (--batch_size 1, the default); sample i depends on --seed and i alone, whatever
-the batch size.
+the batch size. A text of Transformer-XL may be of any length, and goes on after a line has ended.
 """
 
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
+from importlib import import_module
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fnlm import gpt2, random
+from fnlm import checkpoints, cli, random
 from fnlm.generate import generate, stream
 from fnlm.params.layout import for_decoding
 from fnlm.params.tree import cast
-from fnlm.tokenize import gpt2 as bpe
 
-END_OF_TEXT = "<|endoftext|>"
+# The families that continue texts, and the token at the beginning of a text.
+BEGINNINGS = {"gpt": None, "gpt2": "<|endoftext|>", "transfo_xl": "<eos>"}
 
 
 class Model(NamedTuple):
-    """What writing needs: parameters, tokenizer, and the id that begins and ends a text."""
+    """What writing needs."""
 
+    name: str  # of the family
+    family: Any  # its module
     params: Any
-    tokenizer: bpe.Tokenizer
-    end: int
+    tokenizer: Any
+    end: int | None  # id after which a text is over
 
 
 def load(name_or_path: str, dtype: str) -> Model:
-    tokenizer = bpe.load(name_or_path)
-    (end,) = tokenizer.tokens_to_ids([END_OF_TEXT])
-    params = for_decoding(cast(gpt2.load(name_or_path), getattr(torch, dtype)))
-    return Model(params, tokenizer, end)
+    name = checkpoints.family_of(name_or_path)
+    if name not in BEGINNINGS:
+        raise ValueError(f"{name_or_path} is a model of {name}, which does not continue texts")
+    family = import_module(f"fnlm.{name}")
+    tokenizer = import_module(f"fnlm.tokenize.{name}").load(name_or_path)
+    params = family.load(name_or_path)
+    words = getattr(params["config"], "n_token", 0) or len(params["embed"]["token"])
+    cli.check_vocabulary(name_or_path, tokenizer.vocab_size, words)
+    end = tokenizer.tokens_to_ids([BEGINNINGS[name]])[0] if name == "gpt2" else None
+    return Model(name, family, for_decoding(cast(params, getattr(torch, dtype))), tokenizer, end)
 
 
-def until(end: int, tokens: Iterable[Tensor]) -> Iterator[int]:
-    """The ids before the end of a text."""
-    for token in tokens:
-        if int(token) == end:
-            return
-        yield int(token)
+def encode(model: Model, prompt: str) -> list[int]:
+    """The ids of a prompt, or that of a beginning."""
+    begin = BEGINNINGS[model.name]
+    lines = prompt.replace("\n", f" {begin} ") if model.name == "transfo_xl" else prompt
+    ids = model.tokenizer.encode(lines)
+    if not ids and begin is None:
+        raise ValueError(f"{model.name} has no token that begins a text: give a prompt")
+    return ids or model.tokenizer.tokens_to_ids([begin])
+
+
+def decode(model: Model, tokens: Iterable[Tensor]) -> Iterator[str]:
+    """The text of ids before the end, piece by piece."""
+    ids = takewhile(lambda at: at != model.end, map(int, tokens))
+    if model.name != "transfo_xl":
+        return model.tokenizer.decode_stream(ids)
+    words = (model.tokenizer.decode([at]) for at in ids)
+    return ("\n" if word == BEGINNINGS[model.name] else f"{word} " for word in words)
 
 
 def samples(model: Model, prompt: str, args: argparse.Namespace) -> Iterator[Iterable[str]]:
     """For each sample the pieces of its text; those of a batch come all at once."""
-    ids = torch.tensor([model.tokenizer.encode(prompt) or [model.end]])
-    settings: dict[str, Any] = {
-        "temperature": args.temperature,
-        "top_k": args.top_k,
-        "top_p": args.top_p,
-        "end": model.end,
-        "prefill": gpt2.hidden_states,
-    }
+    ids = torch.tensor([encode(model, prompt)])
+    settings = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
+    settings |= {"end": model.end, "prefill": model.family.hidden_states}
     for first in range(0, args.nsamples, args.batch_size):
         rows = torch.arange(first, min(first + args.batch_size, args.nsamples))
         keys = random.fold_in(random.key(args.seed), rows)
-        given = (gpt2.apply, model.params, ids.expand(len(rows), -1), args.length)
+        given = (model.family.apply, model.params, ids.expand(len(rows), -1), args.length)
         if len(rows) == 1:
-            texts: Iterable[Iterable[Tensor]] = [stream(*given, key=keys, **settings)]
+            yield decode(model, stream(*given, key=keys, **settings))
         else:
-            texts = generate(*given, key=keys, **settings)
-        for tokens in texts:
-            yield model.tokenizer.decode_stream(until(model.end, tokens))
+            yield from (decode(model, row) for row in generate(*given, key=keys, **settings))
 
 
 def show(model: Model, prompt: str, args: argparse.Namespace) -> None:
@@ -101,17 +115,16 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model_name_or_path", default="gpt2", help="bundled, directory or hub")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--nsamples", type=int, default=1, help="texts for each prompt")
-    parser.add_argument("--batch_size", type=int, default=1, help="texts made at the same time")
-    parser.add_argument(
-        "--length", type=int, default=-1, help="most tokens; -1: half of the positions"
-    )
-    parser.add_argument("--temperature", type=float, default=1.0)
-    parser.add_argument("--top_k", type=int, default=0, help="0: all words")
-    parser.add_argument("--top_p", type=float, default=1.0, help="1: all words")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    add = parser.add_argument
+    add("--model_name_or_path", default="gpt2", help="bundled, directory or hub")
+    add("--seed", type=int, default=0)
+    add("--nsamples", type=int, default=1, help="texts for each prompt")
+    add("--batch_size", type=int, default=1, help="texts made at the same time")
+    add("--length", type=int, default=-1, help="most tokens; -1: half of the positions, or 128")
+    add("--temperature", type=float, default=1.0)
+    add("--top_k", type=int, default=0, help="0: all words")
+    add("--top_p", type=float, default=1.0, help="1: all words")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--prompt", help="continue this text and stop")
     mode.add_argument("--unconditional", action="store_true", help="begin from nothing and stop")
@@ -127,13 +140,13 @@ def main(words: list[str] | None = None) -> int:
     try:
         model = load(args.model_name_or_path, args.dtype)
         if args.length == -1:
-            args.length = model.params["config"].n_positions // 2
+            args.length = getattr(model.params["config"], "n_positions", 256) // 2
         if args.unconditional or args.prompt is not None:
             show(model, args.prompt or "", args)
         else:
             talk(model, args)
-    except (ValueError, OSError) as error:
-        print(f"generate.py: {error}", file=sys.stderr)
+    except (ValueError, LookupError, OSError) as error:
+        print(f"generate.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

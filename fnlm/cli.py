@@ -16,7 +16,7 @@ import jsonargparse
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["convert", "generate", "inspect", "main", "progress", "run"]
+__all__ = ["check_vocabulary", "convert", "generate", "inspect", "main", "progress", "run"]
 
 Flags = TypeVar("Flags")
 END_OF_TEXT = "<|endoftext|>"
@@ -67,6 +67,15 @@ def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | Non
     words = [f"{w}=true" if w in switches else w for w in (sys.argv[1:] if args is None else args)]
     given = jsonargparse.auto_cli(flags, args=words, as_positional=False)
     return _exit_code(Path(sys.argv[0]).name, lambda: work(given))
+
+
+def check_vocabulary(name: str | Path, found: int, wanted: int) -> None:
+    """Raise ValueError unless a tokenizer has as many tokens as the model of that name."""
+    if found != wanted:
+        raise ValueError(
+            f"{name}: the vocabulary has {found} tokens, the model {wanted}: they do not belong "
+            "together, give a directory in which they do"
+        )
 
 
 def progress(what: str) -> Callable[[int, int], None]:

@@ -802,6 +802,7 @@ PROGRAM: dict[str, Make] = {
     ),
     "inspect": lambda folder: on(cli.inspect, str(saved(folder)), seen=list),
     "convert": lambda folder: on(cli.convert, str(saved(folder)), str(folder / "b"), seen=list),
+    "check_vocabulary": lambda _: on(cli.check_vocabulary, "tiny", 9, 9),
     "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
     "run": lambda _: on(cli.run, str, train.Recipe, ["--seed", "3"]),
 }

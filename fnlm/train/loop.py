@@ -5,36 +5,37 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from fnlm.train.state import Metrics, TrainState, load_state, save_state
+from fnlm.train.state import CarryState, Metrics, TrainState, load_state, save_state
 
 __all__ = ["fit", "read_log"]
 
 Log = list[dict[str, float]]
+S = TypeVar("S", TrainState, CarryState)
 
 
 def fit(
-    step: Callable[..., tuple[TrainState, Metrics]],
-    state: TrainState,
+    step: Callable[..., tuple[S, Metrics]],
+    state: S,
     batch_at: Callable[[int], tuple[Any, ...]],
     *,
     steps: int,
     directory: str | Path,
-    evaluate: Callable[[TrainState], float] | None = None,
+    evaluate: Callable[[S], float] | None = None,
     evaluate_every: int,
-    on_best: Callable[[TrainState], None] = lambda state: None,
+    on_best: Callable[[S], None] = lambda state: None,
     patience: int | None = None,
-) -> TrainState:
+) -> S:
     """Make steps until `steps` are done; every `evaluate_every` of them evaluate and write.
 
     A run that was killed and is started again with the same arguments goes on from what it wrote
     last, and ends with the same numbers, because a batch is a function of the step.
 
     Args:
-        step: from `train_step`; it may donate.
+        step: from `train_step` or `carry_step`; it may donate.
         state: from `init_state`; replaced by that in the directory where there is one.
         batch_at: the batch of a step, as the arguments of `step` after the state.
         steps: how many in all.
