@@ -65,11 +65,7 @@ def load(flags: Flags) -> tuple[gpt.Params, tokenize.Tokenizer]:
     tokenizer, key = tokenize.load(flags.model_name), random.key(flags.seed)
     params = gpt.load(flags.model_name, heads=[HEAD], key=key if flags.do_train else None)
     config = params["config"]
-    if tokenizer.vocab_size != config.total_tokens_embeddings:
-        raise ValueError(
-            f"{flags.model_name}: the vocabulary has {tokenizer.vocab_size} tokens, the model "
-            f"embeddings of {config.total_tokens_embeddings}: they do not belong together"
-        )
+    cli.check_vocabulary(flags.model_name, tokenizer.vocab_size, config.total_tokens_embeddings)
     new = [mark for mark in rocstories.MARKS if mark not in tokenizer.special]
     if new and flags.do_train:
         tokenizer = tokenizer.extend(new)
