@@ -196,7 +196,7 @@ def test_a_run_that_is_killed_ends_with_the_same_numbers(tmp_path: Path) -> None
 # rocstories.
 
 
-def test_rows_are_laid_out_as_the_ancestor_does() -> None:
+def test_rows_are_laid_out_with_the_token_that_follows() -> None:
     tokenizer = letters(rocstories.MARKS)
     examples = rocstories.read("valid.csv")
     made = rocstories.features(examples, tokenizer, max_seq_length=50)
