@@ -13,11 +13,13 @@ from fnlm import random
 from fnlm.params import tree
 from fnlm.params.tree import Tree
 from fnlm.train import (
+    CarryState,
     Metrics,
     Optimizer,
     TrainState,
     adamw,
     bert_adam,
+    carry_step,
     global_norm,
     init_state,
     load_state,
@@ -266,3 +268,22 @@ def test_errors_of_accumulation_name_argument_and_shape() -> None:
         train_step(loss, optimizer(), accumulate=0)
     with pytest.raises(ValueError, match=r"accumulate=3 must divide .* batch.0, .* \(4, 3\)"):
         train_step(loss, optimizer(), accumulate=3)(state, *make_batch(0))
+
+
+def test_what_a_step_carries_is_what_the_next_one_reads() -> None:
+    def loss(params: Tree, carry: Tensor, x: Tensor, *, key: Tensor) -> tuple[Tensor, Tensor]:
+        made = params["w"] * x
+        return ((made - carry) ** 2 + made * random.normal(key, x.shape)).sum(), made
+
+    optimizer, carry = adamw(0.1), torch.zeros(3, 2)
+    state = init_state({"w": torch.tensor([1.0, -2.0])}, optimizer, random.key(7))
+    run, step = CarryState(state, carry), carry_step(loss, optimizer)
+    for x in torch.randn(4, 3, 2):
+        alone = train_step(lambda p, x, key, carry=carry: loss(p, carry, x, key=key)[0], optimizer)
+        carry = state.params["w"] * x
+        state, wanted = alone(state, x)
+        run, metrics = step(run, x)
+        pairs = zip(tree.leaves((run, metrics)), tree.leaves((state, carry, wanted)), strict=True)
+        assert all(ours.equal(theirs) for ours, theirs in pairs)
+        assert not run.carry.requires_grad
+    assert int(run.step) == 4
