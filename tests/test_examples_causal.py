@@ -259,6 +259,21 @@ def test_a_model_learns_which_ending_is_right(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "run.json").read_text())["lr_schedule"] == "constant"
 
 
+def test_the_first_step_is_that_of_adam_with_bias_correction(tmp_path: Path) -> None:
+    """Each weight moves by the learning rate, then loses its share; vectors lose nothing."""
+    line = f"--do_train --model_name gpt --train_dataset train.csv --output_dir {tmp_path}"
+    more = "--num_train_epochs 1 --train_batch_size 24 --learning_rate 2e-3 --lr_schedule constant"
+    assert run("rocstories", f"{line} {more} --weight_decay 0.5") == 0
+    before, after = gpt.load("gpt")["blocks"][0], gpt.load(tmp_path)["blocks"][0]
+    up, norm = (
+        (lambda block: block["mlp"]["up"]["weight"]),
+        (lambda block: block["norm_1"]["scale"]),
+    )
+    for leaf, share in ((up, 2e-3 * 0.5), (norm, 0.0)):
+        moved = (leaf(after) / (1 - share) - leaf(before)).abs()
+        torch.testing.assert_close(moved.median(), torch.tensor(2e-3), rtol=0.01, atol=0)
+
+
 # wikitext103.
 
 
