@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -87,7 +86,7 @@ def finetune(
     *,
     held_out: Arrays | None = None,
     optimizer: Callable[..., Optimizer] = _fine_tuning,
-    facts: Mapping[str, Any] = MappingProxyType({}),
+    facts: Mapping[str, Any] | None = None,
 ) -> tuple[Tree, dict[str, float]]:
     """Train by the recipe of BERT: `bert_adam`, warm-up and linear decay, keyed dropout.
 
@@ -136,7 +135,9 @@ def finetune(
     }
     free = ("device", "checkpoint_every")
     names = [field.name for field in fields(Recipe) if field.name not in free]
-    check_run(directory, {name: getattr(recipe, name) for name in names} | dict(facts), sources)
+    check_run(
+        directory, {name: getattr(recipe, name) for name in names} | dict(facts or {}), sources
+    )
     state = fit(
         train_step(loss, chosen, accumulate=parts, donate=True),
         init_state(params, chosen, dropout.to(recipe.device)),
