@@ -124,7 +124,8 @@ def convert(
     checkpoint = io.read(weights)
     account = _account(checkpoint, family)
     if not account.count("leaf", "tie"):
-        raise ValueError(f"{weights} holds no tensor that fnlm knows: see fnlm inspect")
+        what = f"of family {family!r}" if family else "that fnlm knows"
+        raise ValueError(f"{weights} holds no tensor {what}: fnlm inspect shows what it holds")
     module = _module(account.family)
     rules = module.rules.FAMILY
     try:
@@ -135,7 +136,9 @@ def convert(
         settings = module.Config()  # that of the published model, as the four verbs have it
     else:
         settings = io.config_from(found, rules, module.Config)
-    with tqdm(total=account.count("leaf", "tie"), unit=" tensors", leave=False) as bar:
+    with tqdm(
+        total=account.count("leaf", "tie"), unit=" tensors", leave=False, disable=None
+    ) as bar:
         watched = _watched(checkpoint, bar, dtype)
         params = io.assemble(watched, settings, rules, module.spec, source=str(weights))
         strange = [

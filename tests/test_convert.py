@@ -227,12 +227,13 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         ("lonely", "t"): ["config.json"],
         ("other", "t"): ["'llama'"],
         ("strange", "t"): ["holds no tensor that fnlm knows", "fnlm inspect"],
+        ("good", "t", "--family", "bert"): ["holds no tensor of family 'bert'", "fnlm inspect"],
         ("text.bin", "t"): ["text.bin"],
         ("nowhere", "t"): ["nowhere"],
         ("good", "t", "--config", "none.json"): ["none.json"],
     }.items():
         paths = [str(tmp_path / word) for word in words[:2]]
-        options = [w if w[0] == "-" or w == "gpt3" else str(tmp_path / w) for w in words[2:]]
+        options = [w if w[0] == "-" or "." not in w else str(tmp_path / w) for w in words[2:]]
         assert cli.main(["convert", *paths, *options]) == 2, words
         shown = capsys.readouterr()
         assert shown.err.startswith("fnlm convert: ") and shown.err.count("\n") == 1, shown.err
