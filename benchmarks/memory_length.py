@@ -25,7 +25,7 @@ LENGTHS = (0, 16, 64, 128, 256)
 CLAIMED = (0, 64, 256)
 TRAINING = (
     "--tgt_len 128 --mem_len 256 --d_model 160 --n_layer 2 --n_head 4 --d_inner 320 "
-    "--cutoffs [1500] --dropout 0.2 --min_freq 2 --train_batch_size 4 --steps 2500 "
+    "--cutoffs [1500] --dropout 0.3 --min_freq 1 --train_batch_size 4 --steps 2500 "
     "--learning_rate 0.003 --seed 42"
 )
 EVALUATION = "--batch_size 10 --tgt_len 32"
