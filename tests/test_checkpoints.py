@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from families import FILE_IDS, FILES, GPT2, Family, make_params, with_heads
-from peers import hf, ppb_gpt2, quiet
+from peers import hf, ppb, ppb_gpt2, quiet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -76,20 +76,36 @@ def test_transformers_loads_what_is_saved_and_back(heads: tuple[str, ...], tmp_p
     same(gpt2.load(tmp_path / "theirs"), params)
 
 
-def test_names_of_pytorch_pretrained_bert(tmp_path: Path) -> None:
-    """A state dict of the ancestor's, stored as safetensors: prefixes, mask buffers, tied copy."""
-    for name, heads in (("GPT2LMHeadModel", ()), ("GPT2DoubleHeadsModel", HEAD), ("GPT2Model", ())):
-        module = ppb_gpt2(GPT2.config.to_dict(), name)
-        state = {f"module.{k}": v.clone().contiguous() for k, v in module.state_dict().items()}
-        GPT2.config.to_json_file(tmp_path / "config.json")
-        save_file(state, tmp_path / "model.safetensors")
-        params = gpt2.load(tmp_path)
-        leaves = {k: v for k, v in params.items() if k != "config"}
-        assert ("heads" in params) == bool(heads)
-        parameters = dict(module.named_parameters())
-        foreign = rename.to_foreign(leaves, FAMILY.dialects[1])
-        prefix = "transformer." if name == "GPT2LMHeadModel" else ""
-        assert {prefix + k for k in foreign} == set(parameters) - {"lm_head.decoder.weight"}
+MODELS = {"GPT2Model": (), "GPT2LMHeadModel": (), "GPT2DoubleHeadsModel": HEAD}
+
+
+@pytest.mark.parametrize("wrapped", ["", "module."])
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_names_of_pytorch_pretrained_bert(
+    name: str, legacy: bool, wrapped: str, tmp_path: Path
+) -> None:
+    """A .bin of the ancestor's, as it is or wrapped, with mask buffers and a tied copy; and back."""
+    module = ppb_gpt2(GPT2.config.to_dict(), name)
+    state = {wrapped + key: value for key, value in module.state_dict().items()}
+    file = tmp_path / "pytorch_model.bin"
+    torch.save(state, file, _use_new_zipfile_serialization=not legacy)
+    GPT2.config.to_json_file(tmp_path / "config.json")
+    params = gpt2.load(tmp_path)
+    assert tuple(params.get("heads", ())) == MODELS[name]
+    theirs = {k.removeprefix("transformer."): v for k, v in module.named_parameters()}
+    leaves = {k: v for k, v in params.items() if k != "config"}
+    ours = {
+        k.removeprefix("transformer."): v
+        for k, v in rename.to_foreign(leaves, FAMILY.dialects[1]).items()
+    }
+    assert ours.keys() == theirs.keys() - {"lm_head.decoder.weight"}
+    assert all(value.equal(theirs[key]) for key, value in ours.items())
+    gpt2.save(params, tmp_path / "again", dialect="pytorch-pretrained-bert")
+    same(gpt2.load(tmp_path / "again"), params)
+    with quiet():
+        again = getattr(ppb(), name).from_pretrained(str(tmp_path / "again")).state_dict()
+    assert all(again[key].equal(value) for key, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize("kept", ["both", "only the copy"])
