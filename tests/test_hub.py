@@ -578,3 +578,11 @@ def test_importing_does_nothing_and_paths_need_no_hub() -> None:
     command = [sys.executable, "-B", "-c", IMPORTS]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "[] set()\nFalse\n", done.stderr
+
+
+def test_an_index_is_not_read_without_end(tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    with index.open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(ValueError, match=r"index.json is too large for an index of shards"):
+        _hub_client.whole([index.name], lambda name: tmp_path / name)

@@ -17,6 +17,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+_LARGEST_INDEX = 1 << 26  # bytes; it comes from strangers
+
 
 class Reason(Exception):
     """Why the hub did not give the files, in words for the message."""
@@ -36,6 +38,8 @@ def whole(names: Sequence[str], get: Callable[[str], Path | None]) -> tuple[Path
 
 def _shards(index: Path) -> list[str]:
     """The files that an index names, all beside it: an index comes from strangers."""
+    if index.stat().st_size > _LARGEST_INDEX:
+        raise ValueError(f"{index} is too large for an index of shards: get it again")
     try:
         files = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
