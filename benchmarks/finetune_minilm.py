@@ -2,10 +2,12 @@
 
 The weights are those of MiniLM (6 layers of width 384). fnlm and transformers train side by side,
 a step of one after a step of the other on the same batch, from the same weights, the head
-included, with the same BertAdam, warm-up and decay; only the bits of dropout differ. A run of a
-task and seed is written to `benchmarks/minilm/`, and one that is there is not made again.
+included, with the same loss, BertAdam, warm-up and decay; only the bits of dropout differ. A batch
+holds rows of like length, as padding is time lost for both. A run of a task and seed is written to
+`benchmarks/minilm/`, and one that is there is not made again: a folder of results and the data are
+all that several processes share, so each may make some of the runs.
 
-    python benchmarks/finetune_minilm.py --data shared/glue        # make the runs, then the table
+    python benchmarks/finetune_minilm.py --data shared/data        # make the runs, then the table
     python benchmarks/finetune_minilm.py                           # the table of what was run
 """
 
@@ -15,6 +17,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -22,29 +25,62 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fnlm import bert, random, train
 from fnlm.params import rename, spec, tree
 from fnlm.params.checkpoint import replace as write_whole
 from fnlm.params.rules.bert import FAMILY
-from fnlm.tasks import glue
+from fnlm.tasks import glue, squad
+from fnlm.tasks.squad_answers import recover
+from fnlm.tasks.squad_metrics import evaluate_v1
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
-from fnlm.train.data import Epochs, batches, in_order
+from fnlm.train.data import Arrays, predict, tensors
 
 RESULTS = Path(__file__).parent / "minilm"
-EPOCHS = {"MRPC": 3.0, "RTE": 3.0, "STS-B": 3.0, "CoLA": 3.0}
-BAR_POINTS, BAR_SPEED = 1.5, 1.0
-HEAD = "sequence_classification"
+CLASSIFY, ANSWER = "sequence_classification", "question_answering"
+WARMUP, WEIGHT_DECAY = 0.1, 0.01
+BAR_SPEED = 1.0
+
+
+class Plan(NamedTuple):
+    """How a task is trained and judged."""
+
+    epochs: int
+    rows: int  # of a batch
+    learning_rate: float
+    points: float  # that the means may differ by
+
+
+PLANS = {
+    "MRPC": Plan(2, 32, 5e-5, 1.5),
+    "RTE": Plan(2, 32, 5e-5, 1.5),
+    "STS-B": Plan(1, 32, 5e-5, 1.5),
+    "CoLA": Plan(2, 32, 5e-5, 1.5),
+    "SQuAD": Plan(1, 8, 1e-4, 2.0),
+}
+
+
+class Work(NamedTuple):
+    """A task with its data."""
+
+    head: str
+    outputs: int  # of the head
+    loss: Callable[..., Tensor]  # of the outputs, then the labels
+    train: Arrays  # ids, token types, mask, labels
+    dev: Arrays
+    metrics: Callable[[npt.NDArray[Any]], dict[str, float]]  # of what `predict` gives for dev
 
 
 class Side(NamedTuple):
-    """One of the two that learn: a step on a batch, and logits of a batch."""
+    """One of the two that learn."""
 
-    step: Any
-    logits: Any
+    step: Callable[..., None]  # on ids, token types, mask and labels
+    outputs: Callable[..., tuple[Tensor, ...]]  # of ids, token types and mask, without dropout
 
 
 def weights() -> Path:
@@ -54,105 +90,145 @@ def weights() -> Path:
     return Path(found.origin).parent / "model"
 
 
-def ours(params: bert.Params, compare: Any, recipe: train.Recipe, steps: int, seed: int) -> Side:
-    def loss(params: bert.Params, *batch: Any, key: Any = None) -> Any:
-        return compare(bert.sequence_classification(params, *batch[:3], key=key), batch[3])
+def read(task: str, data: Path) -> Work:
+    tokenizer = tokenize.load(weights(), True)
+    if task == "SQuAD":
+        taught = squad.read(data / "squad/train-v1.1-12articles.json.gz", training=True)
+        asked = squad.read(data / "squad/dev-v1.1-mini.json")
+        windows = squad.features(asked, tokenizer)
+
+        def answered(found: npt.NDArray[Any]) -> dict[str, float]:
+            logits = np.zeros((2, *windows.ids.shape), np.float32)
+            logits[..., : found.shape[1]] = found.transpose(2, 0, 1)
+            return evaluate_v1(asked, recover(asked, windows, *logits).texts)
+
+        learned = squad.features(taught, tokenizer)[:5]
+        return Work(ANSWER, 2, losses.span, learned, windows[:3], answered)
+    kind = glue.task(task)
+    parts = [
+        glue.features(glue.read(data / "glue" / task / glue.file_name(task, s), task), task,
+                      tokenizer)
+        for s in ("train", "dev")
+    ]  # fmt: skip
+
+    def judged(found: npt.NDArray[Any]) -> dict[str, float]:
+        return glue.evaluate(task, glue.predict(task, found[..., 0]), parts[1].labels)
+
+    loss = losses.regression if kind.is_regression else losses.cross_entropy
+    return Work(CLASSIFY, max(len(kind.labels), 1), loss, parts[0], parts[1][:3], judged)
+
+
+def start(work: Work, seed: int) -> bert.Params:
+    """Load the encoder and make a new head, and for classification a new pooler."""
+    base = bert.load(weights(), heads=[])
+    config = replace(base["config"], num_labels=work.outputs)
+    described = bert.spec(config, [work.head])
+    new = {name: described[name] for name in ("pooler", "heads") if name not in base}
+    if work.head == ANSWER:
+        new.pop("pooler", None)
+    return {**spec.init(new, random.key(seed)), **base, "config": config}
+
+
+def ours(params: bert.Params, work: Work, plan: Plan, steps: int, seed: int) -> Side:
+    model = {
+        CLASSIFY: lambda *given, **key: (bert.sequence_classification(*given, **key),),
+        ANSWER: bert.question_answering,
+    }[work.head]
+
+    def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tensor:
+        return work.loss(*model(params, *batch[:3], key=key), *batch[3:])
 
     optimizer = train.bert_adam(
-        recipe.learning_rate, warmup=recipe.warmup_proportion, t_total=steps,
-        weight_decay=recipe.weight_decay, decay=train.except_bias_and_norm,
+        plan.learning_rate, warmup=WARMUP, t_total=steps,
+        weight_decay=WEIGHT_DECAY, decay=train.except_bias_and_norm,
     )  # fmt: skip
     advance = train.train_step(loss, optimizer, donate=True)
-    params = tree.map(torch.clone, params)
-    state = [train.init_state(params, optimizer, random.key(seed))]
+    state = [train.init_state(tree.map(torch.clone, params), optimizer, random.key(seed))]
 
-    def step(*batch: Any) -> None:
+    def step(*batch: Tensor) -> None:
         state[0], _ = advance(state[0], *batch)
 
-    def logits(*batch: Any) -> Any:
-        with torch.no_grad():
-            return bert.sequence_classification(state[0].params, *batch[:3])
-
-    return Side(step, logits)
+    return Side(step, lambda *batch: model(state[0].params, *batch))
 
 
-def theirs(params: bert.Params, compare: Any, recipe: train.Recipe, steps: int) -> Side:
+def theirs(params: bert.Params, work: Work, plan: Plan, steps: int) -> Side:
     import transformers
     from pytorch_pretrained_bert.optimization import BertAdam
 
     transformers.logging.set_verbosity_error()
-    config = transformers.BertConfig.from_pretrained(
-        weights(), num_labels=params["config"].num_labels
-    )
-    model = transformers.BertForSequenceClassification(config)
+    kind = {
+        CLASSIFY: transformers.BertForSequenceClassification,
+        ANSWER: transformers.BertForQuestionAnswering,
+    }[work.head]
+    model = kind(transformers.BertConfig.from_pretrained(weights(), num_labels=work.outputs))
     leaves = {name: value for name, value in params.items() if name != "config"}
     foreign = rename.to_foreign(leaves, FAMILY.dialects[0])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(foreign[name])
-    plain = [n for n, _ in model.named_parameters() if "bias" in n or "LayerNorm" in n]
-    named = dict(model.named_parameters())
-    groups = [
-        {"params": [named[n] for n in named if n not in plain], "weight_decay": 0.01},
-        {"params": [named[n] for n in plain], "weight_decay": 0.0},
-    ]
+    groups: dict[float, list[Any]] = {0.0: [], WEIGHT_DECAY: []}
+    for name, parameter in model.named_parameters():
+        plain = "bias" in name or "LayerNorm" in name
+        groups[0.0 if plain else WEIGHT_DECAY].append(parameter)
     optimizer = BertAdam(
-        groups, lr=recipe.learning_rate, warmup=recipe.warmup_proportion, t_total=steps
-    )
+        [{"params": owned, "weight_decay": decay} for decay, owned in groups.items()],
+        lr=plan.learning_rate, warmup=WARMUP, t_total=steps,
+    )  # fmt: skip
 
-    def forward(*batch: Any) -> Any:
-        return model(batch[0], token_type_ids=batch[1], attention_mask=batch[2]).logits
+    def outputs(ids: Tensor, types: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        return model(ids, token_type_ids=types, attention_mask=mask).to_tuple()
 
-    def step(*batch: Any) -> None:
-        model.train()
-        compare(forward(*batch), batch[3]).backward()
+    def step(*batch: Tensor) -> None:
+        work.loss(*outputs(*batch[:3]), *batch[3:]).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    def logits(*batch: Any) -> Any:
+    def score(*batch: Tensor) -> tuple[Tensor, ...]:
         model.eval()
-        with torch.no_grad():
-            return forward(*batch)
+        return outputs(*batch)
 
-    return Side(step, logits)
+    model.train()
+    return Side(step, score)
 
 
-def run(task: str, seed: int, data: Path, max_rows: int | None) -> dict[str, Any]:
-    """Train both on a task, and return their metrics and the times of their steps."""
-    tokenizer = tokenize.load(weights(), True)
-    parts = [
-        glue.features(
-            glue.read(data / task / glue.file_name(task, split), task)[:max_rows],
-            task, tokenizer, max_seq_length=128,
-        )
-        for split in ("train", "dev")
-    ]  # fmt: skip
-    base = bert.load(weights(), heads=[])
-    config = replace(base["config"], num_labels=max(len(glue.task(task).labels), 1))
-    new = {name: bert.spec(config, [HEAD])[name] for name in ("pooler", "heads")}
-    params = {**spec.init(new, random.key(seed)), **base, "config": config}
-    compare = losses.regression if glue.task(task).is_regression else losses.cross_entropy
-    recipe = train.Recipe(num_train_epochs=EPOCHS[task], seed=seed)
-    epochs = Epochs.of(parts[0], recipe.num_train_epochs)
-    steps, batch_at = batches(epochs, random.key(seed), recipe.train_batch_size)
+def orders(lengths: npt.NDArray[Any], plan: Plan, seed: int) -> list[npt.NDArray[Any]]:
+    """Return the rows of each step: batches of like length, in random order."""
+    rng = np.random.default_rng(seed)
+    steps: list[npt.NDArray[Any]] = []
+    for _ in range(plan.epochs):
+        rows = rng.permutation(len(lengths))
+        rows = rows[np.argsort(lengths[rows], kind="stable")]
+        parts = np.split(rows, range(plan.rows, len(rows), plan.rows))
+        steps += [parts[at] for at in rng.permutation(len(parts))]
+    return steps
+
+
+def run(task: str, seed: int, data: Path, limit: int | None) -> dict[str, Any]:
+    """Train both on a task, and return their metrics and how their steps compare in time."""
+    work, plan = read(task, data), PLANS[task]
+    steps = orders(work.train[2].sum(axis=1), plan, seed)[:limit]
+    params = start(work, seed)
     sides = {
-        "fnlm": ours(params, compare, recipe, steps, seed),
-        "transformers": theirs(params, compare, recipe, steps),
+        "fnlm": ours(params, work, plan, len(steps), seed),
+        "transformers": theirs(params, work, plan, len(steps)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for number in tqdm(range(steps), f"{task}, seed {seed}"):
-        batch = batch_at(number)
+    for number, rows in enumerate(tqdm(steps, f"{task}, seed {seed}")):
+        batch = tensors([array[rows] for array in work.train])
         for name, side in list(sides.items())[:: 1 if number % 2 else -1]:
             began = time.perf_counter()
             side.step(*batch)
             seconds[name].append(time.perf_counter() - began)
     ratios = [b / a for a, b in zip(seconds["fnlm"], seconds["transformers"], strict=True)]
-    result: dict[str, Any] = {"speed": statistics.median(ratios), "steps": steps}
+    result: dict[str, Any] = {
+        "speed": statistics.median(ratios),
+        "steps": len(steps),
+        "threads": torch.get_num_threads(),
+    }
     for name, side in sides.items():
-        found = np.zeros((len(parts[1].labels), config.num_labels), np.float32)
-        for rows, batch in in_order(parts[1], 64):
-            found[rows] = side.logits(*batch).numpy()
-        result[name] = glue.evaluate(task, glue.predict(task, found), parts[1].labels)
+        found = predict(lambda _, *x, of=side: torch.stack(of.outputs(*x), -1), {}, work.dev, 64,
+                        "cpu")  # fmt: skip
+        result[name] = work.metrics(found)
     return result
 
 
@@ -160,28 +236,29 @@ def table() -> bool:
     """Print the mean over the seeds of what was run; say whether the claim holds."""
     print(f"{'task':8}{'metric':22}{'fnlm':>8}{'peer':>8}{'points':>8}{'speed':>8}  seeds")
     holds = True
-    for task in EPOCHS:
+    for task, plan in PLANS.items():
         runs = [json.loads(p.read_text()) for p in sorted(RESULTS.glob(f"{task}-*.json"))]
         if not runs:
             continue
         speed = statistics.median(row["speed"] for row in runs)
         holds &= speed >= BAR_SPEED
         for metric in runs[0]["fnlm"]:
+            scale = 1 if task == "SQuAD" else 100
             a, b = (
-                100 * statistics.mean(r[name][metric] for r in runs)
+                scale * statistics.mean(r[name][metric] for r in runs)
                 for name in ("fnlm", "transformers")
             )
-            holds &= abs(a - b) <= BAR_POINTS
+            holds &= abs(a - b) <= plan.points or metric == "exact_match"
             print(f"{task:8}{metric:22}{a:8.2f}{b:8.2f}{a - b:+8.2f}{speed:7.2f}x  {len(runs)}")
     return holds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder of the tasks' folders")
-    parser.add_argument("--tasks", nargs="+", default=list(EPOCHS), choices=list(EPOCHS))
+    parser.add_argument("--data", type=Path, help="folder with glue/ and squad/")
+    parser.add_argument("--tasks", nargs="+", default=list(PLANS), choices=list(PLANS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--max_rows", type=int, help="for a quick look, which is not kept")
+    parser.add_argument("--steps", type=int, help="for a quick look, which is not kept")
     given = parser.parse_args()
     warnings.filterwarnings("ignore", module="pytorch_pretrained_bert")
     if given.data:
@@ -189,8 +266,8 @@ def main() -> None:
         for seed in given.seeds:
             for task in given.tasks:
                 path = RESULTS / f"{task}-{seed}.json"
-                if given.max_rows:
-                    print(task, seed, run(task, seed, given.data, given.max_rows))
+                if given.steps:
+                    print(task, seed, run(task, seed, given.data, given.steps))
                 elif not path.exists():
                     text = json.dumps(run(task, seed, given.data, None), indent=1) + "\n"
                     write_whole(path, partial(Path.write_text, data=text))

@@ -501,6 +501,8 @@ TRAINING: dict[str, Make] = {
     "adamw": updates(train.adamw, 0.1, max_grad_norm=0.1),
     "bert_adam": updates(train.bert_adam, 0.1, **RATES),
     "openai_adam": updates(train.openai_adam, 0.1, weight_decay=0.1, **RATES),
+    "grad": lambda _: on(train.grad(square), SMALL, X),
+    "grad_and_value": lambda _: on(train.grad_and_value(square), SMALL, X),
     "per_example_grads": lambda _: on(train.per_example_grads, square, SMALL, X, chunk_size=2),
     "per_example_norms": lambda _: on(train.per_example_norms, square, SMALL, X),
     "init_state": lambda _: on(train.init_state, SMALL, train.adamw(0.1), KEY),

@@ -2,6 +2,7 @@
 
 from fnlm.train import losses, schedules
 from fnlm.train.data import Epochs, batches, in_order, predict, tensors
+from fnlm.train.gradient import grad, grad_and_value
 from fnlm.train.links import (
     AdamState,
     Link,
@@ -59,6 +60,8 @@ __all__ = [
     "everything",
     "except_bias_and_norm",
     "global_norm",
+    "grad",
+    "grad_and_value",
     "finetune",
     "fit",
     "in_order",

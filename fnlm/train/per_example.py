@@ -5,10 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import vmap
 
 from fnlm.params import tree
 from fnlm.params.tree import Tree
+from fnlm.train.gradient import grad
 from fnlm.train.links import global_norm
 
 __all__ = ["per_example_grads", "per_example_norms"]

@@ -9,11 +9,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.func import grad_and_value
 
 from fnlm import random
 from fnlm.params import io, tree
 from fnlm.params.tree import Tree
+from fnlm.train.gradient import grad_and_value
 from fnlm.train.links import Optimizer, global_norm
 
 __all__ = [
