@@ -130,10 +130,11 @@ def start(work: Work, seed: int) -> bert.Params:
 
 
 def ours(params: bert.Params, work: Work, plan: Plan, steps: int, seed: int) -> Side:
-    model = {
+    models: dict[str, Callable[..., tuple[Tensor, ...]]] = {
         CLASSIFY: lambda *given, **key: (bert.sequence_classification(*given, **key),),
         ANSWER: bert.question_answering,
-    }[work.head]
+    }
+    model = models[work.head]
 
     def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tensor:
         return work.loss(*model(params, *batch[:3], key=key), *batch[3:])

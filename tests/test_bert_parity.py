@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, cast
 import pytest
 import torch
 from families import BERT, make_batch, make_params
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from peers import hf, ppb, quiet
 from torch import Tensor
 from torch.func import grad
@@ -99,7 +101,10 @@ class Peer(NamedTuple):
         return found
 
 
-def make_peer(library: str, variant: str, config: bert.Config, dtype: torch.dtype) -> Peer:
+def make_peer(
+    library: str, variant: str, config: bert.Config, dtype: torch.dtype, *, pad: int | None = None
+) -> Peer:
+    """Make a peer; `pad` is the word whose embedding it does not learn, 0 by its own choice."""
     name, content = CLASSES[variant], config.to_dict()
     if library == "transformers":
         module = getattr(hf(), name)(hf().BertConfig(**content))
@@ -112,6 +117,9 @@ def make_peer(library: str, variant: str, config: bert.Config, dtype: torch.dtyp
         with quiet():
             own = ppb().BertConfig.from_dict(content)
             module = getattr(ppb(), name)(own, *extra.get(variant, ()))
+    for table in module.modules():
+        if isinstance(table, torch.nn.Embedding):
+            table.padding_idx = pad
     apply, theirs = from_module(module.to(dtype).eval())
     names = [name for name, _ in tree.named_leaves(theirs)]
     return Peer(library, variant, apply, names, rename.for_heads(FAMILY, HEADS[name]))
@@ -165,6 +173,62 @@ def test_outputs_and_gradients_equal_the_peer(
     """With token types and padding on either side."""
     config = make_config(**CONFIGS[name])
     compare(library, variant, config, dtype, tolerance, *inputs(config, variant))
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> tuple[str, str, bert.Config, list[Tensor]]:
+    """A peer, a model, and a configuration, shape and padding as awkward as they come."""
+
+    def number(low: int, high: int) -> int:
+        return draw(st.integers(low, high))
+
+    library, heads = draw(st.sampled_from(PEERS)), number(1, 5)
+    activations = ("gelu", "relu", "swish") if library != "transformers" else tuple(ACTIVATIONS)
+    config = make_config(
+        vocab_size=number(2, 60), hidden_size=heads * number(-(-6 // heads), 9), num_attention_heads=heads,
+        num_hidden_layers=number(1, 3), intermediate_size=number(1, 40), num_labels=number(1, 6),
+        type_vocab_size=number(1, 4), hidden_act=draw(st.sampled_from(activations)),
+        max_position_embeddings=number(13, 24),
+    )  # fmt: skip
+    variant = draw(st.sampled_from(sorted(CLASSES)))
+    shape = [number(1, 4), number(1, 13)]
+    shape[1:1] = [2] if variant == "multiple_choice" else []
+    own = random.split(random.key(number(0, 2**32)), 3)
+    limits = (config.vocab_size, config.type_vocab_size, 3)
+    ids, types, mask = (
+        (random.uniform(key, shape) * limit).long() for key, limit in zip(own, limits, strict=True)
+    )
+    mask[..., 0] = 1
+    return library, variant, config, [ids, types, mask > 0]
+
+
+@settings(max_examples=40)
+@given(drawn())
+def test_random_configurations_equal_the_peer(
+    case: tuple[str, str, bert.Config, list[Tensor]],
+) -> None:
+    """With padding anywhere, in the middle too."""
+    library, variant, config, x = case
+    for dtype, tolerance in PRECISION:
+        compare(library, variant, config, dtype, tolerance, *x)
+
+
+@pytest.mark.parametrize("library", PEERS)
+def test_peers_leave_the_padding_word_out_of_the_gradient(library: str) -> None:
+    """Ours is the derivative, that of `jvp` too; they put zero in the row of word 0."""
+    config = make_config()
+    params, (ids, types, mask) = make(config, "layers", torch.float64), inputs(config, "layers")
+    ids[:, 3] = 0
+    gradients = []
+    for pad in (None, 0):
+        peer = make_peer(library, "layers", config, torch.float64, pad=pad)
+        theirs = peer.params(params)
+        found = grad(lambda p, peer=peer: weighted(peer.run(p, ids, types, mask)))(theirs)
+        gradients.append(peer.named(found)["embed.token"])
+    ours = grad(lambda p: weighted(bert.layers(p, ids, types, mask)))(params)["embed"]["token"]
+    torch.testing.assert_close(ours, gradients[0], atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(ours[1:], gradients[1][1:], atol=1e-9, rtol=1e-9)
+    assert not gradients[1][0].any() and ours[0].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("variant", CLASSES)

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES, Family, make_batch, make_params
 from torch import Tensor, func
 from torch.func import jacfwd, jacrev, jvp, vmap
 
 from fnlm import random, train
 from fnlm.params import tree
 from fnlm.params.tree import Tree
-from tests.families import FAMILIES, Family, make_batch, make_params
 
 Gradient = Callable[..., Any]  # train.grad or torch.func.grad
 KEYS = random.split(random.key(0), 4)
