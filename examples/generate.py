@@ -12,67 +12,17 @@ the batch size. A text of Transformer-XL may be of any length, and goes on after
 import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from importlib import import_module
-from itertools import takewhile
-from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
-from fnlm import checkpoints, cli, random
+from fnlm import random
 from fnlm.generate import generate, stream
-from fnlm.params.layout import for_decoding
-from fnlm.params.tree import cast
-
-# The families that continue texts, and the token at the beginning of a text.
-BEGINNINGS = {"gpt": None, "gpt2": "<|endoftext|>", "transfo_xl": "<eos>"}
+from fnlm.writer import Writer, load
 
 
-class Model(NamedTuple):
-    """What writing needs."""
-
-    name: str  # of the family
-    family: Any  # its module
-    params: Any
-    tokenizer: Any
-    end: int | None  # id after which a text is over
-
-
-def load(name_or_path: str, dtype: str) -> Model:
-    name = checkpoints.family_of(name_or_path)
-    if name not in BEGINNINGS:
-        raise ValueError(f"{name_or_path} is a model of {name}, which does not continue texts")
-    family = import_module(f"fnlm.{name}")
-    tokenizer = import_module(f"fnlm.tokenize.{name}").load(name_or_path)
-    params = family.load(name_or_path)
-    words = getattr(params["config"], "n_token", 0) or len(params["embed"]["token"])
-    cli.check_vocabulary(name_or_path, tokenizer.vocab_size, words)
-    end = tokenizer.tokens_to_ids([BEGINNINGS[name]])[0] if name == "gpt2" else None
-    return Model(name, family, for_decoding(cast(params, getattr(torch, dtype))), tokenizer, end)
-
-
-def encode(model: Model, prompt: str) -> list[int]:
-    """The ids of a prompt, or that of a beginning."""
-    begin = BEGINNINGS[model.name]
-    lines = prompt.replace("\n", f" {begin} ") if model.name == "transfo_xl" else prompt
-    ids = model.tokenizer.encode(lines)
-    if not ids and begin is None:
-        raise ValueError(f"{model.name} has no token that begins a text: give a prompt")
-    return ids or model.tokenizer.tokens_to_ids([begin])
-
-
-def decode(model: Model, tokens: Iterable[Tensor]) -> Iterator[str]:
-    """The text of ids before the end, piece by piece."""
-    ids = takewhile(lambda at: at != model.end, map(int, tokens))
-    if model.name != "transfo_xl":
-        return model.tokenizer.decode_stream(ids)
-    words = (model.tokenizer.decode([at]) for at in ids)
-    return ("\n" if word == BEGINNINGS[model.name] else f"{word} " for word in words)
-
-
-def samples(model: Model, prompt: str, args: argparse.Namespace) -> Iterator[Iterable[str]]:
+def samples(model: Writer, prompt: str, args: argparse.Namespace) -> Iterator[Iterable[str]]:
     """For each sample the pieces of its text; those of a batch come all at once."""
-    ids = torch.tensor([encode(model, prompt)])
+    ids = torch.tensor([model.encode(prompt)])
     settings = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
     settings |= {"end": model.end, "prefill": model.family.hidden_states}
     for first in range(0, args.nsamples, args.batch_size):
@@ -80,12 +30,12 @@ def samples(model: Model, prompt: str, args: argparse.Namespace) -> Iterator[Ite
         keys = random.fold_in(random.key(args.seed), rows)
         given = (model.family.apply, model.params, ids.expand(len(rows), -1), args.length)
         if len(rows) == 1:
-            yield decode(model, stream(*given, key=keys, **settings))
+            yield model.decode(stream(*given, key=keys, **settings))
         else:
-            yield from (decode(model, row) for row in generate(*given, key=keys, **settings))
+            yield from (model.decode(row) for row in generate(*given, key=keys, **settings))
 
 
-def show(model: Model, prompt: str, args: argparse.Namespace) -> None:
+def show(model: Writer, prompt: str, args: argparse.Namespace) -> None:
     for number, pieces in enumerate(samples(model, prompt, args), 1):
         if args.nsamples > 1:
             print(f"{'=' * 30} sample {number} {'=' * 30}")
@@ -94,7 +44,7 @@ def show(model: Model, prompt: str, args: argparse.Namespace) -> None:
         print(flush=True)
 
 
-def talk(model: Model, args: argparse.Namespace) -> None:
+def talk(model: Writer, args: argparse.Namespace) -> None:
     """Ask for prompts until the end of the input."""
     while True:
         try:
@@ -138,7 +88,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 def main(words: list[str] | None = None) -> int:
     args = arguments(words)
     try:
-        model = load(args.model_name_or_path, args.dtype)
+        model = load(args.model_name_or_path, dtype=args.dtype)
         if args.length == -1:
             args.length = getattr(model.params["config"], "n_positions", 256) // 2
         if args.unconditional or args.prompt is not None:

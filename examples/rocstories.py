@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fnlm import cli, gpt, random, train
+from fnlm import checkpoints, cli, gpt, random, train
 from fnlm.tasks import rocstories
 from fnlm.tasks.metrics import accuracy
 from fnlm.tokenize import gpt as tokenize
@@ -65,7 +65,9 @@ def load(flags: Flags) -> tuple[gpt.Params, tokenize.Tokenizer]:
     tokenizer, key = tokenize.load(flags.model_name), random.key(flags.seed)
     params = gpt.load(flags.model_name, heads=[HEAD], key=key if flags.do_train else None)
     config = params["config"]
-    cli.check_vocabulary(flags.model_name, tokenizer.vocab_size, config.total_tokens_embeddings)
+    checkpoints.check_vocabulary(
+        flags.model_name, tokenizer.vocab_size, config.total_tokens_embeddings
+    )
     new = [mark for mark in rocstories.MARKS if mark not in tokenizer.special]
     if new and flags.do_train:
         tokenizer = tokenizer.extend(new)

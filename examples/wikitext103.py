@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import cli, random, train, transfo_xl
+from fnlm import checkpoints, cli, random, train, transfo_xl
 from fnlm.params import tree
 from fnlm.tasks import language_model
 from fnlm.tokenize import transfo_xl as tokenize
@@ -200,7 +200,7 @@ def main(flags: Flags) -> None:
         if flags.eval_file is None:
             return
     tokenizer, params = tokenize.load(name), transfo_xl.load(name)
-    cli.check_vocabulary(name, tokenizer.vocab_size, params["config"].n_token)
+    checkpoints.check_vocabulary(name, tokenizer.vocab_size, params["config"].n_token)
     if flags.eval_file is None or flags.eval_file.suffix in CORPORA:
         corpus = tokenize.load_corpus(flags.eval_file or name)
         if flags.split not in corpus:

@@ -5,8 +5,8 @@ F inner width, H heads, Dh width of a head, L layers, C choices or classes.
 
 Sources: Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers" (arXiv
 1810.04805); google-research/bert, `modeling.py`; pytorch-pretrained-bert 0.6.2, `modeling.py`.
-Deviations: dropout is on when a key is given; losses are apart, in `fnlm.train.losses`; the embedding
-of [PAD] has its derivative.
+Deviations: dropout is on when a key is given; losses are apart, in `fnlm.train.losses`; [PAD]
+has a gradient like any word.
 """
 
 from collections.abc import Sequence

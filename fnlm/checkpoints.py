@@ -14,7 +14,7 @@ from fnlm import bert, gpt, gpt2, transfo_xl
 from fnlm.params import hub, io, rename, tree
 from fnlm.params.checkpoint import Checkpoint, Entry, replace
 
-__all__ = ["FAMILIES", "convert", "family_of", "inspect"]
+__all__ = ["check_vocabulary", "FAMILIES", "convert", "family_of", "inspect"]
 
 FAMILIES = {"bert": bert, "gpt": gpt, "gpt2": gpt2, "transfo_xl": transfo_xl}
 
@@ -62,6 +62,15 @@ def family_of(path: str | Path) -> str:
     if not account.count("leaf", "tie"):
         raise ValueError(f"{checkpoint.path} holds no tensor that fnlm knows: see fnlm inspect")
     return account.family
+
+
+def check_vocabulary(name: str | Path, found: int, wanted: int) -> None:
+    """Raise ValueError unless a tokenizer has as many tokens as the model of that name."""
+    if found != wanted:
+        raise ValueError(
+            f"{name}: the vocabulary has {found} tokens, the model {wanted}: they do not belong "
+            "together, give a directory in which they do"
+        )
 
 
 def inspect(path: str | Path) -> Iterator[str]:

@@ -16,10 +16,9 @@ import jsonargparse
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["check_vocabulary", "convert", "generate", "inspect", "main", "progress", "run"]
+__all__ = ["convert", "generate", "inspect", "main", "progress", "run"]
 
 Flags = TypeVar("Flags")
-END_OF_TEXT = "<|endoftext|>"
 
 # The four commands of pytorch-pretrained-bert: the family, and the words in their order.
 VERBS = {
@@ -69,15 +68,6 @@ def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | Non
     return _exit_code(Path(sys.argv[0]).name, lambda: work(given))
 
 
-def check_vocabulary(name: str | Path, found: int, wanted: int) -> None:
-    """Raise ValueError unless a tokenizer has as many tokens as the model of that name."""
-    if found != wanted:
-        raise ValueError(
-            f"{name}: the vocabulary has {found} tokens, the model {wanted}: they do not belong "
-            "together, give a directory in which they do"
-        )
-
-
 def progress(what: str) -> Callable[[int, int], None]:
     """Make a bar on standard error: a function to be called as show(records done, in all)."""
     from tqdm import tqdm
@@ -123,9 +113,9 @@ def generate(
     """Yield text as it is made, the prompt first.
 
     Args:
-        model: directory, file, bundled model or hub name, for `fnlm.gpt2.load`.
-        prompt: what to continue; nothing starts from <|endoftext|>, as if a text began.
-        max_new_tokens: most tokens a text; it may end earlier, by <|endoftext|>.
+        model: of GPT-2, GPT or Transformer-XL, for `fnlm.writer.load`.
+        prompt: what to continue; nothing starts as a text begins, which GPT does not know.
+        max_new_tokens: most tokens a text; one of GPT-2 may end earlier, by <|endoftext|>.
         temperature: 0 takes the likeliest token each time.
         top_k: see `fnlm.generate`, as for `top_p` and `repetition_penalty`.
         seed: of the random numbers; text i depends on the seed and i alone.
@@ -134,7 +124,8 @@ def generate(
         dtype: type of the arithmetic, float32 or bfloat16.
 
     Raises:
-        ValueError: a setting is out of range, or the prompt and the tokens do not fit the model.
+        ValueError: a setting is out of range, the prompt and the tokens do not fit the model, or
+            it is none that continues texts.
         FileNotFoundError: no such model.
     """
     if num_samples < 1 or num_beams < 1 or 1 < num_beams < num_samples:
@@ -144,31 +135,26 @@ def generate(
         )
     import torch
 
-    from fnlm import gpt2, random
+    from fnlm import random, writer
     from fnlm.generate import beam_search, stream
-    from fnlm.params import tree
-    from fnlm.params.layout import for_decoding
-    from fnlm.tokenize import gpt2 as bpe
 
-    path = Path(model)
-    tokenizer = bpe.load(path.parent if path.is_file() else model)
-    params = for_decoding(tree.cast(gpt2.load(model), getattr(torch, dtype)))
-    end = tokenizer.tokens_to_ids([END_OF_TEXT])[0] if END_OF_TEXT in tokenizer.special else None
-    ids = torch.tensor([_start(tokenizer.encode(prompt or ""), end)])
-    shared: dict[str, Any] = {"end": end, "prefill": gpt2.hidden_states}
+    made = writer.load(model, dtype=dtype)
+    apply, params = made.family.apply, made.params
+    ids = torch.tensor([made.encode(prompt or "")])
+    shared: dict[str, Any] = {"end": made.end, "prefill": made.family.hidden_states}
 
     def texts() -> Iterator[Iterable["Tensor"]]:
         """For each text its tokens, one by one."""
         if num_beams > 1:
             found, _ = beam_search(
-                gpt2.apply, params, ids, max_new_tokens, num_beams=num_beams, **shared
+                apply, params, ids, max_new_tokens, num_beams=num_beams, **shared
             )
             yield from found[0, :num_samples]
             return
         for i in range(num_samples):
             key = random.fold_in(random.key(seed), i)[None] if temperature else None
             yield stream(
-                gpt2.apply, params, ids, max_new_tokens, key=key, temperature=temperature or 1.0,
+                apply, params, ids, max_new_tokens, key=key, temperature=temperature or 1.0,
                 top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, **shared,
             )  # fmt: skip
 
@@ -176,7 +162,7 @@ def generate(
         if num_samples > 1:
             yield f"--- {i + 1} of {num_samples}\n"
         yield prompt or ""
-        yield from tokenizer.decode_stream(_until(end, tokens))
+        yield from made.decode(tokens)
         yield "\n"
 
 
@@ -239,22 +225,6 @@ def _parser() -> jsonargparse.ArgumentParser:
             alias.add_argument(word, type=str, nargs="?" if last else None)
         commands.add_subcommand(verb, alias, help=f"convert --family {family}, as it was called")
     return parser
-
-
-def _start(ids: list[int], end: int | None) -> list[int]:
-    if ids:
-        return ids
-    if end is None:
-        raise ValueError(f"the vocabulary has no {END_OF_TEXT} to start from: give a prompt")
-    return [end]
-
-
-def _until(end: int | None, tokens: Iterable["Tensor"]) -> Iterator[int]:
-    """Give the ids before the end."""
-    for token in tokens:
-        if int(token) == end:
-            return
-        yield int(token)
 
 
 def _printable(text: str) -> str:

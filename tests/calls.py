@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 import fnlm.generate as decoding
-from fnlm import bert, checkpoints, cli, gpt, gpt2, heads, random, train, transfo_xl
+from fnlm import bert, checkpoints, cli, gpt, gpt2, heads, random, train, transfo_xl, writer
 from fnlm.generate import state as reading
 from fnlm.layers import (
     activation,
@@ -804,14 +804,21 @@ PROGRAM: dict[str, Make] = {
     ),
     "inspect": lambda folder: on(cli.inspect, str(saved(folder)), seen=list),
     "convert": lambda folder: on(cli.convert, str(saved(folder)), str(folder / "b"), seen=list),
-    "check_vocabulary": lambda _: on(cli.check_vocabulary, "tiny", 9, 9),
     "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
     "run": lambda _: on(cli.run, str, train.Recipe, ["--seed", "3"]),
 }
 CHECKPOINTS: dict[str, Make] = {
+    "check_vocabulary": lambda _: on(checkpoints.check_vocabulary, "tiny", 9, 9),
     "family_of": lambda folder: on(checkpoints.family_of, saved(folder)),
     "inspect": lambda folder: on(checkpoints.inspect, saved(folder), seen=list),
     "convert": lambda folder: on(checkpoints.convert, saved(folder), folder / "b", seen=list),
+}
+WRITER: dict[str, Make] = {
+    "load": lambda folder: on(
+        writer.load, saved(folder), seen=lambda made: (made.name, made.params, made.begin, made.end)
+    ),
+    "Writer.encode": lambda folder: on(writer.load(saved(folder)).encode, "low"),
+    "Writer.decode": lambda folder: on(writer.load(saved(folder)).decode, [1, 2, 3], seen=list),
 }
 WORDS_HEAD: dict[str, Any] = BERT_PARAMS["heads"]["masked_lm"]
 HEADS: dict[str, Make] = {
@@ -906,6 +913,7 @@ TABLE: dict[str, Make] = {
         "layers": LAYERS | XL_LAYERS,
         "heads": HEADS,
         "checkpoints": CHECKPOINTS,
+        "writer": WRITER,
         "bert": BERT_MODEL,
         "gpt": GPT_MODEL,
         "gpt2": MODEL,

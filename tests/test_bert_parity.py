@@ -185,7 +185,8 @@ def drawn(draw: st.DrawFn) -> tuple[str, str, bert.Config, list[Tensor]]:
     library, heads = draw(st.sampled_from(PEERS)), number(1, 5)
     activations = ("gelu", "relu", "swish") if library != "transformers" else tuple(ACTIVATIONS)
     config = make_config(
-        vocab_size=number(2, 60), hidden_size=heads * number(-(-6 // heads), 9), num_attention_heads=heads,
+        vocab_size=number(2, 60), hidden_size=heads * number(-(-6 // heads), 9),
+        num_attention_heads=heads,
         num_hidden_layers=number(1, 3), intermediate_size=number(1, 40), num_labels=number(1, 6),
         type_vocab_size=number(1, 4), hidden_act=draw(st.sampled_from(activations)),
         max_position_embeddings=number(13, 24),
@@ -196,7 +197,8 @@ def drawn(draw: st.DrawFn) -> tuple[str, str, bert.Config, list[Tensor]]:
     own = random.split(random.key(number(0, 2**32)), 3)
     limits = (config.vocab_size, config.type_vocab_size, 3)
     ids, types, mask = (
-        (random.uniform(key, shape) * limit).long() for key, limit in zip(own, limits, strict=True)
+        (random.uniform(key, tuple(shape)) * limit).long()
+        for key, limit in zip(own, limits, strict=True)
     )
     mask[..., 0] = 1
     return library, variant, config, [ids, types, mask > 0]

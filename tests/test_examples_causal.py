@@ -373,6 +373,17 @@ def test_transformer_xl_begins_with_the_end_of_a_line(capsys: pytest.CaptureFixt
     assert shown == [*tokenize_xl.load("xl").ids_to_tokens(made), "<eos>"]
 
 
+@pytest.mark.parametrize("model", ["stories", "xl"])
+def test_the_command_writes_the_same(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = f"--model_name_or_path {model} --top_k 1 --length 25 --prompt"
+    assert run("generate", line, "the king") == 0
+    wanted = capsys.readouterr().out
+    words = "--temperature 0 --max_new_tokens 25 --prompt".split()
+    assert cli.main(["generate", model, *words, "the king"]) == 0
+    assert capsys.readouterr().out == f"the king{wanted}" and wanted.strip()
+    assert cli.main(["generate", model, "--num_beams", "2", *words[2:], "the king"]) == 0
+
+
 # Mistakes.
 
 
