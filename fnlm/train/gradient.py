@@ -34,9 +34,8 @@ def grad(loss: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., An
 def grad_and_value(loss: Callable[..., Any], *, has_aux: bool = False) -> Callable[..., Any]:
     """Make the function that returns the gradient by the first argument, and the value.
 
-    The same numbers as those of `torch.func.grad_and_value`, in less memory and so in less time:
-    that one always keeps what a second derivative would need, this one where somebody outside
-    differentiates, too.
+    The same numbers as those of `torch.func.grad_and_value`, in less memory: that one always keeps
+    what a second derivative would need, this one where somebody outside differentiates, too.
 
     Args:
         loss: `loss(params, *args, **kwargs) -> []`; all leaves of `params` are floating point.
