@@ -71,7 +71,7 @@ PLANS = {
     "MRPC": Plan(1, 32, 5e-5, 1.5),
     "RTE": Plan(1, 32, 5e-5, 1.5),
     "STS-B": Plan(1, 32, 5e-5, 1.5),
-    "CoLA": Plan(1, 32, 5e-5, 1.5),
+    "CoLA": Plan(2, 32, 5e-5, 1.5),
     "SQuAD": Plan(1, 8, 1e-4, 2.0),
 }
 
