@@ -173,18 +173,15 @@ def same_bits(key: Tensor, layers: int) -> Callable[..., Tensor]:
     return drop
 
 
-def theirs(
-    params: bert.Params, work: Work, plan: Plan, steps: int, shared_key: Tensor | None
-) -> Side:
+def peer_model(params: bert.Params, work: Work, attention: str) -> Any:
+    """Make the model of transformers with our parameters."""
     import transformers
-    from pytorch_pretrained_bert.optimization import BertAdam
 
     transformers.logging.set_verbosity_error()
     kind = {
         CLASSIFY: transformers.BertForSequenceClassification,
         ANSWER: transformers.BertForQuestionAnswering,
     }[work.head]
-    attention = "sdpa" if shared_key is None else "eager"
     model = kind(
         transformers.BertConfig.from_pretrained(
             weights(), num_labels=work.outputs, attn_implementation=attention
@@ -195,6 +192,15 @@ def theirs(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(foreign[name])
+    return model.train()
+
+
+def theirs(
+    params: bert.Params, work: Work, plan: Plan, steps: int, shared_key: Tensor | None
+) -> Side:
+    from pytorch_pretrained_bert.optimization import BertAdam
+
+    model = peer_model(params, work, "sdpa" if shared_key is None else "eager")
     groups: dict[float, list[Any]] = {0.0: [], WEIGHT_DECAY: []}
     for name, parameter in model.named_parameters():
         plain = "bias" in name or "LayerNorm" in name
@@ -203,11 +209,10 @@ def theirs(
         [{"params": owned, "weight_decay": decay} for decay, owned in groups.items()],
         lr=plan.learning_rate, warmup=WARMUP, t_total=steps,
     )  # fmt: skip
+    done = itertools.count()
 
     def outputs(ids: Tensor, types: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         return model(ids, token_type_ids=types, attention_mask=mask).to_tuple()
-
-    done = itertools.count()
 
     def step(*batch: Tensor) -> None:
         with ExitStack() as stack:
@@ -224,7 +229,6 @@ def theirs(
         model.eval()
         return outputs(*batch)
 
-    model.train()
     return Side(step, score)
 
 
