@@ -14,7 +14,7 @@ from fnlm import bert, gpt, gpt2, transfo_xl
 from fnlm.params import hub, io, rename, tree
 from fnlm.params.checkpoint import Checkpoint, Entry, replace
 
-__all__ = ["check_vocabulary", "FAMILIES", "convert", "family_of", "inspect"]
+__all__ = ["FAMILIES", "check_vocabulary", "convert", "family_of", "inspect"]
 
 FAMILIES = {"bert": bert, "gpt": gpt, "gpt2": gpt2, "transfo_xl": transfo_xl}
 

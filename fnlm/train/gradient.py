@@ -68,6 +68,9 @@ def grad_and_value(loss: Callable[..., Any], *, has_aux: bool = False) -> Callab
 
 
 def _is_tracked(value: Tensor) -> bool:
-    """Say whether anything outside, at any level of nested transforms, differentiates the value."""
+    """Say whether anything outside, at any level of nested transforms, differentiates the value.
+
+    A batch of `vmap` does not tell what the tensor inside it knows, so every layer is asked.
+    """
     inner = debug_unwrap(value, recurse=False)
     return value.requires_grad or (inner is not value and _is_tracked(inner))
