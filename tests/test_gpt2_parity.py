@@ -1,5 +1,6 @@
 """GPT-2 equals transformers 5.x and pytorch-pretrained-bert 0.6.2: outputs and gradients."""
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -9,6 +10,7 @@ from peers import hf, ppb_gpt2
 from torch.func import grad
 
 from fnlm import gpt2, random
+from fnlm.layers.causal import SLICE
 from fnlm.params import rename, tree
 from fnlm.params.module import from_module
 from fnlm.params.rules.gpt2 import FAMILY
@@ -121,11 +123,14 @@ def test_outputs_and_gradients_equal_the_peer(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
 @pytest.mark.parametrize("variant", ["hidden_states", "apply"])
-def test_padded_rows_equal_the_peer(variant: str, dtype: torch.dtype, tolerance: float) -> None:
-    config = make_config("three heads")
-    params = make_params(GPT2, dtype=dtype)
+@pytest.mark.parametrize("length", [9, 2 * SLICE + 17])
+def test_padded_rows_equal_the_peer(
+    length: int, variant: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    config = replace(make_config("three heads"), n_positions=length)
+    params = make_params(GPT2._replace(config=config), dtype=dtype)
     apply, theirs = make_peer("transformers", variant, config, params)
-    x = inputs(config, variant)
+    x = inputs(config, variant, length)
     mask = torch.ones_like(x["ids"])
     mask[1, :4] = 0
     mask[2, -3:] = 0

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 from torch import Tensor
-from torch.func import grad, vmap
+from torch.func import grad, jvp, vmap
 
 from fnlm import heads, random
+from fnlm.layers import causal
 from fnlm.layers.activation import ACTIVATIONS, gelu_erf, gelu_tanh
 from fnlm.layers.attention import MASKED_SCORE, attend, causal_mask, merge_heads, split_heads
 from fnlm.layers.dropout import dropout
@@ -193,6 +196,50 @@ def test_attention_dropout_drops_weights_and_not_results() -> None:
     values = found.unique()
     torch.testing.assert_close(values, torch.tensor([0, 1 / (400 * 0.75)]).double())
     assert found.eq(0).double().mean().item() == pytest.approx(0.25, abs=0.05)
+
+
+# Causal attention
+
+
+def causally(x: Tensor, valid: Tensor, past: causal.Pieces, key: Tensor | None = None) -> Tensor:
+    """Three heads over tokens [..., T, 6], for the mask [..., S + T] of all tokens."""
+    config = SimpleNamespace(n_head=3, attn_pdrop=0.3, resid_pdrop=0.0)
+    params = {
+        "qkv": {"weight": draw(6, 18, seed=7), "bias": draw(18, seed=8)},
+        "out": {"weight": draw(6, 6, seed=9), "bias": draw(6)},
+    }
+    allowed = causal_mask(valid, x.shape[-2])
+    return causal.attention(x, past, allowed, params, cast(Any, config), (key, None))[0]
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 9), st.sampled_from([0, 3]), st.integers(0, 9))
+def test_slices_of_any_size_equal_the_whole(size: int, cached: int, seed: int) -> None:
+    x, direction = draw(2, 8, 6, seed=seed), draw(2, 8, 6, seed=seed + 1)
+    valid = draw(2, cached + 8, seed=seed + 2) > -0.5
+    valid[:, 0] = True  # so that every token sees something
+    past = tuple((draw(2, 3, cached, 2, seed=s),) if cached else () for s in (1, 2))
+
+    def run(x: Tensor) -> Tensor:
+        return causally(x, valid, cast(causal.Pieces, past))
+
+    def second(x: Tensor) -> Tensor:
+        return jvp(grad(lambda x: run(x).sin().sum()), (x,), (direction,))[1]
+
+    whole, whole_second = run(x), second(x)
+    with mock.patch.object(causal, "SLICE", size):
+        equal(run(x), whole.numpy())
+        equal(second(x), whole_second.numpy(), 1e-10)
+
+
+def test_dropout_of_slices_under_vmap_equals_the_loop() -> None:
+    x, keys = draw(1, 6, 6).expand(4, 6, 6), random.split(random.key(3), 4)
+    valid, past = torch.ones(6).bool(), ((), ())
+    with mock.patch.object(causal, "SLICE", 2):
+        together = vmap(lambda x, key: causally(x, valid, past, key))(x, keys)
+        rows = [causally(*row, past, key) for *row, key in zip(x, [valid] * 4, keys, strict=True)]
+        equal(causally(x, valid.expand(4, 6), past, keys), together.numpy())
+        equal(together, torch.stack(rows).numpy())
 
 
 # Embeddings, dropout, heads
