@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad
+from torch.func import grad, jacfwd, jvp, vmap
 
 from fnlm import gpt2, random
 from fnlm.params import tree
@@ -76,6 +76,33 @@ def test_equals_the_loop_for_any_chunk_size(chunk_size: int | None) -> None:
     assert_equal_trees(together, loop(loss, params, *batch))
     assert all((leaf[-1] == 0).all() for leaf in tree.leaves(together))  # the row of padding
     assert all((leaf[0] != 0).any() for leaf in tree.leaves(together))
+
+
+TRANSFORMS: dict[str, Callable[..., Any]] = {
+    "vmap": lambda fn, w, _: vmap(fn)(w),
+    "grad": lambda fn, w, _: grad(lambda w: fn(w).cos().sum())(w[0]),
+    "jvp": lambda fn, w, v: jvp(fn, (w[0],), (v[0],))[1],
+    "jacfwd": lambda fn, w, _: jacfwd(fn)(w[0]),
+    "Hessian-vector product": lambda fn, w, v: jvp(
+        grad(lambda w: fn(w).cos().sum()), (w[0],), (v[0],)
+    )[1],
+    "vmap of grad": lambda fn, w, _: vmap(grad(lambda w: fn(w).cos().sum()))(w),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_chunks_are_invisible_to_transforms(name: str) -> None:
+    w, x = (random.normal(random.key(s), (n, 3), torch.float64) for s, n in ((0, 4), (1, B)))
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return (w * x).sin().sum() ** 2
+
+    def run(chunk_size: int | None) -> Tensor:
+        return TRANSFORMS[name](
+            lambda w: per_example_grads(loss, w, x, chunk_size=chunk_size), w, w.flip(0)
+        )
+
+    torch.testing.assert_close(run(2), run(None), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("chunk_size", [None, 2])

@@ -78,8 +78,19 @@ def per_example_norms(
 def _over_examples(
     fn: Callable[..., Tree], params: Tree, batch: tuple[Any, ...], chunk_size: int | None
 ) -> Tree:
-    in_dims = (None, *(0 for _ in batch))
-    return vmap(fn, in_dims=in_dims, chunk_size=chunk_size)(params, *batch)
+    """Map a function over examples; chunks go into one result, whose memory is there once."""
+    mapped = vmap(fn, in_dims=(None, *(0 for _ in batch)))
+    size = len(tree.leaves(batch)[0])
+    if chunk_size is None or chunk_size >= size:
+        return mapped(params, *batch)
+    result: Tree = None
+    for start in range(0, size, chunk_size):
+        rows = slice(start, start + chunk_size)
+        chunk = mapped(params, *tree.map(lambda x, rows=rows: x[rows], batch))
+        if start == 0:
+            result = tree.map(lambda x: x.new_empty(size, *x.shape[1:]), chunk)
+        tree.map(lambda out, x, rows=rows: out[rows].copy_(x), result, chunk)
+    return result
 
 
 def _differentiable(params: Tree) -> tuple[Tree, Tree | None]:
