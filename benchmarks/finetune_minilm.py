@@ -72,9 +72,9 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "MRPC": Plan(1, 32, 5e-5, 1.5),
-    "RTE": Plan(1, 32, 5e-5, 1.5),
-    "STS-B": Plan(1, 32, 5e-5, 1.5),
+    "MRPC": Plan(3, 32, 5e-5, 1.5),
+    "RTE": Plan(3, 32, 5e-5, 1.5),
+    "STS-B": Plan(3, 32, 5e-5, 1.5),
     "CoLA": Plan(2, 32, 5e-5, 1.5),
     "SQuAD": Plan(1, 8, 1e-4, 2.0),
 }
