@@ -223,8 +223,11 @@ def test_slices_of_any_size_equal_the_whole(size: int, cached: int, seed: int) -
     def run(x: Tensor) -> Tensor:
         return causally(x, valid, cast(causal.Pieces, past))
 
+    def number(x: Tensor) -> Tensor:
+        return run(x).sin().sum()
+
     def second(x: Tensor) -> Tensor:
-        return jvp(grad(lambda x: run(x).sin().sum()), (x,), (direction,))[1]
+        return jvp(grad(number), (x,), (direction,))[1]
 
     whole, whole_second = run(x), second(x)
     with mock.patch.object(causal, "SLICE", size):
@@ -235,11 +238,15 @@ def test_slices_of_any_size_equal_the_whole(size: int, cached: int, seed: int) -
 def test_dropout_of_slices_under_vmap_equals_the_loop() -> None:
     x, keys = draw(1, 6, 6).expand(4, 6, 6), random.split(random.key(3), 4)
     valid, past = torch.ones(6).bool(), ((), ())
+
+    def run(x: Tensor, key: Tensor) -> Tensor:
+        return causally(x, valid, past, key)
+
     with mock.patch.object(causal, "SLICE", 2):
-        together = vmap(lambda x, key: causally(x, valid, past, key))(x, keys)
-        rows = [causally(*row, past, key) for *row, key in zip(x, [valid] * 4, keys, strict=True)]
+        together = vmap(run)(x, keys)
+        rows = [run(*row) for row in zip(x, keys, strict=True)]
         equal(causally(x, valid.expand(4, 6), past, keys), together.numpy())
-        equal(together, torch.stack(rows).numpy())
+    equal(together, torch.stack(rows).numpy())
 
 
 # Embeddings, dropout, heads

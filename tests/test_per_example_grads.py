@@ -78,15 +78,17 @@ def test_equals_the_loop_for_any_chunk_size(chunk_size: int | None) -> None:
     assert all((leaf[0] != 0).any() for leaf in tree.leaves(together))
 
 
+def slope(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return grad(lambda w: fn(w).cos().sum())
+
+
 TRANSFORMS: dict[str, Callable[..., Any]] = {
     "vmap": lambda fn, w, _: vmap(fn)(w),
-    "grad": lambda fn, w, _: grad(lambda w: fn(w).cos().sum())(w[0]),
+    "grad": lambda fn, w, _: slope(fn)(w[0]),
     "jvp": lambda fn, w, v: jvp(fn, (w[0],), (v[0],))[1],
     "jacfwd": lambda fn, w, _: jacfwd(fn)(w[0]),
-    "Hessian-vector product": lambda fn, w, v: jvp(
-        grad(lambda w: fn(w).cos().sum()), (w[0],), (v[0],)
-    )[1],
-    "vmap of grad": lambda fn, w, _: vmap(grad(lambda w: fn(w).cos().sum()))(w),
+    "Hessian-vector product": lambda fn, w, v: jvp(slope(fn), (w[0],), (v[0],))[1],
+    "vmap of grad": lambda fn, w, _: vmap(slope(fn))(w),
 }
 
 
