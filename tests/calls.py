@@ -345,6 +345,8 @@ LAYERS: dict[str, Make] = {
     "causal.check": lambda _: on(causal.check, GPT2.config, IDS, grown(), MASK),
     "causal.fixed_cache": lambda _: on(causal.fixed_cache, GPT2.config, X, 3, 9),
     "dropout.dropout": lambda _: on(dropout.dropout, X, 0.4, KEYS),
+    "dropout.kept": lambda _: on(dropout.kept, X.shape, 0.4, KEYS),
+    "dropout.drop": lambda _: on(dropout.drop, X, X > 0, 0.4),
     "dropout.keys_of_sites": lambda _: on(dropout.keys_of_sites, KEYS, 4),
     "embedding.lookup": lambda _: on(embedding.lookup, PARAMS["embed"]["token"], IDS),
     "embedding.check_range": lambda _: on(embedding.check_range, IDS, 41),

@@ -28,6 +28,7 @@ from torch.func import grad
 
 from fnlm import bert, random, train
 from fnlm.layers.activation import ACTIVATIONS
+from fnlm.layers.attention import SLICE
 from fnlm.params import tree
 from fnlm.train import losses
 
@@ -54,6 +55,17 @@ def test_outputs_and_gradients_equal_the_peer(
     """With token types and padding on either side."""
     config = make_config(**CONFIGS[name])
     compare(library, variant, config, dtype, tolerance, *inputs(config, variant))
+
+
+@precisions
+@pytest.mark.parametrize("library", PEERS)
+def test_texts_of_several_slices_equal_the_peer(
+    library: str, dtype: torch.dtype, tolerance: float
+) -> None:
+    length = 2 * SLICE + 17
+    config = make_config(max_position_embeddings=length)
+    x = inputs(config, "question_answering", length=length)
+    compare(library, "question_answering", config, dtype, tolerance, *x)
 
 
 @st.composite

@@ -10,7 +10,7 @@ from peers import hf, ppb_gpt2
 from torch.func import grad
 
 from fnlm import gpt2, random
-from fnlm.layers.causal import SLICE
+from fnlm.layers.attention import SLICE
 from fnlm.params import rename, tree
 from fnlm.params.module import from_module
 from fnlm.params.rules.gpt2 import FAMILY

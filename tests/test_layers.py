@@ -17,9 +17,16 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from fnlm import heads, random
-from fnlm.layers import causal
+from fnlm.layers import attention, causal
 from fnlm.layers.activation import ACTIVATIONS, gelu_erf, gelu_tanh
-from fnlm.layers.attention import MASKED_SCORE, attend, causal_mask, merge_heads, split_heads
+from fnlm.layers.attention import (
+    MASKED_SCORE,
+    attend,
+    causal_mask,
+    merge_heads,
+    padding_bias,
+    split_heads,
+)
 from fnlm.layers.dropout import dropout
 from fnlm.layers.embedding import check_range, lookup
 from fnlm.layers.linear import linear
@@ -198,30 +205,27 @@ def test_attention_dropout_drops_weights_and_not_results() -> None:
     assert found.eq(0).double().mean().item() == pytest.approx(0.25, abs=0.05)
 
 
-# Causal attention
+# Slices of queries
 
 
-def causally(x: Tensor, valid: Tensor, past: causal.Pieces, key: Tensor | None = None) -> Tensor:
-    """Three heads over tokens [..., T, 6], for the mask [..., S + T] of all tokens."""
+@settings(max_examples=30)
+@given(st.integers(1, 9), st.sampled_from([0, 3]), st.booleans(), st.integers(0, 9))
+def test_causal_slices_equal_the_whole(size: int, cached: int, drops: bool, seed: int) -> None:
+    """Values, gradients and their derivatives; dropout has the same bits in any slices."""
+    x, direction = draw(2, 8, 6, seed=seed), draw(2, 8, 6, seed=seed + 1)
+    valid = draw(2, cached + 8, seed=seed + 2) > -0.5
+    valid[:, 0] = True  # so that every token sees something
+    past = tuple((draw(2, 3, cached, 2, seed=s),) if cached else () for s in (1, 2))
     config = SimpleNamespace(n_head=3, attn_pdrop=0.3, resid_pdrop=0.0)
     params = {
         "qkv": {"weight": draw(6, 18, seed=7), "bias": draw(18, seed=8)},
         "out": {"weight": draw(6, 6, seed=9), "bias": draw(6)},
     }
-    allowed = causal_mask(valid, x.shape[-2])
-    return causal.attention(x, past, allowed, params, cast(Any, config), (key, None))[0]
-
-
-@settings(max_examples=30)
-@given(st.integers(1, 9), st.sampled_from([0, 3]), st.integers(0, 9))
-def test_slices_of_any_size_equal_the_whole(size: int, cached: int, seed: int) -> None:
-    x, direction = draw(2, 8, 6, seed=seed), draw(2, 8, 6, seed=seed + 1)
-    valid = draw(2, cached + 8, seed=seed + 2) > -0.5
-    valid[:, 0] = True  # so that every token sees something
-    past = tuple((draw(2, 3, cached, 2, seed=s),) if cached else () for s in (1, 2))
+    keys = (random.key(seed) if drops else None, None)
 
     def run(x: Tensor) -> Tensor:
-        return causally(x, valid, cast(causal.Pieces, past))
+        allowed = causal_mask(valid, x.shape[-2])
+        return causal.attention(x, cast(Any, past), allowed, params, cast(Any, config), keys)[0]
 
     def number(x: Tensor) -> Tensor:
         return run(x).sin().sum()
@@ -230,22 +234,41 @@ def test_slices_of_any_size_equal_the_whole(size: int, cached: int, seed: int) -
         return jvp(grad(number), (x,), (direction,))[1]
 
     whole, whole_second = run(x), second(x)
-    with mock.patch.object(causal, "SLICE", size):
+    with mock.patch.object(attention, "SLICE", size):
         equal(run(x), whole.numpy())
         equal(second(x), whole_second.numpy(), 1e-10)
 
 
-def test_dropout_of_slices_under_vmap_equals_the_loop() -> None:
-    x, keys = draw(1, 6, 6).expand(4, 6, 6), random.split(random.key(3), 4)
-    valid, past = torch.ones(6).bool(), ((), ())
+@any_lead
+@pytest.mark.parametrize("kind", ["none", "bias", "bool", "one for all"])
+def test_slices_equal_the_whole_under_any_mask(lead: tuple[int, ...], kind: str) -> None:
+    q, k, v = draw(*lead, 3, 7, 2), draw(*lead, 3, 6, 2, seed=1), draw(*lead, 3, 6, 2, seed=2)
+    real = draw(*lead, 6, seed=3) > -0.5
+    masks = {
+        "none": None,
+        "bias": padding_bias(real, torch.float64),
+        "bool": real[..., None, None, :],
+        "one for all": torch.tensor(True),
+    }
+    mask, key = masks[kind], random.key(0).expand(lead)
+    whole = attend(q, (k,), (v,), mask, rate=0.3, key=key)
+    with mock.patch.object(attention, "SLICE", 3):
+        equal(attend(q, (k,), (v,), mask, rate=0.3, key=key), whole.numpy())
+        first, second = ((x[..., :2, :], x[..., 2:, :]) for x in (k, v))
+        equal(attend(q, first, second, mask, rate=0.3, key=key), whole.numpy())
+
+
+def test_slices_under_vmap_equal_the_loop() -> None:
+    x, keys = draw(4, 3, 6, 2), random.split(random.key(3), 4)
+    mask = causal_mask(torch.ones(6).bool(), 6)
 
     def run(x: Tensor, key: Tensor) -> Tensor:
-        return causally(x, valid, past, key)
+        return attend(x, (x,), (x,), mask, causal=True, rate=0.3, key=key)
 
-    with mock.patch.object(causal, "SLICE", 2):
+    with mock.patch.object(attention, "SLICE", 2):
         together = vmap(run)(x, keys)
         rows = [run(*row) for row in zip(x, keys, strict=True)]
-        equal(causally(x, valid.expand(4, 6), past, keys), together.numpy())
+        equal(run(x, keys), together.numpy())
     equal(together, torch.stack(rows).numpy())
 
 

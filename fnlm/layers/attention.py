@@ -10,10 +10,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from fnlm.layers.dropout import dropout
+from fnlm.layers.dropout import drop, kept
 
 __all__ = ["MASKED_SCORE", "attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
 
+SLICE = 128  # so many queries attend at once
 MASKED_SCORE = -1e4  # finite, as in the reference: a row without any allowed key stays finite
 
 
@@ -77,10 +78,13 @@ def attend(
     values: tuple[Tensor, ...],
     mask: Tensor | None = None,
     *,
+    causal: bool = False,
     rate: float = 0.0,
     key: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(Dh)) v, the scores being masked before the softmax.
+
+    Many queries attend in slices, so that the scores of a slice stay in the processor's cache.
 
     Args:
         q: [..., H, T, Dh].
@@ -88,6 +92,9 @@ def attend(
         values: pieces of the same shapes.
         mask: broadcastable to [..., H, T, S]. Bool: False replaces a score by `MASKED_SCORE`.
             Floating: it is added to the scores. By default none is changed.
+        causal: the last piece belongs to the queries, and the mask forbids each of them what comes
+            after it; so a slice leaves out the keys after its end. A query that is allowed no key
+            then averages over those of its slice, not over all.
         rate: of the dropout on the attention weights.
         key: of that dropout.
 
@@ -100,18 +107,53 @@ def attend(
     >>> torch.allclose(out, attend(x, pieces, pieces, torch.ones(1, 3, 3, dtype=torch.bool)))
     True
     """
+    queries, total = q.shape[-2], sum(k.shape[-2] for k in keys)
+    keep = kept((*q.shape[:-1], total), rate, key)
+    if queries <= SLICE:
+        return _attend(q, keys, values, mask, keep, rate)
+    if mask is not None:
+        mask = mask.expand(torch.broadcast_shapes(mask.shape, (queries, total)))
+    mixed = []
+    for number, part in enumerate(q.split(SLICE, -2)):
+        start = number * SLICE
+        end = start + part.shape[-2]
+        later = queries - end if causal else 0
+        place = (..., slice(start, end), slice(total - later))
+        seen, kept_here = (None if x is None else x[place] for x in (mask, keep))
+        seen_keys, seen_values = _without_last(keys, later), _without_last(values, later)
+        mixed.append(_attend(part, seen_keys, seen_values, seen, kept_here, rate))
+    return torch.cat(mixed, -2)
+
+
+def _attend(
+    q: Tensor,
+    keys: tuple[Tensor, ...],
+    values: tuple[Tensor, ...],
+    mask: Tensor | None,
+    keep: Tensor | None,
+    rate: float,
+) -> Tensor:
+    """Attend at once, dropping the weights that are not to be kept."""
     scale = 1 / math.sqrt(q.shape[-1])
     if len(keys) == 1 and mask is not None and mask.is_floating_point():
         scores = _biased_scores(q, keys[0], mask, scale)
     else:
         q = q * scale
         scores = _masked(_join([q @ k.mT for k in keys]), mask)
-    weights = dropout(scores.softmax(-1), rate, key)
+    weights = scores.softmax(-1)
+    if keep is not None:
+        weights = drop(weights, keep, rate)
     if len(values) == 1:
         return weights @ values[0]
     parts = weights.split([v.shape[-2] for v in values], -1)
     products = [w @ v for w, v in zip(parts, values, strict=True)]
     return sum(products[1:], products[0])
+
+
+def _without_last(pieces: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    """Leave out so many of the last tokens of the last piece."""
+    *others, last = pieces
+    return (*others, last[..., : last.shape[-2] - count, :])
 
 
 def _join(pieces: list[Tensor]) -> Tensor:

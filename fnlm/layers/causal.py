@@ -8,7 +8,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fnlm import random
 from fnlm.layers import cache as kv
 from fnlm.layers.attention import attend, merge_heads, split_heads
 from fnlm.layers.cache import Cache, FixedCache
@@ -16,8 +15,6 @@ from fnlm.layers.dropout import dropout
 from fnlm.layers.linear import linear
 
 __all__ = ["Pair", "Pieces", "attention", "check", "fixed_cache", "positions"]
-
-SLICE = 128  # so many new tokens attend at once
 
 Pair = tuple[Tensor, Tensor]  # keys and values of the new tokens [..., H, T, Dh]
 Pieces = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # cached keys and values, piece by piece
@@ -65,29 +62,9 @@ def attention(
     k, v = k.contiguous(), v.contiguous()  # a cache must not hold on to the memory of q
     cached_keys, cached_values = past
     pieces = (*cached_keys, k), (*cached_values, v)
-    mixed = _attend(q, pieces, allowed, config.attn_pdrop, keys[0])
+    mixed = attend(q, *pieces, allowed, causal=True, rate=config.attn_pdrop, key=keys[0])
     out = linear(merge_heads(mixed), **params["out"])
     return dropout(out, config.resid_pdrop, keys[1]), (k, v)
-
-
-def _attend(q: Tensor, pieces: Pieces, allowed: Tensor, rate: float, key: Tensor | None) -> Tensor:
-    """Let slices of the new tokens attend to what is not after them: [..., H, T, Dh] -> the same.
-
-    That is half the work and memory of one `attend` where T is large. The two differ at padding
-    that sees no key at all: here it averages over the keys up to the end of its slice.
-    """
-    new = q.shape[-2]
-    if new <= SLICE:
-        return attend(q, *pieces, allowed, rate=rate, key=key)
-    (*cached_keys, k), (*cached_values, v) = pieces
-    cached, mixed = allowed.shape[-1] - new, []
-    for start in range(0, new, SLICE):
-        end = min(start + SLICE, new)
-        keys, values = (*cached_keys, k[..., :end, :]), (*cached_values, v[..., :end, :])
-        seen = allowed[..., start:end, : cached + end]
-        own = None if key is None else random.fold_in(key, start)
-        mixed.append(attend(q[..., start:end, :], keys, values, seen, rate=rate, key=own))
-    return torch.cat(mixed, -2)
 
 
 def positions(cache: Cache | FixedCache | None, new_valid: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from fnlm import random
 
-__all__ = ["dropout", "keys_of_sites"]
+__all__ = ["drop", "dropout", "kept", "keys_of_sites"]
 
 
 def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
@@ -23,15 +23,34 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     >>> dropout(torch.ones(8), 0.5, random.key(0)).unique()
     tensor([0., 2.])
     """
+    keep = kept(tuple(x.shape), rate, key)
+    return x if keep is None else drop(x, keep, rate)
+
+
+def kept(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | None:
+    """Draw what `dropout` keeps of a tensor of this shape: bool, or None for all.
+
+    >>> kept((2, 3), 0.0, random.key(0)) is None
+    True
+    """
     if key is None or rate == 0:
-        return x
-    if key.shape != x.shape[: key.ndim]:
+        return None
+    if key.shape != shape[: key.ndim]:
         raise ValueError(
-            f"key of shape {list(key.shape)} does not lead x of shape {list(x.shape)}: "
+            f"key of shape {list(key.shape)} does not lead x of shape {list(shape)}: "
             "give one key, or one key for each row of the leading axes"
         )
-    kept = random.bernoulli(key, 1 - rate, tuple(x.shape[key.ndim :]))
-    return x * kept.to(x.dtype).mul_(1 / (1 - rate))
+    return random.bernoulli(key, 1 - rate, shape[key.ndim :])
+
+
+def drop(x: Tensor, keep: Tensor, rate: float) -> Tensor:
+    """Zero what is not kept, and divide the rest by 1 - rate.
+
+    >>> import torch
+    >>> drop(torch.ones(3), torch.tensor([True, False, True]), 0.5)
+    tensor([2., 0., 2.])
+    """
+    return x * keep.to(x.dtype).mul_(1 / (1 - rate))
 
 
 def keys_of_sites(key: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
