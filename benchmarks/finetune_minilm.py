@@ -6,9 +6,8 @@ included, with the same loss, BertAdam, warm-up and decay. A batch holds rows of
 padding is time lost for both.
 
 Fine-tuned twice with other bits of dropout, a small model differs from itself by some points. So
-for the scores dropout draws the same bits on both sides, and what differs is arithmetic, and the
-embedding of [PAD], which the peer does not learn. For the speed each side has its own dropout, and
-the peer its fused attention, where bits can't be given.
+for the scores dropout draws the same bits on both sides, and what differs is arithmetic. For the
+speed each side has its own dropout, and the peer its fused attention, where bits can't be given.
 
 One or two epochs are what two cores do in an hour. They leave RTE, and STS-B from some seeds, at
 chance on both sides, where equal scores say little: give `PLANS` more epochs where there is time.

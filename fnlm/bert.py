@@ -5,8 +5,7 @@ F inner width, H heads, Dh width of a head, L layers, C choices or classes.
 
 Sources: Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers" (arXiv
 1810.04805); google-research/bert, `modeling.py`; pytorch-pretrained-bert 0.6.2, `modeling.py`.
-Deviations: dropout is on when a key is given; losses are apart, in `fnlm.train.losses`; [PAD]
-has a gradient like any word.
+Deviations: dropout is on when a key is given; losses are apart, in `fnlm.train.losses`.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from fnlm import random
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.layers.attention import attend, merge_heads, padding_bias, split_heads
 from fnlm.layers.dropout import dropout, keys_of_sites
-from fnlm.layers.embedding import lookup
+from fnlm.layers.embedding import hold, lookup
 from fnlm.layers.linear import linear
 from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
@@ -59,7 +58,8 @@ class Config(BaseConfig):
 
     `num_labels` is the number of classes of sequence and token classification; a file that names
     its classes in `id2label` has as many. Dropout before those heads and multiple choice is
-    `classifier_dropout`, which None makes `hidden_dropout_prob`.
+    `classifier_dropout`, which None makes `hidden_dropout_prob`. The embedding of `pad_token_id` is
+    a constant where it is read: no gradient reaches it there; None makes it like any other.
     """
 
     vocab_size: int = 30522
@@ -76,6 +76,7 @@ class Config(BaseConfig):
     layer_norm_eps: float = 1e-12
     classifier_dropout: float | None = None
     num_labels: int = 2
+    pad_token_id: int | None = 0
 
     def __post_init__(self) -> None:
         """Refuse what could not run."""
@@ -90,6 +91,8 @@ class Config(BaseConfig):
                 f"hidden_size={self.hidden_size} must be a multiple of "
                 f"num_attention_heads={self.num_attention_heads}"
             )
+        if not 0 <= (self.pad_token_id or 0) < self.vocab_size:
+            raise ValueError(f"pad_token_id={self.pad_token_id} is not from 0 to vocab_size - 1")
         if self.hidden_act not in ACTIVATIONS:
             known = ", ".join(ACTIVATIONS)
             raise ValueError(f"hidden_act={self.hidden_act!r} is not one of {known}")
@@ -171,7 +174,7 @@ def _embed(ids: Tensor, token_types: Maybe, embed: Tree, config: Config, key: Ma
     places = embed["position"][: ids.shape[-1]]
     if token_types is None:
         places = places + embed["token_type"][0]
-    x = lookup(embed["token"], ids) + places
+    x = hold(lookup(embed["token"], ids), ids, config.pad_token_id) + places
     if token_types is not None:
         x = x + lookup(embed["token_type"], token_types, "token_types")
     x = layer_norm(x, **embed["norm"], epsilon=config.layer_norm_eps)

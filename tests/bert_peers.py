@@ -82,10 +82,7 @@ class Peer(NamedTuple):
         return found
 
 
-def make_peer(
-    library: str, variant: str, config: bert.Config, dtype: torch.dtype, *, pad: int | None = None
-) -> Peer:
-    """Make a peer; `pad` is the word whose embedding it does not learn, 0 by its own choice."""
+def make_peer(library: str, variant: str, config: bert.Config, dtype: torch.dtype) -> Peer:
     name, content = CLASSES[variant], config.to_dict()
     if library == "transformers":
         module = getattr(hf(), name)(hf().BertConfig(**content))
@@ -98,9 +95,6 @@ def make_peer(
         with quiet():
             own = ppb().BertConfig.from_dict(content)
             module = getattr(ppb(), name)(own, *extra.get(variant, ()))
-    for table in module.modules():
-        if isinstance(table, torch.nn.Embedding):
-            table.padding_idx = pad
     apply, theirs = from_module(module.to(dtype).eval())
     names = [name for name, _ in tree.named_leaves(theirs)]
     return Peer(library, variant, apply, names, rename.for_heads(FAMILY, HEADS[name]))

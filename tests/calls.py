@@ -349,6 +349,7 @@ LAYERS: dict[str, Make] = {
     "dropout.drop": lambda _: on(dropout.drop, X, X > 0, 0.4),
     "dropout.keys_of_sites": lambda _: on(dropout.keys_of_sites, KEYS, 4),
     "embedding.lookup": lambda _: on(embedding.lookup, PARAMS["embed"]["token"], IDS),
+    "embedding.hold": lambda _: on(embedding.hold, PARAMS["embed"]["token"][IDS], IDS, 3),
     "embedding.check_range": lambda _: on(embedding.check_range, IDS, 41),
     "linear.linear": lambda _: on(linear.linear, X, **LINEAR),
     "mlp.mlp": lambda _: on(mlp.mlp, X, LINEAR, BACK, activation=torch.tanh),
