@@ -84,7 +84,7 @@ def attend(
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(Dh)) v, the scores being masked before the softmax.
 
-    Many queries attend in slices, so that the scores of a slice stay in the processor's cache.
+    Many queries attend in slices: fresh memory for all scores would take more time than they.
 
     Args:
         q: [..., H, T, Dh].
@@ -153,7 +153,7 @@ def _attend(
 def _without_last(pieces: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
     """Leave out so many of the last tokens of the last piece."""
     *others, last = pieces
-    return (*others, last[..., : last.shape[-2] - count, :])
+    return (*others, last[..., : last.shape[-2] - count, :]) if count else pieces
 
 
 def _join(pieces: list[Tensor]) -> Tensor:
