@@ -84,7 +84,7 @@ def attend(
 ) -> Tensor:
     """Return softmax(q k^T / sqrt(Dh)) v, the scores being masked before the softmax.
 
-    Many queries attend in slices: fresh memory for all scores would take more time than they.
+    Many queries attend in slices: fresh memory for all scores at once costs more time than they do.
 
     Args:
         q: [..., H, T, Dh].
