@@ -8,7 +8,7 @@ Sources: Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transform
 Deviations: dropout is on when a key is given; losses are apart, in `fnlm.train.losses`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -198,24 +198,30 @@ def _block(x: Tensor, bias: Tensor, block: Tree, config: Config, sites: Sites) -
     return layer_norm(dropout(fed, rate, sites[2]) + x, **block["norm_2"], epsilon=epsilon)
 
 
+def _states(params: Params, ids: Tensor, types: Maybe, mask: Maybe, key: Maybe) -> Iterator[Tensor]:
+    """Yield the state after each block: L tensors [..., T, D]."""
+    config: Config = params["config"]
+    _check(config, ids, types, mask)
+    first, *sites = keys_of_sites(key, 1 + 3 * config.num_hidden_layers)
+    x = _embed(ids, types, params["embed"], config, first)
+    bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)
+    for layer, block in enumerate(params["blocks"]):
+        x = _block(x, bias, block, config, sites[3 * layer : 3 * layer + 3])
+        yield x
+
+
 def layers(
     params: Params, ids: Tensor, token_types: Maybe = None, mask: Maybe = None, *, key: Maybe = None
 ) -> tuple[Tensor, ...]:
-    """Return the hidden states after every block: same arguments as `apply`.
+    """Return the hidden states after every block: arguments of `apply` -> L tensors [..., T, D]."""
+    return tuple(_states(params, ids, token_types, mask, key))
 
-    Returns:
-        L tensors [..., T, D]; the last one is that of `apply`.
-    """
-    config: Config = params["config"]
-    _check(config, ids, token_types, mask)
-    first, *sites = keys_of_sites(key, 1 + 3 * config.num_hidden_layers)
-    x = _embed(ids, token_types, params["embed"], config, first)
-    bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)
-    outputs = []
-    for layer, block in enumerate(params["blocks"]):
-        x = _block(x, bias, block, config, sites[3 * layer : 3 * layer + 3])
-        outputs.append(x)
-    return tuple(outputs)
+
+def _encode(*args: Any) -> Tensor:
+    """Return the last of the states, holding one at a time: [..., T, D]."""
+    for x in _states(*args):
+        last = x
+    return last
 
 
 def apply(
@@ -233,8 +239,7 @@ def apply(
         key: turns dropout on; one key, or keys for the leading axes of `ids`.
 
     Returns:
-        hidden states of the last block [..., T, D]; that of the first token after the pooler
-        [..., D].
+        hidden states of the last block [..., T, D]; the first token's, pooled [..., D].
 
     Raises:
         ValueError: more than `max_position_embeddings` tokens; a mask or types of another shape.
@@ -254,7 +259,7 @@ def apply(
             "params have no 'pooler', as the file had none: use `layers`, or name a head that "
             "needs it in load(..., heads=(...), key=key)"
         )
-    hidden = layers(params, ids, token_types, mask, key=key)[-1]
+    hidden = _encode(params, ids, token_types, mask, key)
     return hidden, torch.tanh(linear(hidden[..., 0, :], **params["pooler"]))
 
 
@@ -263,7 +268,7 @@ def masked_lm(
 ) -> Tensor:
     """Score every word for every token: arguments of `apply` -> logits [..., T, V]."""
     head = task_heads.find(params, "masked_lm")
-    return _word_logits(params, layers(params, ids, token_types, mask, key=key)[-1], head)
+    return _word_logits(params, _encode(params, ids, token_types, mask, key), head)
 
 
 def next_sentence_prediction(
@@ -305,7 +310,7 @@ def token_classification(
 ) -> Tensor:
     """Score the classes of each token: arguments of `apply` -> logits [..., T, num_labels]."""
     head = task_heads.find(params, "token_classification")
-    return _classify(params, layers(params, ids, token_types, mask, key=key)[-1], head, key)
+    return _classify(params, _encode(params, ids, token_types, mask, key), head, key)
 
 
 def question_answering(
@@ -317,8 +322,7 @@ def question_answering(
         start logits and end logits, each [..., T]; padding is scored like any token.
     """
     head = task_heads.find(params, "question_answering")
-    hidden = layers(params, ids, token_types, mask, key=key)[-1]
-    start, end = linear(hidden, **head).unbind(-1)
+    start, end = linear(_encode(params, ids, token_types, mask, key), **head).unbind(-1)
     return start, end
 
 
