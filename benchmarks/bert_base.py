@@ -13,7 +13,7 @@ again a few times. Under `MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184`
 what is compared is arithmetic.
 
 Physical limit: the matrix products of the layers alone, as torch does them. Bare kernels are these
-and what else no gradient can do without, each called once on memory that is there: what a program
+and what else no gradient can do without, called on tensors that are there already: what a program
 made of torch's operations could reach at the very most.
 """
 

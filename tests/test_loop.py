@@ -70,6 +70,18 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_numbers(tmp_path: P
     assert all(a.equal(b) for a, b in zip(tree.leaves(again), tree.leaves(resumed), strict=True))
 
 
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    kill = (
+        "import os, signal; from fnlm.params.checkpoint import replace; "
+        f"replace({str(tmp_path / 'state.safetensors')!r}, "
+        "lambda part: (part.write_bytes(b'half'), os.kill(os.getpid(), signal.SIGKILL)))"
+    )
+    subprocess.run([sys.executable, "-c", kill], cwd=ROOT, check=False)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"half"]
+    run(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"state.safetensors", "log.jsonl"}
+
+
 def test_stops_when_patience_is_over_and_keeps_the_best(tmp_path: Path) -> None:
     scores = iter([3.0, 2.0, 2.5, 2.1, 2.2, 1.0])
     best: list[int] = []

@@ -59,7 +59,7 @@ class Checkpoint(Mapping[str, Tensor]):
 def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
     """Fill a new file and put it in the place of the former one, at once or not at all."""
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
     os.close(handle)
     try:
         fill(Path(name))

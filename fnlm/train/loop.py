@@ -39,7 +39,8 @@ def fit(
         state: from `init_state`; replaced by that in the directory where there is one.
         batch_at: the batch of a step, as the arguments of `step` after the state.
         steps: how many in all.
-        directory: gets `state.safetensors` and `log.jsonl`, a line an evaluation.
+        directory: gets `state.safetensors` and `log.jsonl`, a line an evaluation. What a killed
+            run left half written (`*.safetensors.*.part`) is removed.
         evaluate: a validation loss: lower is better. Without it only the state and the mean
             training loss are written.
         evaluate_every: steps between evaluations; the last step is always one.
@@ -51,6 +52,8 @@ def fit(
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    for half_written in directory.glob("*.safetensors.*.part"):
+        half_written.unlink()
     state_path = directory / "state.safetensors"
     log: Log = []
     if state_path.exists():
