@@ -81,11 +81,8 @@ def kernels(config: bert.Config, rows: int, length: int) -> Call:
     count, width, inner = rows * length, config.hidden_size, config.intermediate_size
     x, h = torch.randn(count, width), torch.randn(count, inner)
     scores = torch.randn(rows * config.num_attention_heads, length, length)
-    scale, shift, table = (
-        torch.ones(width),
-        torch.zeros(width),
-        torch.empty(config.vocab_size, width),
-    )
+    scale, shift = torch.ones(width), torch.zeros(width)
+    table = torch.empty(config.vocab_size, width)
 
     def call() -> Tensor:
         nothing = multiply()

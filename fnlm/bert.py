@@ -217,10 +217,10 @@ def layers(
     return tuple(_states(params, ids, token_types, mask, key))
 
 
-def _encode(*args: Any) -> Tensor:
-    """Return the last of the states, holding one at a time: [..., T, D]."""
-    for x in _states(*args):
-        last = x
+def _last(states: Iterator[Tensor]) -> Tensor:
+    """Return the last state, letting go of each when the next is there."""
+    for state in states:
+        last = state
     return last
 
 
@@ -259,7 +259,7 @@ def apply(
             "params have no 'pooler', as the file had none: use `layers`, or name a head that "
             "needs it in load(..., heads=(...), key=key)"
         )
-    hidden = _encode(params, ids, token_types, mask, key)
+    hidden = _last(_states(params, ids, token_types, mask, key))
     return hidden, torch.tanh(linear(hidden[..., 0, :], **params["pooler"]))
 
 
@@ -268,7 +268,7 @@ def masked_lm(
 ) -> Tensor:
     """Score every word for every token: arguments of `apply` -> logits [..., T, V]."""
     head = task_heads.find(params, "masked_lm")
-    return _word_logits(params, _encode(params, ids, token_types, mask, key), head)
+    return _word_logits(params, _last(_states(params, ids, token_types, mask, key)), head)
 
 
 def next_sentence_prediction(
@@ -310,7 +310,7 @@ def token_classification(
 ) -> Tensor:
     """Score the classes of each token: arguments of `apply` -> logits [..., T, num_labels]."""
     head = task_heads.find(params, "token_classification")
-    return _classify(params, _encode(params, ids, token_types, mask, key), head, key)
+    return _classify(params, _last(_states(params, ids, token_types, mask, key)), head, key)
 
 
 def question_answering(
@@ -322,7 +322,7 @@ def question_answering(
         start logits and end logits, each [..., T]; padding is scored like any token.
     """
     head = task_heads.find(params, "question_answering")
-    start, end = linear(_encode(params, ids, token_types, mask, key), **head).unbind(-1)
+    start, end = linear(_last(_states(params, ids, token_types, mask, key)), **head).unbind(-1)
     return start, end
 
 

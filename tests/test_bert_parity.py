@@ -335,6 +335,31 @@ def test_dropout_before_the_heads_has_a_rate_of_its_own() -> None:
 
 
 IDS = torch.tensor([[3, 1, 4]])
+
+
+def test_only_layers_holds_the_state_after_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without gradients; a block takes one state and makes another."""
+    config = make_config(num_hidden_layers=5)
+    params = make(config, "apply", torch.float32)
+    made: list[weakref.ref[Tensor]] = []
+    held: list[int] = []
+    block = bert._block
+
+    def watched(*args: Any) -> Tensor:
+        held.append(sum(state() is not None for state in made))
+        x = block(*args)
+        made.append(weakref.ref(x))
+        return x
+
+    monkeypatch.setattr(bert, "_block", watched)
+    ids = inputs(config, "apply")[0]
+    with torch.no_grad():
+        bert.apply(params, ids)
+        assert held == [0, 1, 1, 1, 1]
+        bert.layers(params, ids)
+    assert held[-1] == 4
+
+
 GOLDEN = Path(__file__).parent / "golden" / "bert.json"
 
 
@@ -404,26 +429,3 @@ def golden() -> dict[str, Any]:
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
-
-
-def test_only_layers_holds_the_state_after_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without gradients; a block takes one state and makes another."""
-    config = make_config(num_hidden_layers=5)
-    params = make(config, "apply", torch.float32)
-    made: list[weakref.ref[Tensor]] = []
-    held: list[int] = []
-    block = bert._block
-
-    def watched(*args: Any) -> Tensor:
-        held.append(sum(state() is not None for state in made))
-        x = block(*args)
-        made.append(weakref.ref(x))
-        return x
-
-    monkeypatch.setattr(bert, "_block", watched)
-    ids = inputs(config, "apply")[0]
-    with torch.no_grad():
-        bert.apply(params, ids)
-        assert held == [0, 1, 1, 1, 1]
-        bert.layers(params, ids)
-    assert held[-1] == 4
