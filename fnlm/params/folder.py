@@ -53,9 +53,10 @@ def replace_files(
         OSError: the disk is full or can't be written; the former files are as they were.
 
     >>> with tempfile.TemporaryDirectory() as place:
-    ...     names = replace_files(place, "model", {"a.txt": lambda path: path.write_text("one")})
-    ...     names = replace_files(place, "model", {"b.txt": lambda path: path.write_text("two")}, names)
+    ...     first = replace_files(place, "model", {"a.txt": lambda path: path.write_text("one")})
+    ...     replace_files(place, "model", {"b.txt": lambda path: path.write_text("two")}, first)
     ...     sorted(os.listdir(place))
+    ['b.txt']
     ['b.txt']
     """
     directory, owned = Path(directory), set(owned)
