@@ -2,7 +2,7 @@
 
 A step of Adam reads parameters, gradients and two averages and writes three of them; arithmetic is
 nothing next to that. So the road for `donate=True` calls torch's fused kernel, which makes one
-pass, and expresses the three optimizers in its terms:
+pass, and expresses the three optimizers in its terms::
 
     p <- p (1 - lr decay) - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + e)
 
