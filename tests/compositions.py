@@ -35,7 +35,7 @@ def _grad(h: Function, direction: Tree) -> Function:
 
 def _vjp(h: Function, direction: Tree) -> Function:
     def along(p: Tree, i: Tensor) -> Tensor:
-        value, pull = vjp(lambda q: h(q, i), p)
+        value, pull, *_ = vjp(lambda q: h(q, i), p)
         return dot(pull(torch.ones_like(value))[0], direction)
 
     return along

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from fnlm import random, train
 from fnlm.params import tree
 
-PARAMS = {
+PARAMS: Any = {
     "embed": {"token": random.normal(random.key(0), (5, 3))},
     "out": random.normal(random.key(1), (3, 2)),
 }
