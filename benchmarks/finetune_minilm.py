@@ -157,6 +157,7 @@ def ours(params: bert.Params, work: Work, plan: Plan, steps: int, key: Tensor) -
         plan.learning_rate, warmup=WARMUP, t_total=steps,
         weight_decay=WEIGHT_DECAY, decay=train.except_bias_and_norm,
     )  # fmt: skip
+    optimizer = train.mask_rows(optimizer, {"embed.token": params["config"].pad_token_id})
     advance = train.train_step(loss, optimizer, donate=True)
     state = [train.init_state(tree.map(torch.clone, params), optimizer, key)]
 

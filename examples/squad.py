@@ -134,7 +134,10 @@ def main(flags: Flags) -> None:
     results: dict[str, float] = {}
     if flags.do_train:
         _, windows = read(flags, tokenizer, training=True)
-        params, results = train.finetune(loss, params, windows[:5], flags, flags.output_dir)
+        padding = {"embed.token": params["config"].pad_token_id}  # the loss reads it: see parity.md
+        params, results = train.finetune(
+            loss, params, windows[:5], flags, flags.output_dir, masked_rows=padding
+        )
         bert.save(params, flags.output_dir)
         tokenizer.save(flags.output_dir)
     if asked is not None:

@@ -21,7 +21,7 @@ from fnlm import random
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.layers.attention import attend, merge_heads, padding_bias, split_heads
 from fnlm.layers.dropout import dropout, keys_of_sites
-from fnlm.layers.embedding import hold, lookup
+from fnlm.layers.embedding import lookup
 from fnlm.layers.linear import linear
 from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
@@ -58,8 +58,8 @@ class Config(BaseConfig):
 
     `num_labels` is the number of classes of sequence and token classification; a file that names
     its classes in `id2label` has as many. Dropout before those heads and multiple choice is
-    `classifier_dropout`, which None makes `hidden_dropout_prob`. The embedding of `pad_token_id` is
-    a constant where it is read: no gradient reaches it there; None makes it like any other.
+    `classifier_dropout`, which None makes `hidden_dropout_prob`. `pad_token_id` changes nothing in
+    the model; it tells a recipe which row of the table to mask (see `fnlm.train.mask_rows`).
     """
 
     vocab_size: int = 30522
@@ -174,7 +174,7 @@ def _embed(ids: Tensor, token_types: Maybe, embed: Tree, config: Config, key: Ma
     places = embed["position"][: ids.shape[-1]]
     if token_types is None:
         places = places + embed["token_type"][0]
-    x = hold(lookup(embed["token"], ids), ids, config.pad_token_id) + places
+    x = lookup(embed["token"], ids) + places
     if token_types is not None:
         x = x + lookup(embed["token_type"], token_types, "token_types")
     x = layer_norm(x, **embed["norm"], epsilon=config.layer_norm_eps)

@@ -82,7 +82,15 @@ class Peer(NamedTuple):
         return found
 
 
-def make_peer(library: str, variant: str, config: bert.Config, dtype: torch.dtype) -> Peer:
+def make_peer(
+    library: str,
+    variant: str,
+    config: bert.Config,
+    dtype: torch.dtype,
+    *,
+    stops_padding: bool = False,
+) -> Peer:
+    """Make a peer, with the `padding_idx` that stops the gradient by [PAD] only if asked."""
     name, content = CLASSES[variant], config.to_dict()
     if library == "transformers":
         module = getattr(hf(), name)(hf().BertConfig(**content))
@@ -95,6 +103,9 @@ def make_peer(library: str, variant: str, config: bert.Config, dtype: torch.dtyp
         with quiet():
             own = ppb().BertConfig.from_dict(content)
             module = getattr(ppb(), name)(own, *extra.get(variant, ()))
+    for part in module.modules():
+        if isinstance(part, torch.nn.Embedding) and not stops_padding:
+            part.padding_idx = None
     apply, theirs = from_module(module.to(dtype).eval())
     names = [name for name, _ in tree.named_leaves(theirs)]
     return Peer(library, variant, apply, names, rename.for_heads(FAMILY, HEADS[name]))

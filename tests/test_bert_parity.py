@@ -3,7 +3,6 @@
 import json
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -111,23 +110,30 @@ def test_random_configurations_equal_the_peer(
 
 
 @pytest.mark.parametrize("library", PEERS)
-def test_no_gradient_reaches_the_padding_word_where_it_is_read(library: str) -> None:
-    """As in the peers, and for `jvp`, too; scores that are tied to the table do give it one."""
+def test_the_derivative_by_the_padding_word_is_the_true_one(library: str) -> None:
+    """The peers' is 0 where the word is read; everything else is theirs."""
     config = make_config()
+    params = make(config, "layers", torch.float64)
     ids, types, mask = inputs(config, "layers")
     ids[:, 3] = 0
-    for variant in ("layers", "masked_lm"):
-        compare(library, variant, config, torch.float64, 1e-9, ids, types, mask)
-    params = make(config, "layers", torch.float64)
 
     def number(params: Any) -> Tensor:
         return weighted(bert.layers(params, ids, types, mask))
 
+    gradient = grad(number)(params)
     direction = tree.map(torch.zeros_like, params)
     direction["embed"]["token"][0] = torch.arange(config.hidden_size)
-    free = {**params, "config": replace(config, pad_token_id=None)}
-    slopes = [jvp(number, (p,), ({**direction, "config": p["config"]},))[1] for p in (params, free)]
-    assert slopes[0] == 0 and abs(slopes[1]) > 1e-3
+    moved = [tree.map(lambda x, d, t=t: x + t * d, params, direction) for t in (1e-6, -1e-6)]
+    difference = (number(moved[0]) - number(moved[1])) / 2e-6
+    along = jvp(number, (params,), (direction,))[1]
+    assert abs(difference) > 1e-3
+    torch.testing.assert_close(along, difference, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close((gradient["embed"]["token"][0] * torch.arange(36)).sum(), along)
+    peer = make_peer(library, "layers", config, torch.float64, stops_padding=True)
+    theirs = grad(lambda p: weighted(peer.run(p, ids, types, mask)))(peer.params(params))
+    found = peer.named(theirs)["embed.token"]
+    assert not found[0].any()
+    torch.testing.assert_close(gradient["embed"]["token"][1:], found[1:], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("variant", CLASSES)
@@ -185,7 +191,7 @@ def test_fine_tuning_without_dropout_is_the_peers(library: str, variant: str) ->
     config = make_config()
     params, peer = (
         make(config, variant, torch.float64),
-        make_peer(library, variant, config, torch.float64),
+        make_peer(library, variant, config, torch.float64, stops_padding=True),
     )
     theirs = tree.map(lambda x: x.detach().clone().requires_grad_(), peer.params(params))
     rates: dict[str, Any] = {"warmup": 0.4, "t_total": 5}
@@ -199,6 +205,7 @@ def test_fine_tuning_without_dropout_is_the_peers(library: str, variant: str) ->
 
     decay = train.except_bias_and_norm
     optimizer = train.bert_adam(0.01, weight_decay=0.05, decay=decay, **rates)
+    optimizer = train.mask_rows(optimizer, {"embed.token": config.pad_token_id})
     step = train.train_step(loss, optimizer)
     state = train.init_state(params, optimizer, random.key(0))
     for number in range(5):

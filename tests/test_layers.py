@@ -20,7 +20,6 @@ from fnlm import heads, random
 from fnlm.layers import attention, causal
 from fnlm.layers.activation import ACTIVATIONS, gelu_erf, gelu_tanh
 from fnlm.layers.attention import (
-    MASKED_SCORE,
     attend,
     causal_mask,
     merge_heads,
@@ -146,9 +145,9 @@ def test_causal_mask_by_definition(lead: tuple[int, ...], new: int) -> None:
 
 
 def by_hand(q: Any, k: Any, v: Any, allowed: Any) -> Any:
-    """Attention, with the scores that are not allowed at the masked score."""
+    """Attention, with the scores that are not allowed at the lowest number."""
     scores = np.einsum("...td,...sd->...ts", q, k) / math.sqrt(q.shape[-1])
-    scores = np.where(allowed, scores, MASKED_SCORE)
+    scores = np.where(allowed, scores, np.finfo(np.float64).min)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     weights /= weights.sum(-1, keepdims=True)
     return np.einsum("...ts,...sd->...td", weights, v)

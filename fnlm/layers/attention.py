@@ -12,10 +12,9 @@ from torch import Tensor
 
 from fnlm.layers.dropout import drop, kept
 
-__all__ = ["MASKED_SCORE", "attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
+__all__ = ["attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
 
 SLICE = 128  # so many queries attend at once
-MASKED_SCORE = -1e4  # finite, as in the reference: a row without any allowed key stays finite
 
 
 def split_heads(x: Tensor, heads: int, parts: int = 1) -> Tensor:
@@ -57,7 +56,9 @@ def causal_mask(valid: Tensor, new: int) -> Tensor:
 
 
 def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to the scores of each key: 0, or `MASKED_SCORE` for padding.
+    """Return what is added to the scores of each key: 0, or minus infinity for padding.
+
+    A row of nothing but padding gets 0 everywhere: without a key to attend to, all are free.
 
     Args:
         mask: [..., S], nonzero for real tokens.
@@ -66,10 +67,13 @@ def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     Returns:
         [..., 1, 1, S].
 
-    >>> padding_bias(torch.tensor([1, 0]), torch.float32)
-    tensor([[[     0., -10000.]]])
+    >>> padding_bias(torch.tensor([[1, 0], [0, 0]]), torch.float32).flatten(1)
+    tensor([[0., -inf],
+            [0., 0.]])
     """
-    return rearrange((mask == 0).to(dtype) * MASKED_SCORE, "... s -> ... 1 1 s")
+    real = mask != 0
+    padding = ~real & real.any(-1, keepdim=True)
+    return rearrange(torch.where(padding, -math.inf, 0.0).to(dtype), "... s -> ... 1 1 s")
 
 
 def attend(
@@ -90,7 +94,8 @@ def attend(
         q: [..., H, T, Dh].
         keys: pieces [..., H, Si, Dh]; together they have S = sum of Si tokens.
         values: pieces of the same shapes.
-        mask: broadcastable to [..., H, T, S]. Bool: False replaces a score by `MASKED_SCORE`.
+        mask: broadcastable to [..., H, T, S]. Bool: False replaces a score by the lowest
+            number of its type, so that a query without any allowed key attends to all alike.
             Floating: it is added to the scores. By default none is changed.
         causal: the last piece belongs to the queries, and the mask forbids each of them what comes
             after it; so a slice leaves out the keys after its end. A query that is allowed no key
@@ -163,7 +168,9 @@ def _join(pieces: list[Tensor]) -> Tensor:
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return scores
-    return torch.where(mask, scores, MASKED_SCORE) if mask.dtype == torch.bool else scores + mask
+    if mask.dtype != torch.bool:
+        return scores + mask
+    return torch.where(mask, scores, torch.finfo(scores.dtype).min)  # finite, unlike a row of -inf
 
 
 def _biased_scores(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["check_range", "hold", "lookup"]
+__all__ = ["check_range", "lookup"]
 
 
 def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
@@ -37,25 +37,6 @@ def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
             f"{name} must be at least 0 and less than {table.shape[-2]}, the size of the table; "
             f"got values from {ids.min().item()} to {ids.max().item()}"
         ) from error
-
-
-def hold(rows: Tensor, ids: Tensor, held: int | None) -> Tensor:
-    """Make the rows of one id constants, for derivatives of every kind and order.
-
-    Args:
-        rows: [..., D], what was looked up.
-        ids: [...].
-        held: the id; None for none.
-
-    Returns:
-        [..., D], the same numbers.
-
-    >>> table, ids = torch.eye(2), torch.tensor([0, 1])
-    >>> torch.func.grad(lambda table: hold(lookup(table, ids), ids, 0).sum())(table)
-    tensor([[0., 0.],
-            [1., 1.]])
-    """
-    return rows if held is None else torch.where((ids == held).unsqueeze(-1), rows.detach(), rows)
 
 
 def check_range(ids: Tensor, limit: int, name: str = "ids") -> None:

@@ -21,8 +21,6 @@ from fnlm.layers.dropout import dropout
 
 __all__ = ["attend_relative", "mask_of", "reach", "relative_shift", "sinusoids"]
 
-_MASKED_SCORE = -1e30  # as in the reference; it swallows any score that it is added to
-
 
 def sinusoids(
     distances: int,
@@ -78,12 +76,12 @@ def reach(new: int, total: int, window: int | None = None, device: Any = None) -
 
 
 def mask_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to scores: 0 where attention is allowed, else -1e30.
+    """Return what is added to scores: 0 where attention is allowed, else minus infinity.
 
     >>> mask_of(torch.tensor([True, False]), torch.float32)
-    tensor([ 0.0000e+00, -1.0000e+30])
+    tensor([0., -inf])
     """
-    return torch.where(allowed, 0.0, _MASKED_SCORE).to(dtype)
+    return torch.where(allowed, 0.0, -math.inf).to(dtype)
 
 
 def relative_shift(x: Tensor) -> Tensor:

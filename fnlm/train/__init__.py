@@ -24,6 +24,7 @@ from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
 from fnlm.train.per_example import per_example_grads, per_example_norms
 from fnlm.train.recipe import Recipe, TextRecipe, check_run, finetune, mean_loss, write_results
+from fnlm.train.rows import mask_rows
 from fnlm.train.state import (
     CarryState,
     Metrics,
@@ -68,6 +69,7 @@ __all__ = [
     "init_state",
     "load_state",
     "losses",
+    "mask_rows",
     "mean_loss",
     "openai_adam",
     "per_example_grads",

@@ -21,6 +21,7 @@ from fnlm.train.data import Arrays, Epochs, batches, in_order
 from fnlm.train.links import Optimizer, except_bias_and_norm
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import bert_adam
+from fnlm.train.rows import mask_rows
 from fnlm.train.state import init_state, train_step
 
 __all__ = ["Recipe", "TextRecipe", "check_run", "finetune", "mean_loss", "write_results"]
@@ -86,6 +87,7 @@ def finetune(
     *,
     held_out: Arrays | None = None,
     optimizer: Callable[..., Optimizer] = _fine_tuning,
+    masked_rows: Mapping[str, int | None] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> tuple[Tree, dict[str, float]]:
     """Train by the recipe of BERT: `bert_adam`, warm-up and linear decay, keyed dropout.
@@ -103,6 +105,8 @@ def finetune(
         held_out: rows whose mean loss joins the log at each checkpoint.
         optimizer: makes another one: called with the learning rate and `warmup`, `t_total` and
             `weight_decay`.
+        masked_rows: rows of tables whose gradient counts as 0 (see `mask_rows`). That of `[PAD]`
+            makes a run of BERT that of its peers, whose tables have it as their `padding_idx`.
         facts: settings of `loss` and `optimizer`, which tell the run from others, too.
 
     Returns:
@@ -127,6 +131,8 @@ def finetune(
         t_total=steps,
         weight_decay=recipe.weight_decay,
     )
+    masked = {path: row for path, row in (masked_rows or {}).items() if row is not None}
+    chosen = mask_rows(chosen, masked)
     # A copy, as the steps write into it, and what was read from a file may share memory with that.
     params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), recipe.device)
     sources = {
@@ -135,9 +141,9 @@ def finetune(
     }
     free = ("device", "checkpoint_every")
     names = [field.name for field in fields(Recipe) if field.name not in free]
-    check_run(
-        directory, {name: getattr(recipe, name) for name in names} | dict(facts or {}), sources
-    )
+    told = {"masked_rows": masked} if masked else {}
+    settings = {name: getattr(recipe, name) for name in names} | told | dict(facts or {})
+    check_run(directory, settings, sources)
     state = fit(
         train_step(loss, chosen, accumulate=parts, donate=True),
         init_state(params, chosen, dropout.to(recipe.device)),
