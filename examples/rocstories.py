@@ -83,7 +83,7 @@ def choose(params: gpt.Params, ids: Tensor, targets: Tensor, mask: Tensor) -> Te
 def loss(params: gpt.Params, *batch: Tensor, lm_coef: float, key: Tensor | None = None) -> Tensor:
     """Return the mean loss of a batch: ids, targets, mask and labels."""
     ids, targets, mask, labels = batch
-    words, endings = gpt.double_heads(params, ids, mask.sum(-1) - 1, key=key)
+    words, endings, _ = gpt.double_heads(params, ids, mask.sum(-1) - 1, key=key)
     return lm_coef * losses.cross_entropy(words, targets) + losses.multiple_choice(endings, labels)
 
 

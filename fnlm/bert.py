@@ -8,6 +8,7 @@ Sources: Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transform
 Deviations: dropout is on when a key is given; losses are apart, in `fnlm.train.losses`.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -199,12 +200,13 @@ def _block(x: Tensor, bias: Tensor, block: Tree, config: Config, sites: Sites) -
 
 
 def _states(params: Params, ids: Tensor, types: Maybe, mask: Maybe, key: Maybe) -> Iterator[Tensor]:
-    """Yield the state after each block: L tensors [..., T, D]."""
+    """Yield the state after the embeddings, and after each block: 1 + L tensors [..., T, D]."""
     config: Config = params["config"]
     _check(config, ids, types, mask)
-    first, *sites = keys_of_sites(key, 1 + 3 * config.num_hidden_layers)
+    first, *sites = keys_of_sites(key, 1 + 3 * len(params["blocks"]))
     x = _embed(ids, types, params["embed"], config, first)
     bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)
+    yield x
     for layer, block in enumerate(params["blocks"]):
         x = _block(x, bias, block, config, sites[3 * layer : 3 * layer + 3])
         yield x
@@ -214,14 +216,12 @@ def layers(
     params: Params, ids: Tensor, token_types: Maybe = None, mask: Maybe = None, *, key: Maybe = None
 ) -> tuple[Tensor, ...]:
     """Return the hidden states after every block: arguments of `apply` -> L tensors [..., T, D]."""
-    return tuple(_states(params, ids, token_types, mask, key))
+    return tuple(_states(params, ids, token_types, mask, key))[1:]
 
 
 def _last(states: Iterator[Tensor]) -> Tensor:
     """Return the last state, letting go of each when the next is there."""
-    for state in states:
-        last = state
-    return last
+    return deque(states, maxlen=1).pop()
 
 
 def apply(

@@ -79,14 +79,14 @@ class Config(BaseConfig):
             )
 
 
-def init_cache(params: Params, batch_size: int, capacity: int) -> FixedCache:
+def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> FixedCache:
     """Make an empty cache of fixed capacity, for compiled decoding.
 
     Ordinary decoding needs none to start: `apply` makes its own.
 
     Args:
         params: only shapes and types are read.
-        batch_size: B.
+        batch: B, or all leading axes.
         capacity: tokens it can hold, at most `n_positions`.
 
     Returns:
@@ -95,7 +95,8 @@ def init_cache(params: Params, batch_size: int, capacity: int) -> FixedCache:
     Raises:
         ValueError: capacity is more than `n_positions`.
     """
-    return causal.fixed_cache(params["config"], params["embed"]["token"], batch_size, capacity)
+    layers, like = len(params["blocks"]), params["embed"]["token"]
+    return causal.fixed_cache(params["config"], like, batch, capacity, layers=layers)
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
@@ -175,11 +176,12 @@ def hidden_states(
         tokens.
     """
     config: Config = params["config"]
-    causal.check(config, ids, cache, mask)
+    causal.check(config, ids, cache, mask, layers=len(params["blocks"]))
+    cache = kv.outside_inference_mode(cache)
     new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
     if positions is None:
         positions = causal.positions(cache, new_valid)
-    *sites, first = keys_of_sites(key, 3 * config.n_layer + 1)
+    *sites, first = keys_of_sites(key, 3 * len(params["blocks"]) + 1)
     embed = params["embed"]
     x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
     if token_types is not None:
@@ -191,7 +193,7 @@ def hidden_states(
         own = tuple(sites[3 * layer : 3 * layer + 3])
         x, pair = _block(x, block, kv.past(cache, layer), allowed, config, own)
         pairs.append(pair)
-    keys, values = zip(*pairs, strict=True)
+    keys, values = (tuple(pair[i] for pair in pairs) for i in range(2))
     hidden = layer_norm(x, **params["norm"], epsilon=config.layer_norm_epsilon)
     return hidden, kv.append(cache, keys, values, new_valid)
 
@@ -251,7 +253,7 @@ def double_heads(
     token_types: Tensor | None = None,
     mask: Tensor | None = None,
     key: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, AnyCache]:
     """Score the next tokens, and each choice as a whole.
 
     Args:
@@ -261,20 +263,22 @@ def double_heads(
         cache: see `apply`, as for the other arguments.
 
     Returns:
-        language-model logits [..., C, T, V] and choice logits [..., C].
+        language-model logits [..., C, T, V], choice logits [..., C], and the cache that includes
+        the new tokens.
 
     Raises:
         KeyError: the parameters have no such head.
     """
     config: Config = params["config"]
     head = task_heads.find(params, "multiple_choice")
-    hidden, _ = hidden_states(
+    hidden, grown = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
     lm = task_heads.tied_logits(hidden, params["embed"]["token"])
     own = None if key is None else random.fold_in(key, 0)
     rate = config.resid_pdrop
-    return lm, task_heads.choice_logits(hidden, choice_positions, **head, rate=rate, key=own)
+    choice = task_heads.choice_logits(hidden, choice_positions, **head, rate=rate, key=own)
+    return lm, choice, grown
 
 
 def load(

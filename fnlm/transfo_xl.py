@@ -362,7 +362,8 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
             "averages over the whole segment, later tokens included): set same_length=False"
         )
     if mems is not None:
-        memory.check(mems, len(params["blocks"]), ids.shape[:-1], config.d_model)
+        like = params["embed"]["cluster_0"]["table"]
+        memory.check(mems, like, len(params["blocks"]), ids.shape[:-1], config.d_model)
 
 
 def load(

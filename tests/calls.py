@@ -29,6 +29,7 @@ from fnlm.layers import (
     mlp,
     norm,
     relative_attention,
+    values,
 )
 from fnlm.params import (
     arrays,
@@ -106,23 +107,10 @@ UNTIED = {name: leaf for name, leaf in PARAMS.items() if name != "config"}
 
 
 def grown() -> Any:
-    """Make a cache whose last segment has room to spare."""
+    """Make a cache of two segments."""
     with torch.no_grad():
         _, first = gpt2.apply(PARAMS, IDS[:, :3], mask=MASK[:, :3])
         return gpt2.apply(PARAMS, IDS[:, 3:4], first, mask=MASK[:, 3:4])[1]
-
-
-def dense(value: Any) -> Any:
-    """A cache by content: how it is cut in segments depends on who came first."""
-    if not isinstance(value, cache.Cache):
-        return value
-    layers = range(len(value.segments[0].keys))
-    pieces = [pieces for layer in layers for pieces in cache.past(value, layer)]
-    return [torch.cat(p, -2) for p in pieces], value.valid
-
-
-def with_dense_cache(result: Any) -> Any:
-    return tuple(dense(x) for x in result)
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -330,26 +318,28 @@ LAYERS: dict[str, Make] = {
     "attention.attend": lambda _: on(
         attention.attend, X, (X[:, :2], X[:, 2:]), (X[:, :2], X[:, 2:]), HALF, rate=0.2, key=KEY
     ),
+    "cache.check": lambda _: on(cache.check, grown(), (2, 3, 3, 12), IDS.device),
+    "cache.check_dtype": lambda _: on(cache.check_dtype, (X,), X),
+    "cache.outside_inference_mode": lambda _: on(cache.outside_inference_mode, grown()),
     "cache.length": lambda _: on(cache.length, grown()),
     "cache.valid": lambda _: on(cache.valid, grown(), MASK),
     "cache.past": lambda _: on(cache.past, grown(), 1),
-    "cache.append": lambda _: on(
-        cache.append, grown(), *grown().segments[-1], MASK[:, :1], seen=dense
-    ),
+    "cache.append": lambda _: on(cache.append, grown(), *grown().segments[-1], MASK[:, :1]),
     "cache.take_rows": lambda _: on(cache.take_rows, grown(), torch.tensor([2, 0, 2])),
     "cache.truncate": lambda _: on(cache.truncate, grown(), 2),
     "causal.attention": lambda _: on(
         causal.attention, WIDE, ((), ()), HALF, PARAMS["blocks"][0]["attention"], GPT2.config
     ),
     "causal.positions": lambda _: on(causal.positions, grown(), MASK),
-    "causal.check": lambda _: on(causal.check, GPT2.config, IDS, grown(), MASK),
-    "causal.fixed_cache": lambda _: on(causal.fixed_cache, GPT2.config, X, 3, 9),
+    "causal.check": lambda _: on(causal.check, GPT2.config, IDS, grown(), MASK, layers=2),
+    "causal.fixed_cache": lambda _: on(causal.fixed_cache, GPT2.config, X, 3, 9, layers=2),
     "dropout.dropout": lambda _: on(dropout.dropout, X, 0.4, KEYS),
     "dropout.kept": lambda _: on(dropout.kept, X.shape, 0.4, KEYS),
     "dropout.drop": lambda _: on(dropout.drop, X, X > 0, 0.4),
     "dropout.keys_of_sites": lambda _: on(dropout.keys_of_sites, KEYS, 4),
     "embedding.lookup": lambda _: on(embedding.lookup, PARAMS["embed"]["token"], IDS),
     "embedding.check_range": lambda _: on(embedding.check_range, IDS, 41),
+    "values.extremes": lambda _: on(values.extremes, IDS),
     "linear.linear": lambda _: on(linear.linear, X, **LINEAR),
     "mlp.mlp": lambda _: on(mlp.mlp, X, LINEAR, BACK, activation=torch.tanh),
     "norm.layer_norm": lambda _: on(norm.layer_norm, X, X[0, 0], X[0, 1], epsilon=1e-3),
@@ -363,7 +353,7 @@ MODEL: dict[str, Make] = {
     ),
     "apply": lambda _: on(gpt2.apply, PARAMS, IDS, mask=MASK, positions=IDS % 7, key=KEY),
     "apply with a cache": lambda _: on(
-        torch.no_grad()(gpt2.apply), PARAMS, IDS, grown(), mask=MASK, seen=with_dense_cache
+        torch.no_grad()(gpt2.apply), PARAMS, IDS, grown(), mask=MASK
     ),
     "apply with a fixed cache": lambda _: on(
         gpt2.apply, PARAMS, IDS, gpt2.init_cache(PARAMS, 3, 9), mask=MASK
@@ -433,9 +423,7 @@ DECODING: dict[str, Make] = {
     "repetition_penalty": lambda _: on(decoding.repetition_penalty, LOGITS, LOGITS > 1, 1.3),
     "sample": lambda _: on(decoding.sample, LOGITS, KEYS, **SAMPLING),
     "row_keys": lambda _: on(decoding.row_keys, KEY, (3,)),
-    "scan": lambda _: on(
-        decoding.scan, gpt2.apply, PARAMS, STARTED, 3, key=KEYS, **SAMPLING, seen=scanned
-    ),
+    "scan": lambda _: on(decoding.scan, gpt2.apply, PARAMS, STARTED, 3, key=KEYS, **SAMPLING),
     "stream": lambda _: on(
         decoding.stream, *DECODING_ARGS, 4, key=KEY, **SAMPLING, **PROMPT, seen=list
     ),
@@ -452,11 +440,6 @@ DECODING: dict[str, Make] = {
     "state.end_ids": lambda _: on(reading.end_ids, [3, 4], torch.device("cpu")),
     "state.pad_id": lambda _: on(reading.pad_id, torch.tensor([3, 4]), None),
 }
-
-
-def scanned(result: Any) -> Any:
-    state, tokens = result
-    return state.logits, dense(state.cache), tokens
 
 
 def fitted(folder: Path) -> Example:
@@ -871,7 +854,7 @@ XL_LAYERS: dict[str, Make] = {
         adaptive_softmax.sampled_nll, STATES, IDS % 11, CLUSTERS[0], 4, key=KEYS
     ),
     "memory.blank": lambda _: on(memory.blank, X, 2, (3, 5, 12)),
-    "memory.check": lambda _: on(memory.check, MEMS, 2, (3,), 36),
+    "memory.check": lambda _: on(memory.check, MEMS, X, 2, (3,), 36),
     "memory.remember": lambda _: on(memory.remember, MEMS, 3, 4, held_back=1),
     "relative_attention.sinusoids": lambda _: on(relative_attention.sinusoids, 7, 6, 3),
     "relative_attention.reach": lambda _: on(relative_attention.reach, 3, 7, 4),

@@ -41,7 +41,7 @@ def _causal(module: ModuleType) -> dict[str, Task]:
         choices = torch.stack([ids, ids.roll(1, -1)], -2)
         masks = None if mask is None else torch.stack([mask, mask.roll(1, -1)], -2)
         last = torch.full_like(choices[..., 0], ids.shape[-1] - 2)
-        return module.double_heads(params, choices, last, mask=masks, key=key)
+        return module.double_heads(params, choices, last, mask=masks, key=key)[:2]
 
     return {"hidden_states": hidden, "apply": lm, "double_heads": double}
 

@@ -1,6 +1,7 @@
 """The cache is a value: it grows by sharing, and nothing done with a successor shows in it."""
 
 import copy
+import math
 import shutil
 from itertools import pairwise
 from typing import Any
@@ -74,6 +75,16 @@ def test_an_old_cache_gives_bit_identical_logits_after_its_successors_moved_on()
             assert x.equal(y)
 
 
+def memory(*caches: gpt2.Cache) -> int:
+    """Bytes of memory that caches hold together."""
+    storages = [x.untyped_storage() for x in tree.leaves([c.segments for c in caches])]
+    return sum({x.data_ptr(): x.nbytes() for x in storages}.values())
+
+
+def token_bytes(rows: int) -> int:
+    return 2 * GPT2.config.n_layer * rows * GPT2.config.n_embd * 4  # keys and values, float32
+
+
 def test_forks_share_the_memory_of_their_prefix() -> None:
     params = make_params(GPT2)
     with torch.no_grad():
@@ -87,31 +98,42 @@ def test_forks_share_the_memory_of_their_prefix() -> None:
 
     assert all(pointers(fork) == pointers(prefix) for fork in forks)
     assert len({fork.segments[-1].values[0].data_ptr() for fork in forks[1:]}) == 49
+    assert memory(prefix, *forks) == (7 + 50) * token_bytes(1)
 
 
-def test_appending_takes_memory_in_proportion_to_the_new_tokens() -> None:
-    """The very buffer is written on: no cached key moves when a token is added."""
+@pytest.mark.parametrize("new", [1, 3, 8, 12])
+def test_a_prompt_is_shared_until_as_much_has_been_said_after_it(new: int) -> None:
     params = make_params(GPT2)
     with torch.no_grad():
-        _, cache = gpt2.apply(params, torch.randint(41, (2, 9)))
-        _, cache = gpt2.apply(params, torch.randint(41, (2, 1)), cache)
-        first = [x.data_ptr() for x in tree.leaves(cache.segments)]
-        for _ in range(10):
-            _, cache = gpt2.apply(params, torch.randint(41, (2, 1)), cache)
-            assert [x.data_ptr() for x in tree.leaves(cache.segments)] == first
+        _, prompt = gpt2.apply(params, torch.randint(41, (2, 12)))
+        forks = []
+        for _ in range(9):
+            fork = prompt
+            for _ in range(new):
+                _, fork = gpt2.apply(params, torch.randint(41, (2, 1)), fork)
+            forks.append(fork)
+    assert memory(prompt, *forks) == (12 + 9 * new) * token_bytes(2)
 
 
-def test_many_forks_of_forks_keep_few_segments() -> None:
-    params = make_params(GPT2)
-    ids = torch.randint(41, (1, N))
-    with torch.no_grad():
-        _, cache = gpt2.apply(params, ids[:, :1])
-        for t in range(1, N):
-            gpt2.apply(params, ids[:, :1], cache)  # claims the spare room, so the next one forks
-            logits, cache = gpt2.apply(params, ids[:, t : t + 1], cache)
-            assert len(cache.segments) <= kv.MOST_SEGMENTS
-        expected, _ = gpt2.apply(params, ids)
-    torch.testing.assert_close(logits[:, 0], expected[:, -1], atol=1e-5, rtol=1e-5)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=60))
+def test_segments_stay_few_and_tokens_are_copied_seldom(sizes: list[int]) -> None:
+    """At most 1 + log2(tokens) segments, and no token copied more often than log2(tokens)."""
+    cache: Any = None
+    copied: dict[int, int] = {}
+    total = 0
+    for size in sizes:
+        new = torch.arange(total, total + size, dtype=torch.float32).view(1, 1, size, 1)
+        before = {x.data_ptr() for x in tree.leaves(cache.segments)} if cache else set()
+        old = cache
+        cache = kv.append(cache, (new,), (new,), torch.ones(1, size, dtype=torch.bool))
+        total += size
+        assert torch.cat(kv.past(cache, 0)[0], -2).flatten().tolist() == list(range(total))
+        for segment in cache.segments:
+            if old is not None and segment.keys[0].data_ptr() not in before | {new.data_ptr()}:
+                for token in segment.keys[0].flatten().int().tolist():
+                    copied[token] = copied.get(token, 0) + 1
+        assert len(cache.segments) <= 1 + math.log2(total)
+    assert max(copied.values(), default=0) <= math.log2(total)
 
 
 @pytest.mark.parametrize("tokens", range(10))

@@ -70,7 +70,7 @@ def inputs(config: gpt2.Config, variant: str, length: int = 9) -> dict[str, torc
 def ours_of(params: Any, variant: str, x: dict[str, torch.Tensor], **options: Any) -> tuple:
     ids = x["ids"]
     if variant == "double_heads":
-        return gpt2.double_heads(params, ids, x["choice_positions"], **options)
+        return gpt2.double_heads(params, ids, x["choice_positions"], **options)[:2]
     return (getattr(gpt2, variant)(params, ids, **options)[0],)
 
 

@@ -84,7 +84,7 @@ def inputs(config: gpt.Config, variant: str, length: int = 9) -> dict[str, Tenso
 
 def ours_of(params: Any, variant: str, x: dict[str, Tensor], **options: Any) -> tuple[Tensor, ...]:
     if variant == "double_heads":
-        return gpt.double_heads(params, x["ids"], x["choice_positions"], **options)
+        return gpt.double_heads(params, x["ids"], x["choice_positions"], **options)[:2]
     return (getattr(gpt, variant)(params, x["ids"], **options)[0],)
 
 

@@ -212,7 +212,7 @@ def test_gpt2_double_heads_equals_the_loop() -> None:
     labels = torch.tensor([0, 1, 1, 0, -1])
 
     def loss(params: Tree, ids: Tensor, positions: Tensor, label: Tensor) -> Tensor:
-        lm, choice = gpt2.double_heads(params, ids, positions)
+        lm, choice, _ = gpt2.double_heads(params, ids, positions)
         return language_model(lm, ids) + multiple_choice(choice, label)
 
     together = per_example_grads(loss, params, ids, positions, labels)

@@ -28,6 +28,7 @@ from fnlm.params import tree
 # Public, yet without an example: the reason.
 EXCEPTIONS = {
     "fnlm.params.tree.register_constant": "its purpose is to make a class known to torch's trees",
+    "fnlm.params.tree.register_value": "its purpose is to make a class known to torch's files",
     "fnlm.tokenize.bpe.WordCache": "a cache within a tokenizer: its purpose is to fill up",
 }
 
@@ -36,8 +37,7 @@ def picture(value: Any) -> Any:
     """All that can be seen of a value, to be compared by `==`."""
     if isinstance(value, Tensor):
         content = None if value.is_meta else _bytes(value)
-        # Views of one buffer count their versions together, and a cache writes beyond old views.
-        version = None if value._is_view() else value._version
+        version = None if value.is_inference() else value._version
         return value.shape, value.stride(), value.dtype, value.requires_grad, content, version
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype, value.tobytes()

@@ -13,7 +13,7 @@ from torch import Tensor
 from fnlm.layers import cache as kv
 from fnlm.layers.embedding import check_range
 from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm.params.tree import Tree, register_value
 
 __all__ = [
     "Apply",
@@ -30,6 +30,7 @@ __all__ = [
 Apply = Callable[..., tuple[Tensor, Any]]
 
 
+@register_value
 class State(NamedTuple):
     """What the model remembers, and its scores for the next token."""
 

@@ -1,38 +1,41 @@
 """The cache of keys and values: a value that grows by sharing.
 
-A `Cache` is a tuple of segments, oldest first. Appending never touches an old value: new tokens go
-into a segment of their own, or beyond the end of the last segment if its buffer has spare room that
-no other value has claimed. So appending costs time in proportion to the new tokens, and forks share
-everything up to where they part.
+A `Cache` is a tuple of segments, oldest first, none of which is ever written to again: new tokens
+make a segment of their own. A segment that more tokens follow than it holds is copied, together
+with them, into one; so n tokens lie in at most 1 + log2(n) segments, each token is copied at most
+log2(n) times, and forks share all of a prompt until as much has been said after it. Nothing but the
+tensors themselves is kept anywhere, so a cache may go through autograd, threads, inference mode and
+files like any other tensors.
 
-Spare room is known for the very tensors that were cut from a buffer; a cache that was cloned,
-sliced, moved or made under a transform has none, and grows by a segment. A `FixedCache` has one
-shape for good, for compiled decoding.
+A `FixedCache` has one shape for good, for compiled decoding.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+
+from fnlm.layers.values import extremes
+from fnlm.params import tree
+from fnlm.params.tree import register_value
 
 __all__ = [
     "Cache",
     "FixedCache",
     "Segment",
     "append",
+    "check",
+    "check_dtype",
     "length",
+    "outside_inference_mode",
     "past",
     "take_rows",
     "truncate",
     "valid",
 ]
 
-MOST_SEGMENTS = 8  # more are merged into one
-FIRST_ROOM, MOST_ROOM = 32, 512  # tokens of spare room: doubled from segment to segment
 
-
+@register_value
 class Segment(NamedTuple):
     """Keys and values of consecutive tokens."""
 
@@ -40,13 +43,15 @@ class Segment(NamedTuple):
     values: tuple[Tensor, ...]  # for each layer [..., H, S, Dh]
 
 
+@register_value
 class Cache(NamedTuple):
     """The tokens seen so far; it grows by whatever is appended."""
 
-    segments: tuple[Segment, ...]  # oldest first
+    segments: tuple[Segment, ...]  # oldest first; none where there are no layers
     valid: Tensor  # bool [..., S], False for padding; S is the number of tokens
 
 
+@register_value
 class FixedCache(NamedTuple):
     """The tokens seen so far, in buffers of a fixed capacity C: every value has the same shapes."""
 
@@ -57,17 +62,6 @@ class FixedCache(NamedTuple):
 
 
 AnyCache = TypeVar("AnyCache", Cache, FixedCache)
-
-
-@dataclass
-class _Room:
-    """A buffer [2 layers, ..., H, C, Dh], and how many of its tokens some value has claimed."""
-
-    buffer: Tensor
-    used: int
-
-
-_ROOM = WeakTensorKeyDictionary()  # first key tensor of a segment -> the _Room it was cut from
 
 
 def length(cache: Cache | FixedCache | None) -> int:
@@ -92,6 +86,59 @@ def past(
     return tuple(s.keys[layer] for s in segments), tuple(s.values[layer] for s in segments)
 
 
+def check(cache: Any, sizes: tuple[int, ...], device: torch.device) -> None:
+    """Refuse what is no cache, or one that does not fit; no value is read.
+
+    Args:
+        cache: what was given as one.
+        sizes: layers, leading axes, heads and Dh, as they must be.
+        device: of the new tokens.
+
+    Raises:
+        TypeError: it is no cache.
+        ValueError: it is of other sizes or on another device, or its parts do not fit each other.
+    """
+    layers, *lead, _, _ = sizes
+    segments = _segments(cache) or (Segment((), ()),)
+    if not layers:
+        segments = tuple(s for s in segments if s.keys)
+    tokens, dtype = 0, None
+    for keys, values in segments:
+        found = (len(keys), *keys[0].shape[:-2], keys[0].shape[-1]) if keys else (0,)
+        if found != sizes:
+            raise ValueError(
+                f"cache is for (layers, *batch, heads, head width) = {found}, the model and ids "
+                f"need {sizes}: use a cache that this model made for this batch"
+            )
+        shape, dtype = keys[0].shape, dtype or keys[0].dtype
+        for x in (*keys, *values):
+            if x.shape != shape or x.dtype != dtype or x.device != device:
+                raise ValueError(
+                    f"cache holds {_said(x)} where {dtype} {list(shape)} on {device} is needed, "
+                    "where ids are: fnlm.params.tree.cast and .to change type and device of a cache"
+                )
+        if len(values) != len(keys):
+            raise ValueError(f"cache has keys of {len(keys)} layers, but values of {len(values)}")
+        tokens += shape[-2]
+    wanted = [*lead, tokens if layers else length(cache)]
+    if cache.valid.dtype != torch.bool or list(cache.valid.shape) != wanted:
+        raise ValueError(f"cache.valid must be bool {wanted}, got {_said(cache.valid)}")
+
+
+def check_dtype(cached: tuple[Tensor, ...], new: Tensor) -> None:
+    """Raise TypeError, naming both types, unless the cached keys are of the type of the new ones.
+
+    Args:
+        cached: pieces of one type.
+        new: what is computed with them.
+    """
+    if cached and cached[0].dtype != new.dtype:
+        raise TypeError(
+            f"cache holds {cached[0].dtype}, these parameters make {new.dtype}: use "
+            f"fnlm.params.tree.cast(cache, {new.dtype}), or the parameters that made it"
+        )
+
+
 def append(
     cache: AnyCache | None,
     keys: tuple[Tensor, ...],
@@ -102,9 +149,12 @@ def append(
 
     Args:
         cache: what came before; None starts a `Cache`.
-        keys: for each layer [..., H, T, Dh].
+        keys: for each layer [..., H, T, Dh]; a `Cache` may keep these very tensors.
         values: likewise.
         new_valid: bool [..., T].
+
+    Raises:
+        ValueError: more tokens than the capacity of a `FixedCache`, where its length can be read.
     """
     return cast("AnyCache", _grow(cache, Segment(keys, values), new_valid))
 
@@ -119,9 +169,11 @@ def take_rows(cache: Cache, rows: Tensor) -> Cache:
     Returns:
         tensors [n, ...], in one segment.
     """
-    whole = _merge(cache.segments)
-    keys, values = (tuple(x.index_select(0, rows) for x in xs) for xs in whole)
-    return Cache((Segment(keys, values),), cache.valid.index_select(0, rows))
+    whole = tuple(
+        Segment(*(tuple(x.index_select(0, rows) for x in xs) for xs in segment))
+        for segment in _merge(cache.segments)
+    )
+    return Cache(whole, cache.valid.index_select(0, rows))
 
 
 def truncate(cache: Cache, tokens: int) -> Cache:
@@ -137,80 +189,87 @@ def truncate(cache: Cache, tokens: int) -> Cache:
     segments: list[Segment] = []
     left = tokens
     for segment in cache.segments:
-        size = min(left, segment.keys[0].shape[-2])
+        size = min(left, _size(segment))
         if size or not segments:
             segments.append(Segment(*(tuple(x[..., :size, :] for x in xs) for xs in segment)))
         left -= size
     return Cache(tuple(segments), cache.valid[..., :tokens])
 
 
+def outside_inference_mode(cache: Cache | FixedCache | None) -> Any:
+    """Return a cache that autograd may save: what `torch.inference_mode` made is copied.
+
+    Inside that mode, and where no gradient is recorded, the cache is returned as it is.
+    """
+    if cache is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return cache
+    return tree.map(lambda x: x.clone() if x.is_inference() else x, cache)
+
+
+def _segments(cache: Any) -> tuple[Segment, ...]:
+    """Return the segments of a cache of either kind, or raise TypeError."""
+    if isinstance(cache, FixedCache):
+        return (Segment(cache.keys, cache.values),)
+    if isinstance(cache, Cache) and all(type(s) is Segment for s in cache.segments):
+        return cache.segments
+    raise TypeError(
+        f"cache must be the Cache that an earlier call returned beside its logits, or a FixedCache "
+        f"from init_cache, got {_said(cache)}; keys and values from elsewhere become a cache by "
+        "fnlm.layers.cache.append(None, keys, values, valid)"
+    )
+
+
+def _said(x: Any) -> str:
+    """Name what was given: a tensor by type and shape, a tuple by what it holds."""
+    if isinstance(x, Tensor):
+        return f"{x.dtype} {list(x.shape)} on {x.device}"
+    if type(x) is tuple:
+        return f"a tuple of {[type(part).__name__ for part in x]}"
+    return type(x).__name__
+
+
 def _grow(cache: Cache | FixedCache | None, new: Segment, new_valid: Tensor) -> Cache | FixedCache:
     if cache is None:
-        return Cache((new,), new_valid)
+        return Cache((new,) if new.keys else (), new_valid)
     if isinstance(cache, FixedCache):
         return _write(cache, new, new_valid)
     if not new_valid.shape[-1]:
         return cache
-    if _may_share(new.keys[0]):
-        segments = _extend(cache.segments, new)
-    else:
-        segments = (*cache.segments, new)
-    if len(segments) > MOST_SEGMENTS:
-        segments = (_merge(segments),)
-    return Cache(segments, valid(cache, new_valid))
+    segments, whole = (*cache.segments, new), valid(cache, new_valid)
+    return Cache(_few(segments, whole.shape[-1]) if new.keys else (), whole)
 
 
-def _is_traced(x: Tensor) -> bool:
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+def _few(segments: tuple[Segment, ...], after: int) -> tuple[Segment, ...]:
+    """Merge from the first segment on that more tokens follow than it holds."""
+    for place, segment in enumerate(segments):
+        after -= _size(segment)
+        if _size(segment) < after:
+            return (*segments[:place], *_merge(segments[place:]))
+    return segments
 
 
-def _may_share(x: Tensor) -> bool:
-    """Say whether memory may be written in place: eagerly, and where no gradient is recorded."""
-    return not (_is_traced(x) or x.requires_grad)
+def _size(segment: Segment) -> int:
+    return segment.keys[0].shape[-2]
 
 
-def _readable(x: Tensor) -> bool:
-    """Say whether a value can be had without waiting for a device."""
-    return x.device.type == "cpu" and not _is_traced(x)
-
-
-def _extend(segments: tuple[Segment, ...], new: Segment) -> tuple[Segment, ...]:
-    """Write new tokens into the spare room of the last segment, or into a buffer of their own."""
-    last = segments[-1].keys[0]
-    size, start = new.keys[0].shape[-2], last.shape[-2]
-    room = _ROOM.get(last)
-    if room is None or room.used != start or start + size > room.buffer.shape[-2]:
-        capacity = FIRST_ROOM if room is None else min(2 * room.buffer.shape[-2], MOST_ROOM)
-        shape = list(new.keys[0].shape)
-        shape[-2] = max(capacity, size)
-        room = _Room(last.new_empty([2 * len(new.keys), *shape]), 0)
-        start = 0
-    else:
-        segments = segments[:-1]
-    room.buffer.narrow(-2, start, size).copy_(torch.stack([*new.keys, *new.values]))
-    room.used = start + size
-    tensors = room.buffer.narrow(-2, 0, room.used).unbind(0)
-    half = len(new.keys)
-    grown = Segment(tensors[:half], tensors[half:])
-    _ROOM[grown.keys[0]] = room
-    return (*segments, grown)
-
-
-def _merge(segments: tuple[Segment, ...]) -> Segment:
-    if len(segments) == 1:
-        return segments[0]
-    keys = zip(*(s.keys for s in segments), strict=True)
-    values = zip(*(s.values for s in segments), strict=True)
-    return Segment(
-        tuple(torch.cat(pieces, -2) for pieces in keys),
-        tuple(torch.cat(pieces, -2) for pieces in values),
+def _merge(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
+    """Copy segments into one."""
+    if len(segments) < 2:
+        return segments
+    keys, values = (zip(*parts, strict=True) for parts in zip(*segments, strict=True))
+    return (
+        Segment(
+            tuple(torch.cat(pieces, -2) for pieces in keys),
+            tuple(torch.cat(pieces, -2) for pieces in values),
+        ),
     )
 
 
 def _write(cache: FixedCache, new: Segment, new_valid: Tensor) -> FixedCache:
     """Put new tokens after the `length` first ones, in fresh buffers."""
     size, capacity = new_valid.shape[-1], cache.valid.shape[-1]
-    written = int(cache.length) if _readable(cache.length) else 0
+    known = extremes(cache.length)
+    written = known[1] if known else 0
     if written + size > capacity:
         raise ValueError(
             f"{written} tokens and {size} new ones do not fit a cache of capacity {capacity}"

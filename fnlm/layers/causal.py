@@ -3,6 +3,7 @@
 Their blocks differ, and stand in their own files.
 """
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -27,8 +28,6 @@ class _Sizes(Protocol):
     def n_positions(self) -> int: ...
     @property
     def n_embd(self) -> int: ...
-    @property
-    def n_layer(self) -> int: ...
     @property
     def n_head(self) -> int: ...
     @property
@@ -59,8 +58,10 @@ def attention(
         [..., T, D], and the keys and values of the new tokens.
     """
     q, k, v = split_heads(linear(x, **params["qkv"]), config.n_head, parts=3)
-    k, v = k.contiguous(), v.contiguous()  # a cache must not hold on to the memory of q
+    # A copy even of what is contiguous: a cache must not hold on to the memory of q.
+    k, v = (x.clone(memory_format=torch.contiguous_format) for x in (k, v))
     cached_keys, cached_values = past
+    kv.check_dtype(cached_keys, k)
     pieces = (*cached_keys, k), (*cached_values, v)
     mixed = attend(q, *pieces, allowed, causal=True, rate=config.attn_pdrop, key=keys[0])
     out = linear(merge_heads(mixed), **params["out"])
@@ -87,22 +88,33 @@ def positions(cache: Cache | FixedCache | None, new_valid: Tensor) -> Tensor:
 
 
 def check(
-    config: _Sizes, ids: Tensor, cache: Cache | FixedCache | None, mask: Tensor | None
+    config: _Sizes,
+    ids: Tensor,
+    cache: Cache | FixedCache | None,
+    mask: Tensor | None,
+    *,
+    layers: int,
 ) -> None:
-    """Compare shapes; no value is read, so it works under every transform.
+    """Compare types and shapes; no value is read, so it works under every transform.
 
     Args:
         config: of the family.
         ids: [..., T].
         cache: of the tokens before.
         mask: [..., T].
+        layers: blocks of the parameters, which may be fewer than the config says.
 
     Raises:
-        TypeError: ids are no tensor.
-        ValueError: too many tokens; a cache or mask that does not fit.
+        TypeError: ids are no tensor; the cache is none, or on another device.
+        ValueError: no axis; too many tokens; a cache or mask that does not fit.
     """
     if not isinstance(ids, Tensor):
         raise TypeError(f"ids must be an int64 tensor [..., T], got {type(ids).__name__}")
+    if not ids.ndim:
+        raise ValueError("ids must be [..., T], got a single number: use ids[None]")
+    if cache is not None:
+        lead, width = tuple(ids.shape[:-1]), config.n_embd // config.n_head
+        kv.check(cache, (layers, *lead, config.n_head, width), ids.device)
     total = ids.shape[-1] + (0 if isinstance(cache, FixedCache) else kv.length(cache))
     if total > config.n_positions:
         raise ValueError(
@@ -114,27 +126,19 @@ def check(
             f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree "
             "(the mask speaks of the new tokens alone, the cache remembers the earlier ones)"
         )
-    if cache is not None:
-        keys = kv.past(cache, 0)[0][0]
-        layers = len(cache.keys if isinstance(cache, FixedCache) else cache.segments[0].keys)
-        found = (layers, *keys.shape[:-2], keys.shape[-1])
-        wanted = (config.n_layer, *ids.shape[:-1], config.n_head, config.n_embd // config.n_head)
-        if found != wanted:
-            raise ValueError(
-                f"cache is for (layers, *batch, heads, head width) = {found}, "
-                f"the model and ids need {wanted}: "
-                "use a cache that this model made for this batch"
-            )
 
 
-def fixed_cache(config: _Sizes, like: Tensor, batch_size: int, capacity: int) -> FixedCache:
+def fixed_cache(
+    config: _Sizes, like: Tensor, batch: int | Sequence[int], capacity: int, *, layers: int
+) -> FixedCache:
     """Make an empty cache of fixed capacity; the body of every family's `init_cache`.
 
     Args:
         config: of the family.
         like: a parameter, whose type and device the cache takes.
-        batch_size: B.
+        batch: B, or all leading axes.
         capacity: tokens it can hold, at most `n_positions`.
+        layers: blocks of the parameters.
 
     Raises:
         ValueError: capacity is more than `n_positions`.
@@ -143,8 +147,9 @@ def fixed_cache(config: _Sizes, like: Tensor, batch_size: int, capacity: int) ->
         raise ValueError(
             f"capacity must be from 1 to n_positions={config.n_positions}, got {capacity}"
         )
-    shape = (batch_size, config.n_head, capacity, config.n_embd // config.n_head)
-    keys = tuple(like.new_zeros(shape) for _ in range(config.n_layer))
-    values = tuple(like.new_zeros(shape) for _ in range(config.n_layer))
-    valid = torch.zeros(batch_size, capacity, dtype=torch.bool, device=like.device)
+    lead = (batch,) if isinstance(batch, int) else tuple(batch)
+    shape = (*lead, config.n_head, capacity, config.n_embd // config.n_head)
+    keys = tuple(like.new_zeros(shape) for _ in range(layers))
+    values = tuple(like.new_zeros(shape) for _ in range(layers))
+    valid = torch.zeros(*lead, capacity, dtype=torch.bool, device=like.device)
     return FixedCache(keys, values, valid, torch.zeros((), dtype=torch.int64, device=like.device))

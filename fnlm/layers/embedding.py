@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fnlm.layers.values import extremes
+
 __all__ = ["check_range", "lookup"]
 
 
@@ -33,9 +35,10 @@ def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
     try:
         return F.embedding(ids, table)
     except IndexError as error:
+        found = extremes(ids)
         raise IndexError(
-            f"{name} must be at least 0 and less than {table.shape[-2]}, the size of the table; "
-            f"got values from {ids.min().item()} to {ids.max().item()}"
+            f"{name} must be at least 0 and less than {table.shape[-2]}, the size of the table"
+            + (f"; got values from {found[0]} to {found[1]}" if found else "")
         ) from error
 
 

@@ -1,14 +1,17 @@
 """The memory of Transformer-XL: a value that holds what each layer read at the last tokens."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fnlm.params.tree import register_value
+
 __all__ = ["Mems", "blank", "check", "remember", "reset_mems"]
 
 
+@register_value
 class Mems(NamedTuple):
     """What each layer read at the last M tokens, oldest first."""
 
@@ -32,20 +35,51 @@ def blank(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = Fals
     return Mems(hidden, torch.full(shape[:-1], not empty, dtype=torch.bool, device=like.device))
 
 
-def check(mems: Mems, layers: int, lead: Sequence[int], width: int) -> None:
-    """Raise ValueError, naming both shapes, unless a memory fits; no value is read.
+def check(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int) -> None:
+    """Refuse what is no memory, or one that does not fit; no value is read.
 
-    >>> check(blank(torch.zeros(()), 2, (3, 6, 8)), 2, (3,), 8)
+    Args:
+        mems: what was given as a memory.
+        like: a parameter, of whose type and on whose device it must be.
+        layers: L, as it must be, like the rest.
+        lead: the leading axes.
+        width: D.
+
+    Raises:
+        TypeError: it is no memory, or its numbers are of another type.
+        ValueError: it is of other sizes, or on another device.
+
+    >>> zero = torch.zeros(())
+    >>> check(blank(zero, 2, (3, 6, 8)), zero, 2, (3,), 8)
     """
+    if not isinstance(mems, Mems):
+        kind = f"a tuple of {len(mems)}" if type(mems) is tuple else type(mems).__name__
+        raise TypeError(
+            "mems must be the Mems that an earlier call returned beside its result, or those of "
+            f"init_mems, got {kind}: pass the Mems alone"
+        )
     short = [*lead, mems.valid.shape[-1]]
     wanted = [*[[*short, width]] * layers, short]
     found = [list(x.shape) for x in (*mems.hidden, mems.valid)]
     if found != wanted:
         raise ValueError(
             f"mems hold {len(mems.hidden)} layers of {found[0]} with valid {found[-1]}, the model "
-            f"and ids need {layers} of {wanted[0]} with valid {short}: use mems that this model "
-            "made for this batch"
+            f"and ids need {layers} of {[*short, width]} with valid {short}: use mems that this "
+            "model made for this batch"
         )
+    if mems.valid.dtype != torch.bool:
+        raise TypeError(f"mems.valid must be torch.bool, got {mems.valid.dtype}")
+    for x in (*mems.hidden, mems.valid):
+        if x.is_floating_point() and x.dtype != like.dtype:
+            raise TypeError(
+                f"mems hold {x.dtype}, the parameters {like.dtype}: use "
+                f"fnlm.params.tree.cast(mems, {like.dtype}), or the parameters that made them"
+            )
+        if x.device != like.device:
+            raise ValueError(
+                f"mems are on {x.device}, the parameters on {like.device}: use "
+                f"fnlm.params.tree.to(mems, {str(like.device)!r})"
+            )
 
 
 def remember(seen: Mems, new: int, most: int, *, held_back: int = 0, detach: bool = True) -> Mems:
