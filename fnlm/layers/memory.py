@@ -6,9 +6,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fnlm.params.tree import register_value
+
 __all__ = ["Mems", "blank", "check", "remember", "reset_mems"]
 
 
+@register_value
 class Mems(NamedTuple):
     """What each layer read at the last M tokens, oldest first."""
 
