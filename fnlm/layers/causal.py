@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fnlm.layers import cache as kv
+from fnlm.layers._inputs import check_ids
 from fnlm.layers.attention import attend, merge_heads, split_heads
 from fnlm.layers.cache import Cache, FixedCache
 from fnlm.layers.dropout import dropout
@@ -44,6 +45,8 @@ def attention(
     params: dict[str, Any],
     config: _Sizes,
     keys: tuple[Tensor | None, ...] = (None, None),
+    *,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Pair]:
     """Attend to the past and to x itself.
 
@@ -54,6 +57,7 @@ def attention(
         params: "qkv", weight [D, 3 D] and bias, and "out", weight [D, D] and bias.
         config: of the family.
         keys: of the dropouts on the weights and on the result.
+        scale: of the scores, besides 1 / sqrt(Dh).
 
     Returns:
         [..., T, D], and the keys and values of the new tokens.
@@ -62,6 +66,7 @@ def attention(
     k, v = k.contiguous(), v.contiguous()  # a cache must not hold on to the memory of q
     cached_keys, cached_values = past
     pieces = (*cached_keys, k), (*cached_values, v)
+    q = q if scale == 1 else q * scale
     mixed = attend(q, *pieces, allowed, causal=True, rate=config.attn_pdrop, key=keys[0])
     out = linear(merge_heads(mixed), **params["out"])
     return dropout(out, config.resid_pdrop, keys[1]), (k, v)
@@ -101,8 +106,7 @@ def check(
         TypeError: ids are no tensor.
         ValueError: too many tokens; a cache or mask that does not fit.
     """
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"ids must be an int64 tensor [..., T], got {type(ids).__name__}")
+    check_ids(ids)
     total = ids.shape[-1] + (0 if isinstance(cache, FixedCache) else kv.length(cache))
     if total > config.n_positions:
         raise ValueError(
