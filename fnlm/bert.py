@@ -12,13 +12,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from fnlm import heads as task_heads
 from fnlm import random
+from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.layers.attention import attend, merge_heads, padding_bias, split_heads
 from fnlm.layers.dropout import dropout, keys_of_sites
@@ -28,7 +29,8 @@ from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
 from fnlm.params import io
 from fnlm.params import spec as describe
-from fnlm.params.config import BaseConfig
+from fnlm.params._check import MISSED, config_of, raise_named
+from fnlm.params.config import BaseConfig, Count, Rate, Scale, Shapes, Size, one_of
 from fnlm.params.rules import bert as rules
 from fnlm.params.spec import Spec
 from fnlm.params.tree import Tree, register_constant
@@ -63,46 +65,45 @@ class Config(BaseConfig):
     the model; it tells a recipe which row of the table to mask (see `fnlm.train.mask_rows`).
     """
 
-    vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
+    vocab_size: Size = 30522
+    hidden_size: Size = 768
+    num_hidden_layers: Size = 12
+    num_attention_heads: Size = 12
+    intermediate_size: Size = 3072
     hidden_act: str = "gelu"
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 512
-    type_vocab_size: int = 2
-    initializer_range: float = 0.02
-    layer_norm_eps: float = 1e-12
-    classifier_dropout: float | None = None
-    num_labels: int = 2
-    pad_token_id: int | None = 0
+    hidden_dropout_prob: Rate = 0.1
+    attention_probs_dropout_prob: Rate = 0.1
+    max_position_embeddings: Size = 512
+    type_vocab_size: Size = 2
+    initializer_range: Scale = 0.02
+    layer_norm_eps: Scale = 1e-12
+    classifier_dropout: Rate | None = None
+    num_labels: Size = 2
+    pad_token_id: Count | None = 0
+    depth: ClassVar[str] = "num_hidden_layers"
 
     def __post_init__(self) -> None:
-        """Refuse what could not run."""
-        for name in (
-            "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
-            "intermediate_size", "max_position_embeddings", "type_vocab_size", "num_labels",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        """Check the fields, and what they must be together."""
+        super().__post_init__()
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} must be a multiple of "
                 f"num_attention_heads={self.num_attention_heads}"
             )
-        if not 0 <= (self.pad_token_id or 0) < self.vocab_size:
+        if (self.pad_token_id or 0) >= self.vocab_size:
             raise ValueError(f"pad_token_id={self.pad_token_id} is not from 0 to vocab_size - 1")
-        if self.hidden_act not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise ValueError(f"hidden_act={self.hidden_act!r} is not one of {known}")
+        one_of("hidden_act", self.hidden_act, ACTIVATIONS)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Make a config from the content of a config.json, counting the classes it names."""
+    def from_dict(cls, values: dict[str, Any], shapes: Shapes | None = None) -> Self:
+        """Make a config from a config.json, with as many labels as it names or its file has."""
         named = values.get("id2label")
-        return super().from_dict(({"num_labels": len(named)} if named else {}) | values)
+        if not isinstance(named, dict | None):
+            raise ValueError(f"id2label must be an object of names, got {type(named).__name__}")
+        heads = ("sequence_classification", "token_classification")
+        counts = [n for head in heads for n in (shapes or {}).get(f"heads.{head}.bias", ())]
+        counts = [len(named)] if named else counts
+        return super().from_dict(({"num_labels": counts[0]} if counts else {}) | values, shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the unknown keys of the file, without names of other classes."""
@@ -152,10 +153,8 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
         "token_classification": describe.linear(width, config.num_labels, std),
         "question_answering": describe.linear(width, 2, std),
     }
-    if unknown := set(heads) - set(HEADS):
-        raise ValueError(f"heads={tuple(heads)}: {sorted(unknown)} not among {HEADS}")
-    if heads:
-        tree["heads"] = {head: known[head] for head in HEADS if head in heads}
+    if wanted := describe.heads_among(heads, HEADS):
+        tree["heads"] = {head: known[head] for head in wanted}
     return tree
 
 
@@ -201,15 +200,18 @@ def _block(x: Tensor, bias: Tensor, block: Tree, config: Config, sites: Sites) -
 
 def _states(params: Params, ids: Tensor, types: Maybe, mask: Maybe, key: Maybe) -> Iterator[Tensor]:
     """Yield the state after the embeddings, and after each block: 1 + L tensors [..., T, D]."""
-    config: Config = params["config"]
+    config = config_of(params, Config)
     _check(config, ids, types, mask)
     first, *sites = keys_of_sites(key, 1 + 3 * len(params["blocks"]))
-    x = _embed(ids, types, params["embed"], config, first)
-    bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)
-    yield x
-    for layer, block in enumerate(params["blocks"]):
-        x = _block(x, bias, block, config, sites[3 * layer : 3 * layer + 3])
+    try:
+        x = _embed(ids, types, params["embed"], config, first)
+        bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)
         yield x
+        for layer, block in enumerate(params["blocks"]):
+            x = _block(x, bias, block, config, sites[3 * layer : 3 * layer + 3])
+            yield x
+    except MISSED as error:
+        raise_named(error, params, spec)
 
 
 def layers(
@@ -254,7 +256,8 @@ def apply(
     >>> hidden.shape, pooled.shape
     (torch.Size([2, 4, 12]), torch.Size([2, 12]))
     """
-    if "pooler" not in params:
+    config_of(params, Config)
+    if not {"weight", "bias"} <= {*params.get("pooler", ())}:
         raise KeyError(
             "params have no 'pooler', as the file had none: use `layers`, or name a head that "
             "needs it in load(..., heads=(...), key=key)"
@@ -267,7 +270,7 @@ def masked_lm(
     params: Params, ids: Tensor, token_types: Maybe = None, mask: Maybe = None, *, key: Maybe = None
 ) -> Tensor:
     """Score every word for every token: arguments of `apply` -> logits [..., T, V]."""
-    head = task_heads.find(params, "masked_lm")
+    head = task_heads.find(params, "masked_lm", Config)
     return _word_logits(params, _last(_states(params, ids, token_types, mask, key)), head)
 
 
@@ -275,7 +278,7 @@ def next_sentence_prediction(
     params: Params, ids: Tensor, token_types: Maybe = None, mask: Maybe = None, *, key: Maybe = None
 ) -> Tensor:
     """Score that the second text follows the first, and that it does not: -> logits [..., 2]."""
-    head = task_heads.find(params, "next_sentence_prediction")
+    head = task_heads.find(params, "next_sentence_prediction", Config)
     return linear(apply(params, ids, token_types, mask, key=key)[1], **head)
 
 
@@ -283,7 +286,7 @@ def pretraining(
     params: Params, ids: Tensor, token_types: Maybe = None, mask: Maybe = None, *, key: Maybe = None
 ) -> tuple[Tensor, Tensor]:
     """Return the logits of `masked_lm` and of `next_sentence_prediction`, encoding once."""
-    words, follows = (task_heads.find(params, name) for name in HEADS[:2])
+    words, follows = (task_heads.find(params, name, Config) for name in HEADS[:2])
     hidden, pooled = apply(params, ids, token_types, mask, key=key)
     return _word_logits(params, hidden, words), linear(pooled, **follows)
 
@@ -292,7 +295,7 @@ def sequence_classification(
     params: Params, ids: Tensor, token_types: Maybe = None, mask: Maybe = None, *, key: Maybe = None
 ) -> Tensor:
     """Score the classes of a text, or predict its one number: -> logits [..., num_labels]."""
-    head = task_heads.find(params, "sequence_classification")
+    head = task_heads.find(params, "sequence_classification", Config)
     return _classify(params, apply(params, ids, token_types, mask, key=key)[1], head, key)
 
 
@@ -300,7 +303,7 @@ def multiple_choice(
     params: Params, ids: Tensor, token_types: Maybe = None, mask: Maybe = None, *, key: Maybe = None
 ) -> Tensor:
     """Score each choice: arguments of `apply` with shapes [..., C, T] -> logits [..., C]."""
-    head = task_heads.find(params, "multiple_choice")
+    head = task_heads.find(params, "multiple_choice", Config)
     pooled = apply(params, ids, token_types, mask, key=key)[1]
     return _classify(params, pooled, head, key).squeeze(-1)
 
@@ -309,7 +312,7 @@ def token_classification(
     params: Params, ids: Tensor, token_types: Maybe = None, mask: Maybe = None, *, key: Maybe = None
 ) -> Tensor:
     """Score the classes of each token: arguments of `apply` -> logits [..., T, num_labels]."""
-    head = task_heads.find(params, "token_classification")
+    head = task_heads.find(params, "token_classification", Config)
     return _classify(params, _last(_states(params, ids, token_types, mask, key)), head, key)
 
 
@@ -321,7 +324,7 @@ def question_answering(
     Returns:
         start logits and end logits, each [..., T]; padding is scored like any token.
     """
-    head = task_heads.find(params, "question_answering")
+    head = task_heads.find(params, "question_answering", Config)
     start, end = linear(_last(_states(params, ids, token_types, mask, key)), **head).unbind(-1)
     return start, end
 
@@ -342,19 +345,14 @@ def _classify(params: Params, x: Tensor, head: Tree, key: Maybe) -> Tensor:
 
 def _check(config: Config, ids: Tensor, token_types: Maybe, mask: Maybe) -> None:
     """Compare shapes; no value is read, so it works under every transform."""
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"ids must be an int64 tensor [..., T], got {type(ids).__name__}")
+    check_ids(ids)
     limit = config.max_position_embeddings
     if not 0 < ids.shape[-1] <= limit:
         raise ValueError(
             f"{ids.shape[-1]} tokens are not from 1 to max_position_embeddings={limit}: "
             "shorten ids, or cut them into windows"
         )
-    for name, given in (("token_types", token_types), ("mask", mask)):
-        if given is not None and given.shape != ids.shape:
-            raise ValueError(
-                f"{name} has shape {list(given.shape)}, ids {list(ids.shape)}: they must agree"
-            )
+    check_same_shape(ids.shape, token_types=token_types, mask=mask)
 
 
 def load(
@@ -394,6 +392,7 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     Raises:
         ValueError: no such dialect, or heads that it cannot hold together.
     """
+    config_of(params, Config)
     if tuple(params.get("heads", {})) == ("question_answering",):
         # `transformers` gives this head, too, as many outputs as config.json has labels.
         params = {**params, "config": replace(params["config"], num_labels=2)}

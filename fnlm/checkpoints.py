@@ -65,8 +65,11 @@ def family_of(path: str | Path) -> str:
 
 
 def check_vocabulary(name: str | Path, found: int, wanted: int) -> None:
-    """Raise ValueError unless a tokenizer has as many tokens as the model of that name."""
-    if found != wanted:
+    """Raise ValueError if a tokenizer has more tokens than the model of that name has rows.
+
+    It may have fewer: tables of embeddings are often padded to a multiple of 8 or 64.
+    """
+    if found > wanted:
         raise ValueError(
             f"{name}: the vocabulary has {found} tokens, the model {wanted}: they do not belong "
             "together, give a directory in which they do"
@@ -144,7 +147,7 @@ def convert(
             raise
         settings = module.Config()  # that of the published model, as the four verbs have it
     else:
-        settings = io.config_from(found, rules, module.Config)
+        settings = io.config_from(found, rules, module.Config, checkpoint)
     with tqdm(
         total=account.count("leaf", "tie"), unit=" tensors", leave=False, disable=None
     ) as bar:

@@ -139,7 +139,7 @@ def generate(
     from fnlm.generate import beam_search, stream
 
     made = writer.load(model, dtype=dtype)
-    apply, params = made.family.apply, made.params
+    apply, params = made.apply, made.params
     ids = torch.tensor([made.encode(prompt or "")])
     shared: dict[str, Any] = {"end": made.end, "prefill": made.family.hidden_states}
 

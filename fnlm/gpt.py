@@ -11,7 +11,7 @@ there is a cache, and it is a value.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -33,7 +33,8 @@ from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
 from fnlm.params import io
 from fnlm.params import spec as describe
-from fnlm.params.config import BaseConfig
+from fnlm.params._check import call_checked, config_of
+from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, one_of
 from fnlm.params.rules import gpt as rules
 from fnlm.params.spec import Spec
 from fnlm.params.tree import Tree, register_constant
@@ -56,35 +57,36 @@ _AFN = {"gelu": gelu_tanh, **{name: ACTIVATIONS[name] for name in ("relu", "silu
 class Config(BaseConfig):
     """The fields of a published config.json; the defaults are those of the published model.
 
-    `vocab_size` counts the words alone, whose embeddings `n_special` special tokens follow.
+    `vocab_size` counts the words alone, whose embeddings `n_special` special tokens follow. For
+    `tie_word_embeddings` and the choices of `double_heads`, see `fnlm.gpt2.Config`.
     """
 
-    vocab_size: int = 40478
-    n_special: int = 0
-    n_positions: int = 512
-    n_ctx: int = 512
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
+    vocab_size: Size = 40478
+    n_special: Count = 0
+    n_positions: Size = 512
+    n_ctx: Size = 512
+    n_embd: Size = 768
+    n_layer: Size = 12
+    n_head: Size = 12
     afn: str = "gelu"
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    resid_pdrop: float = 0.1
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    aliases: ClassVar[dict[str, str]] = {"n_ctx": "n_positions"}
+    embd_pdrop: Rate = 0.1
+    attn_pdrop: Rate = 0.1
+    resid_pdrop: Rate = 0.1
+    layer_norm_epsilon: Scale = 1e-5
+    initializer_range: Scale = 0.02
+    summary_activation: str | None = None
+    summary_first_dropout: Rate = 0.1
+    tie_word_embeddings: bool = True
+    aliases: ClassVar[Mapping[str, str]] = rules.ALIASES
 
     def __post_init__(self) -> None:
-        """Refuse what could not run."""
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.n_special < 0:
-            raise ValueError(f"n_special must be at least 0, got {self.n_special}")
+        """Check the fields, and what they must be together."""
+        super().__post_init__()
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
-        if self.afn not in _AFN:
-            raise ValueError(f"afn={self.afn!r} is not one of {', '.join(_AFN)}")
+        one_of("afn", self.afn, _AFN)
+        if self.summary_activation:
+            one_of("summary_activation", self.summary_activation, ACTIVATIONS)
 
     @property
     def total_tokens_embeddings(self) -> int:
@@ -108,8 +110,8 @@ def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> Fix
     Raises:
         ValueError: capacity is more than `n_positions`.
     """
-    layers, like = len(params["blocks"]), params["embed"]["token"]
-    return causal.fixed_cache(params["config"], like, batch, capacity, layers=layers)
+    config, like = config_of(params, Config), params["embed"]["token"]
+    return causal.fixed_cache(config, like, batch, capacity, layers=len(params["blocks"]))
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
@@ -139,9 +141,10 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
         },
         "blocks": (block,) * config.n_layer,
     }
-    if unknown := set(heads) - set(HEADS):
-        raise ValueError(f"heads={tuple(heads)}: {sorted(unknown)} not among {HEADS}")
-    if heads:
+    if not config.tie_word_embeddings:
+        rows = config.total_tokens_embeddings
+        tree["output"] = {"table": Spec((rows, width), "normal", std)}
+    if describe.heads_among(heads, HEADS):
         tree["heads"] = {"multiple_choice": describe.linear(width, 1, std)}
     return tree
 
@@ -180,12 +183,20 @@ def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
     >>> params["config"].n_special, params["embed"]["token"].shape
     (3, torch.Size([53, 12]))
     """
-    config: Config = dataclasses.replace(params["config"], n_special=n_special)
-    table = params["embed"]["token"][: config.total_tokens_embeddings]
-    shape = (config.total_tokens_embeddings - len(table), config.n_embd)
-    fresh = random.normal(key, shape).to(table) * config.initializer_range
-    embed = params["embed"] | {"token": torch.cat([table, fresh])}
-    return params | {"config": config, "embed": embed}
+    config = dataclasses.replace(config_of(params, Config), n_special=n_special)
+
+    def extended(table: Tensor, key: Tensor) -> Tensor:
+        table = table[: config.total_tokens_embeddings]
+        shape = (config.total_tokens_embeddings - len(table), config.n_embd)
+        fresh = random.normal(key, shape).to(table) * config.initializer_range
+        return torch.cat([table, fresh])
+
+    embed = params["embed"] | {"token": extended(params["embed"]["token"], key)}
+    params = params | {"config": config, "embed": embed}
+    if config.tie_word_embeddings:
+        return params
+    own = random.fold_in(key, 0)
+    return params | {"output": {"table": extended(params["output"]["table"], own)}}
 
 
 def _block(
@@ -216,6 +227,20 @@ def hidden_states(
         the hidden states after the last block [..., T, D], and the cache that includes the new
         tokens.
     """
+    data = {"positions": positions, "token_types": token_types, "mask": mask, "key": key}
+    return call_checked(_hidden_states, Config, spec, params, ids, cache, **data)
+
+
+def _hidden_states(
+    params: Params,
+    ids: Tensor,
+    cache: AnyCache | None,
+    *,
+    positions: Tensor | None,
+    token_types: Tensor | None,
+    mask: Tensor | None,
+    key: Tensor | None,
+) -> tuple[Tensor, AnyCache]:
     config: Config = params["config"]
     causal.check(config, ids, cache, mask, layers=len(params["blocks"]))
     cache = kv.outside_inference_mode(cache)
@@ -280,7 +305,7 @@ def apply(
     hidden, grown = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
-    return task_heads.tied_logits(hidden, params["embed"]["token"]), grown
+    return task_heads.tied_logits(hidden, task_heads.output_table(params)), grown
 
 
 def double_heads(
@@ -310,15 +335,20 @@ def double_heads(
     Raises:
         KeyError: the parameters have no such head.
     """
-    config: Config = params["config"]
-    head = task_heads.find(params, "multiple_choice")
+    head, config = task_heads.find(params, "multiple_choice", Config), params["config"]
     hidden, grown = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
-    lm = task_heads.tied_logits(hidden, params["embed"]["token"])
+    lm = task_heads.tied_logits(hidden, task_heads.output_table(params))
     own = None if key is None else random.fold_in(key, 0)
-    rate = config.resid_pdrop
-    choice = task_heads.choice_logits(hidden, choice_positions, **head, rate=rate, key=own)
+    choice = task_heads.choice_logits(
+        hidden,
+        choice_positions,
+        **head,
+        activation=ACTIVATIONS.get(config.summary_activation or ""),
+        rate=config.summary_first_dropout,
+        key=own,
+    )
     return lm, choice, grown
 
 
@@ -358,7 +388,7 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     Raises:
         ValueError: no such dialect, or a leaf that it has no name for.
     """
-    config: Config = params["config"]
+    config = config_of(params, Config)
     if dialect == "transformers":
         rows = config.total_tokens_embeddings
         params = params | {"config": dataclasses.replace(config, vocab_size=rows, n_special=0)}

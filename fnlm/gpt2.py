@@ -8,7 +8,8 @@ Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learne
 published code has none) is on when a key is given; padding is understood; the cache is a value.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +31,8 @@ from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
 from fnlm.params import io
 from fnlm.params import spec as describe
-from fnlm.params.config import BaseConfig
+from fnlm.params._check import call_checked, config_of
+from fnlm.params.config import BaseConfig, Rate, Scale, Size, one_of
 from fnlm.params.rules import gpt2 as rules
 from fnlm.params.spec import Spec
 from fnlm.params.tree import Tree, register_constant
@@ -48,35 +50,41 @@ Sites = tuple[Tensor | None, ...]  # keys of dropouts
 @register_constant
 @dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
-    """The fields of a published config.json; the defaults are those of the smallest GPT-2."""
+    """The fields of a published config.json; the defaults are those of the smallest GPT-2.
 
-    vocab_size: int = 50257
-    n_positions: int = 1024
-    n_ctx: int = 1024
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    n_inner: int | None = None
+    With `tie_word_embeddings` False, the output layer has a table of its own, "output". The choices
+    of `double_heads` are scored by `summary_activation`(x @ weight + bias), with dropout of x at
+    `summary_first_dropout`: of a file that does not say it, `resid_pdrop`.
+    """
+
+    vocab_size: Size = 50257
+    n_positions: Size = 1024
+    n_ctx: Size = 1024
+    n_embd: Size = 768
+    n_layer: Size = 12
+    n_head: Size = 12
+    n_inner: Size | None = None
     activation_function: str = "gelu_new"
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    resid_pdrop: float = 0.1
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    aliases: ClassVar[dict[str, str]] = {"n_vocab": "vocab_size", "n_ctx": "n_positions"}
+    embd_pdrop: Rate = 0.1
+    attn_pdrop: Rate = 0.1
+    resid_pdrop: Rate = 0.1
+    layer_norm_epsilon: Scale = 1e-5
+    initializer_range: Scale = 0.02
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    summary_activation: str | None = None
+    summary_first_dropout: Rate = 0.1
+    tie_word_embeddings: bool = True
+    aliases: ClassVar[Mapping[str, str]] = rules.ALIASES
 
     def __post_init__(self) -> None:
-        """Refuse what could not run."""
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        """Check the fields, and what they must be together."""
+        super().__post_init__()
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
-        if self.activation_function not in ACTIVATIONS:
-            known = ", ".join(ACTIVATIONS)
-            raise ValueError(
-                f"activation_function={self.activation_function!r} is not one of {known}"
-            )
+        one_of("activation_function", self.activation_function, ACTIVATIONS)
+        if self.summary_activation:
+            one_of("summary_activation", self.summary_activation, ACTIVATIONS)
 
 
 def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> FixedCache:
@@ -95,8 +103,8 @@ def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> Fix
     Raises:
         ValueError: capacity is more than `n_positions`.
     """
-    layers, like = len(params["blocks"]), params["embed"]["token"]
-    return causal.fixed_cache(params["config"], like, batch, capacity, layers=layers)
+    config, like = config_of(params, Config), params["embed"]["token"]
+    return causal.fixed_cache(config, like, batch, capacity, layers=len(params["blocks"]))
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
@@ -128,9 +136,9 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
         "blocks": (block,) * config.n_layer,
         "norm": describe.norm(width),
     }
-    if unknown := set(heads) - set(HEADS):
-        raise ValueError(f"heads={tuple(heads)}: {sorted(unknown)} not among {HEADS}")
-    if heads:
+    if not config.tie_word_embeddings:
+        tree["output"] = {"table": Spec((config.vocab_size, width), "normal", std)}
+    if describe.heads_among(heads, HEADS):
         tree["heads"] = {"multiple_choice": describe.linear(width, 1, std)}
     return tree
 
@@ -146,13 +154,21 @@ def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
     return describe.init(spec(config, heads), key)
 
 
+def _scale(config: Config, layer: int) -> float:
+    """Return what multiplies the scores of a layer besides 1 / sqrt(Dh)."""
+    scale = 1.0 if config.scale_attn_weights else math.sqrt(config.n_embd // config.n_head)
+    return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+
+
 def _block(
-    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, config: Config, sites: Sites
-) -> tuple[Tensor, Pair]:
+    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, config: Config, sites: Sites, *,
+    scale: float,
+) -> tuple[Tensor, Pair]:  # fmt: skip
     """Norm before each half, add after it: [..., T, D] -> the same, with new keys and values."""
     epsilon, activation = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function]
     normed = layer_norm(x, **block["norm_1"], epsilon=epsilon)
-    mixed, new = causal.attention(normed, past, allowed, block["attention"], config, sites[:2])
+    weights = block["attention"]
+    mixed, new = causal.attention(normed, past, allowed, weights, config, sites[:2], scale=scale)
     x = x + mixed
     normed = layer_norm(x, **block["norm_2"], epsilon=epsilon)
     fed = mlp(normed, **block["mlp"], activation=activation)
@@ -175,6 +191,20 @@ def hidden_states(
         the hidden states after the last norm [..., T, D], and the cache that includes the new
         tokens.
     """
+    data = {"positions": positions, "token_types": token_types, "mask": mask, "key": key}
+    return call_checked(_hidden_states, Config, spec, params, ids, cache, **data)
+
+
+def _hidden_states(
+    params: Params,
+    ids: Tensor,
+    cache: AnyCache | None,
+    *,
+    positions: Tensor | None,
+    token_types: Tensor | None,
+    mask: Tensor | None,
+    key: Tensor | None,
+) -> tuple[Tensor, AnyCache]:
     config: Config = params["config"]
     causal.check(config, ids, cache, mask, layers=len(params["blocks"]))
     cache = kv.outside_inference_mode(cache)
@@ -191,7 +221,8 @@ def hidden_states(
     pairs = []
     for layer, block in enumerate(params["blocks"]):
         own = tuple(sites[3 * layer : 3 * layer + 3])
-        x, pair = _block(x, block, kv.past(cache, layer), allowed, config, own)
+        past, scale = kv.past(cache, layer), _scale(config, layer)
+        x, pair = _block(x, block, past, allowed, config, own, scale=scale)
         pairs.append(pair)
     keys, values = (tuple(pair[i] for pair in pairs) for i in range(2))
     hidden = layer_norm(x, **params["norm"], epsilon=config.layer_norm_epsilon)
@@ -240,7 +271,7 @@ def apply(
     hidden, grown = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
-    return task_heads.tied_logits(hidden, params["embed"]["token"]), grown
+    return task_heads.tied_logits(hidden, task_heads.output_table(params)), grown
 
 
 def double_heads(
@@ -269,15 +300,20 @@ def double_heads(
     Raises:
         KeyError: the parameters have no such head.
     """
-    config: Config = params["config"]
-    head = task_heads.find(params, "multiple_choice")
+    head, config = task_heads.find(params, "multiple_choice", Config), params["config"]
     hidden, grown = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
-    lm = task_heads.tied_logits(hidden, params["embed"]["token"])
+    lm = task_heads.tied_logits(hidden, task_heads.output_table(params))
     own = None if key is None else random.fold_in(key, 0)
-    rate = config.resid_pdrop
-    choice = task_heads.choice_logits(hidden, choice_positions, **head, rate=rate, key=own)
+    choice = task_heads.choice_logits(
+        hidden,
+        choice_positions,
+        **head,
+        activation=ACTIVATIONS.get(config.summary_activation or ""),
+        rate=config.summary_first_dropout,
+        key=own,
+    )
     return lm, choice, grown
 
 
@@ -315,4 +351,5 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     Raises:
         ValueError: no such dialect, or a leaf that it has no name for.
     """
+    config_of(params, Config)
     io.save(params, directory, rules.FAMILY, dialect)

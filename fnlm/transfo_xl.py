@@ -12,7 +12,7 @@ with `ext_len`, the memory is cut as in the paper's code (the ancestor swaps two
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from fnlm import random
 from fnlm.layers import adaptive_leaves, memory
 from fnlm.layers import adaptive_softmax as adaptive
+from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.dropout import dropout, keys_of_sites
 from fnlm.layers.linear import linear
@@ -29,7 +30,8 @@ from fnlm.layers.norm import layer_norm
 from fnlm.layers.relative_attention import attend_relative, mask_of, reach, sinusoids
 from fnlm.params import io
 from fnlm.params import spec as describe
-from fnlm.params.config import BaseConfig
+from fnlm.params._check import call_checked, config_of
+from fnlm.params.config import BaseConfig, Count, Rate, Scale, Shapes, Size, one_of
 from fnlm.params.rules import transfo_xl as rules
 from fnlm.params.spec import Spec
 from fnlm.params.tree import Tree, register_constant
@@ -42,12 +44,7 @@ __all__ = [
 HEADS: tuple[str, ...] = ()
 Params = dict[str, Any]
 Sites = Sequence[Tensor | None]  # keys of dropouts
-_OTHER_NAMES = ("vocab_size", "vocab_size_or_config_json_file")
-_OTHER_ATTENTION = (
-    "is not available, only 0: no published model has another, and the ancestor's kind 1 lacks its "
-    "biases or takes those of heads for those of layers, its kinds 2 and 3 change the memory that "
-    "they are given, and the embeddings of 1 and 3 are never initialised"
-)
+_OTHER_ATTENTION = "no published model has another; the ancestor's fail, or change their memory"
 
 
 @register_constant
@@ -62,19 +59,19 @@ class Config(BaseConfig):
     plain softmax has `cutoffs=()` and `div_val=1`.
     """
 
-    n_token: int = 267735
+    n_token: Size = 267735
     cutoffs: tuple[int, ...] = (20000, 40000, 200000)
-    d_model: int = 1024
-    d_embed: int = 1024
-    n_head: int = 16
-    d_head: int = 64
-    d_inner: int = 4096
-    div_val: int = 4
+    d_model: Size = 1024
+    d_embed: Size = 1024
+    n_head: Size = 16
+    d_head: Size = 64
+    d_inner: Size = 4096
+    div_val: Size = 4
     pre_lnorm: bool = False
-    n_layer: int = 18
-    tgt_len: int = 128
-    ext_len: int = 0
-    mem_len: int = 1600
+    n_layer: Size = 18
+    tgt_len: Count = 128
+    ext_len: Count = 0
+    mem_len: Count = 1600
     clamp_len: int = 1000
     same_length: bool = True
     proj_share_all_but_first: bool = True
@@ -84,37 +81,36 @@ class Config(BaseConfig):
     sample_softmax: int = -1
     adaptive: bool = True
     tie_weight: bool = True
-    dropout: float = 0.1
-    dropatt: float = 0.0
+    dropout: Rate = 0.1
+    dropatt: Rate = 0.0
     untie_r: bool = True
     init: str = "normal"
-    init_range: float = 0.01
-    proj_init_std: float = 0.01
-    init_std: float = 0.02
-    layer_norm_epsilon: float = 1e-12
-    aliases: ClassVar[Mapping[str, str]] = dict.fromkeys(_OTHER_NAMES, "n_token")
+    init_range: Scale = 0.01
+    proj_init_std: Scale = 0.01
+    init_std: Scale = 0.02
+    layer_norm_epsilon: Scale = 1e-12
+    aliases: ClassVar[Mapping[str, str]] = rules.ALIASES
 
     def __post_init__(self) -> None:
-        """Make tuples of what a file has as lists, and refuse what could not run."""
-        ties = self.tie_projs
-        object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
-        object.__setattr__(self, "tie_projs", None if ties is None else tuple(ties))
+        """Check the fields, and what they must be together."""
+        super().__post_init__()
         for shared in (True, False):  # what follows one choice is written as that choice
             if self.tie_projs == (False, *[shared] * len(self.cutoffs)):
                 object.__setattr__(self, "proj_share_all_but_first", shared)
                 object.__setattr__(self, "tie_projs", None)
-        for name in ("d_model", "n_head", "d_head", "d_inner", "n_layer"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         adaptive_leaves.check(self)
-        for wrong, words in (
-            (min(self.mem_len, self.ext_len) < 0, "mem_len and ext_len must not be negative"),
-            (self.d_model % 2, f"d_model must be even, for sines and cosines, got {self.d_model}"),
-            (self.init not in ("normal", "uniform"), f"init={self.init!r} is no known start"),
-            (self.attn_type, f"attn_type={self.attn_type} {_OTHER_ATTENTION}"),
-        ):
-            if wrong:
-                raise ValueError(words)
+        one_of("init", self.init, ("normal", "uniform"))
+        if self.d_model % 2:
+            raise ValueError(f"d_model must be even, for sines and cosines, got {self.d_model}")
+        if self.attn_type:
+            raise ValueError(f"attn_type={self.attn_type} is not 0: {_OTHER_ATTENTION}")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], shapes: Shapes | None = None) -> Self:
+        """Make a config from a config.json, with its cutoffs or those of its file's tables."""
+        if shapes and "cutoffs" not in values:
+            values = {**values, "cutoffs": adaptive_leaves.cutoffs_of(shapes)}
+        return super().from_dict(values, shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the unknown keys of the file, as the ancestor reads them."""
@@ -136,7 +132,7 @@ def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False
     >>> init_mems(init(config, random.key(0)), 3).hidden[1].shape
     torch.Size([3, 6, 8])
     """
-    config, like = params["config"], params["embed"]["cluster_0"]["table"]
+    config, like = config_of(params, Config), params["embed"]["cluster_0"]["table"]
     lead = (batch,) if isinstance(batch, int) else batch
     shape = (*lead, config.mem_len, config.d_model)
     return memory.blank(like, len(params["blocks"]), shape, empty=empty)
@@ -144,8 +140,7 @@ def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     """Describe the parameters: a tree of `Spec`; `heads` must be empty, there are none."""
-    if heads:
-        raise ValueError(f"heads={tuple(heads)}: Transformer-XL has none")
+    describe.heads_among(heads, HEADS)
 
     def weight(*shape: int) -> Spec:
         if config.init == "uniform":
@@ -244,6 +239,12 @@ def hidden_states(
     Returns:
         the hidden states after the last block [..., T, D], and the memory with the new tokens.
     """
+    return call_checked(_hidden_states, Config, spec, params, ids, mems, key, detach, sparse)
+
+
+def _hidden_states(
+    params: Params, ids: Tensor, mems: Mems | None, key: Tensor | None, detach: bool, sparse: bool
+) -> tuple[Tensor, Mems]:
     config: Config = params["config"]
     _check(params, ids, mems)
     mems = init_mems(params, ids.shape[:-1]) if mems is None else mems
@@ -308,7 +309,8 @@ def apply(
     True
     """
     hidden, new = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
-    return adaptive.adaptive_log_softmax(hidden, *adaptive_leaves.softmax_clusters(params)), new
+    clusters, gates = call_checked(adaptive_leaves.softmax_clusters, Config, spec, params)
+    return adaptive.adaptive_log_softmax(hidden, clusters, gates), new
 
 
 def negative_log_likelihood(
@@ -338,12 +340,11 @@ def negative_log_likelihood(
         ValueError: targets of another shape than ids; see `apply`.
         IndexError: ids or targets out of range.
     """
-    if targets.shape != ids.shape:
-        raise ValueError(
-            f"targets has shape {list(targets.shape)}, ids {list(ids.shape)}: they must agree"
-        )
+    config_of(params, Config)
+    check_ids(ids)
+    check_same_shape(ids.shape, targets=targets)
     hidden, new = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
-    clusters, gates = adaptive_leaves.softmax_clusters(params)
+    clusters, gates = call_checked(adaptive_leaves.softmax_clusters, Config, spec, params)
     samples = params["config"].sample_softmax
     if key is not None and samples > 0:
         own = random.fold_in(key, 0)
@@ -353,8 +354,7 @@ def negative_log_likelihood(
 
 def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
     """Compare shapes; no value is read, so it works under every transform."""
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"ids must be an int64 tensor [..., T], got {type(ids).__name__}")
+    check_ids(ids)
     config: Config = params["config"]
     if config.same_length and not config.mem_len:
         raise ValueError(
@@ -397,4 +397,5 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     Raises:
         ValueError: no such dialect.
     """
+    config_of(params, Config)
     io.save(params, directory, rules.FAMILY, dialect)

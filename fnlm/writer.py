@@ -34,6 +34,17 @@ class Writer(NamedTuple):
     begin: int | None  # id at the beginning of a text or line
     end: int | None  # id after which a text is over
 
+    def apply(
+        self, params: Tree, ids: Tensor, cache: Any = None, **data: Any
+    ) -> tuple[Tensor, Any]:
+        """Score the tokens of the vocabulary: the family's `apply` without rows that only pad.
+
+        A table of embeddings may have more rows than the vocabulary has tokens, and what they score
+        must never be chosen.
+        """
+        logits, cache = self.family.apply(params, ids, cache, **data)
+        return logits[..., : self.tokenizer.vocab_size], cache
+
     def encode(self, prompt: str) -> list[int]:
         """Return the ids of a prompt; of nothing, that of a beginning.
 

@@ -45,7 +45,7 @@ from fnlm.params import (
     tree,
 )
 from fnlm.params.checkpoint import replace
-from fnlm.params.config import BaseConfig
+from fnlm.params.config import BaseConfig, one_of, read_json
 from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
 from fnlm.tasks import (
@@ -250,6 +250,8 @@ PARAMETERS: dict[str, Make] = {
     "config.BaseConfig.from_json_file": lambda folder: on(
         gpt2.Config.from_json_file, config_there(folder)
     ),
+    "config.one_of": lambda _: on(one_of, "activation", "gelu", ["gelu", "relu"]),
+    "config.read_json": lambda folder: on(read_json, config_there(folder)),
     "config.BaseConfig.to_dict": lambda _: on(BaseConfig.to_dict, CLI_CONFIG),
     "config.BaseConfig.to_json_string": lambda _: on(BaseConfig.to_json_string, CLI_CONFIG),
     "config.BaseConfig.to_json_file": writes(BaseConfig.to_json_file, CLI_CONFIG),
@@ -290,10 +292,12 @@ PARAMETERS: dict[str, Make] = {
     "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
     "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
     "rename.nest": lambda _: on(rename.nest, NESTED),
+    "rename.untied": lambda _: on(rename.untied, FAMILY),
     "rename.fit": lambda _: on(rename.fit, NESTED, NESTED, FAMILY, "here"),
     "spec.linear": lambda _: on(spec.linear, 3, 4, 0.1),
     "spec.norm": lambda _: on(spec.norm, 3),
     "spec.init": lambda _: on(spec.init, SPEC, KEY),
+    "spec.heads_among": lambda _: on(spec.heads_among, "a", ["a", "b"]),
     "spec.meta": lambda _: on(spec.meta, SPEC),
     "spec.size": lambda _: on(spec.size, SPEC),
     "spec.listed": lambda _: on(spec.listed, ["a", "b"]),
@@ -803,12 +807,16 @@ WRITER: dict[str, Make] = {
     "load": lambda folder: on(
         writer.load, saved(folder), seen=lambda made: (made.name, made.params, made.begin, made.end)
     ),
+    "Writer.apply": lambda folder: on(
+        writer.load(saved(folder)).apply, writer.load(saved(folder)).params, IDS
+    ),
     "Writer.encode": lambda folder: on(writer.load(saved(folder)).encode, "low"),
     "Writer.decode": lambda folder: on(writer.load(saved(folder)).decode, [1, 2, 3], seen=list),
 }
 WORDS_HEAD: dict[str, Any] = BERT_PARAMS["heads"]["masked_lm"]
 HEADS: dict[str, Make] = {
-    "find": lambda _: on(heads.find, BERT_PARAMS, "masked_lm"),
+    "find": lambda _: on(heads.find, BERT_PARAMS, "masked_lm", bert.Config),
+    "output_table": lambda _: on(heads.output_table, PARAMS),
     "word_logits": lambda _: on(
         heads.word_logits,
         random.normal(KEY, (3, 36)),
@@ -831,6 +839,9 @@ BY_HEAD = random.normal(KEY, (3, 7, 10))
 DISTANCES = random.normal(KEY, (3, 8, 10))
 XL_LAYERS: dict[str, Make] = {
     "adaptive_leaves.check": lambda _: on(adaptive_leaves.check, XL_CONFIG),
+    "adaptive_leaves.cutoffs_of": lambda _: on(
+        adaptive_leaves.cutoffs_of, {"embed.cluster_0.table": (9, 3)}
+    ),
     "adaptive_leaves.spec": lambda _: on(adaptive_leaves.spec, XL_CONFIG, lambda *n: spec.Spec(n)),
     "adaptive_leaves.tied_projections": lambda _: on(adaptive_leaves.tied_projections, XL_CONFIG),
     "adaptive_leaves.embedding_clusters": lambda _: on(
@@ -885,6 +896,7 @@ XL_MODEL: dict[str, Make] = {
         transfo_xl.negative_log_likelihood, XL_PARAMS, IDS, IDS, MEMS, key=KEY
     ),
     "init": lambda _: on(transfo_xl.init, XL_CONFIG, KEY),
+    "Config.from_dict": lambda _: on(transfo_xl.Config.from_dict, {"n_token": 9, "cutoffs": [4]}),
     "init_mems": lambda _: on(transfo_xl.init_mems, XL_PARAMS, 3, empty=True),
     "reset_mems": lambda _: on(transfo_xl.reset_mems, MEMS, MASK[:, 0]),
     "spec": lambda _: on(transfo_xl.spec, XL_CONFIG),

@@ -63,6 +63,7 @@ GPT2 = Family(
     ),
     _causal(gpt2),
 )
+GPT2 = GPT2._replace(others=(dataclasses.replace(GPT2.config, tie_word_embeddings=False),))
 
 GPT = Family(
     "gpt",
@@ -81,6 +82,7 @@ GPT = Family(
     ),
     _causal(gpt),
 )
+GPT = GPT._replace(others=(dataclasses.replace(GPT.config, tie_word_embeddings=False),))
 
 
 def _bert(name: str) -> Task:

@@ -4,7 +4,8 @@ A tie is one leaf used twice, so the softmax has leaves only for what it does no
 embedding. With `div_val` 1 all clusters have rows of one table, in `cluster_0`.
 """
 
-from itertools import pairwise
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from fnlm.layers.adaptive_softmax import Cluster
@@ -13,11 +14,15 @@ from fnlm.params.tree import Tree
 
 __all__ = [
     "check",
+    "cutoffs_of",
     "embedding_clusters",
     "softmax_clusters",
     "spec",
     "tied_projections",
 ]
+
+
+MOST_CLUSTERS = 1000
 
 
 class _Vocabulary(Protocol):
@@ -50,14 +55,13 @@ class _Vocabulary(Protocol):
 def check(config: _Vocabulary) -> None:
     """Raise ValueError, naming the field, unless there can be such a vocabulary."""
     clusters = len(config.cutoffs) + 1
-    for name in ("n_token", "d_embed", "div_val"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
     ends = (0, *config.cutoffs, config.n_token)
     if any(stop <= start for start, stop in pairwise(ends)):
         raise ValueError(
             f"cutoffs={config.cutoffs} must rise, above 0 and below n_token={config.n_token}"
         )
+    if clusters > MOST_CLUSTERS:
+        raise ValueError(f"cutoffs make {clusters} clusters, more than {MOST_CLUSTERS}")
     if config.d_embed // config.div_val ** (clusters - 1) < 1:
         raise ValueError(
             f"d_embed={config.d_embed} leaves no width for the last of {clusters} clusters, each "
@@ -70,6 +74,30 @@ def check(config: _Vocabulary) -> None:
             f"sample_softmax={config.sample_softmax} needs one softmax over all words: set "
             "cutoffs=() and div_val=1, or sample_softmax=-1"
         )
+
+
+def cutoffs_of(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
+    """Return the cutoffs of a vocabulary whose config states none, by the tables of its clusters.
+
+    Args:
+        shapes: of leaves, by path.
+
+    Raises:
+        ValueError: clusters share one table, which does not tell where it is cut.
+
+    >>> cutoffs_of({"embed.cluster_0.table": (20, 4), "embed.cluster_1.table": (30, 2)})
+    [20]
+    """
+    rows: list[int] = []
+    while shape := shapes.get(f"embed.cluster_{len(rows)}.table"):
+        rows.append(shape[0])
+    if len(rows) == 1 and "softmax.gates.bias" in shapes:
+        raise ValueError(
+            "no cutoffs, and all clusters of the file have one table, which does not tell where "
+            f'it is cut: add "cutoffs" with {shapes["softmax.gates.bias"][0]} numbers, the first '
+            "ids of all clusters but the first"
+        )
+    return list(accumulate(rows))[:-1]
 
 
 def tied_projections(config: _Vocabulary) -> tuple[bool, ...]:
@@ -114,7 +142,16 @@ def embedding_clusters(params: Tree) -> list[Cluster]:
 
 
 def softmax_clusters(params: Tree) -> tuple[list[Cluster], Cluster | None]:
-    """Return the clusters and gates of `adaptive_log_softmax`, from the whole parameters."""
+    """Return the clusters and gates of `adaptive_log_softmax`, from the whole parameters.
+
+    Raises:
+        KeyError: the parameters have no softmax.
+    """
+    if "softmax" not in params:
+        raise KeyError(
+            "params have no 'softmax', as the file had none: use `hidden_states`, or load a "
+            "checkpoint of the whole language model"
+        )
     config, embed, softmax = params["config"], params["embed"], params["softmax"]
     clusters = []
     ends = pairwise((0, *config.cutoffs, config.n_token))

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from fnlm import random
+from fnlm.layers._inputs import readable
 from fnlm.layers.embedding import check_range, lookup
 from fnlm.layers.linear import linear
 
@@ -288,6 +289,5 @@ def _check(ids: Tensor, clusters: Sequence[Cluster], name: str) -> None:
     """Name ids that are no integers or, where reading them does not wait, out of range."""
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name} must be integers (torch.int64), got {ids.dtype}")
-    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(ids)
-    if ids.device.type == "cpu" and not traced:
+    if readable(ids):
         check_range(ids, sum(len(cluster.table) for cluster in clusters), name)

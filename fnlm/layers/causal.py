@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fnlm.layers import cache as kv
+from fnlm.layers._inputs import check_ids
 from fnlm.layers.attention import attend, merge_heads, split_heads
 from fnlm.layers.cache import Cache, FixedCache
 from fnlm.layers.dropout import dropout
@@ -43,6 +44,8 @@ def attention(
     params: dict[str, Any],
     config: _Sizes,
     keys: tuple[Tensor | None, ...] = (None, None),
+    *,
+    scale: float = 1.0,
 ) -> tuple[Tensor, Pair]:
     """Attend to the past and to x itself.
 
@@ -53,6 +56,7 @@ def attention(
         params: "qkv", weight [D, 3 D] and bias, and "out", weight [D, D] and bias.
         config: of the family.
         keys: of the dropouts on the weights and on the result.
+        scale: of the scores, besides 1 / sqrt(Dh).
 
     Returns:
         [..., T, D], and the keys and values of the new tokens.
@@ -63,6 +67,7 @@ def attention(
     cached_keys, cached_values = past
     kv.check_dtype(cached_keys, k)
     pieces = (*cached_keys, k), (*cached_values, v)
+    q = q if scale == 1 else q * scale
     mixed = attend(q, *pieces, allowed, causal=True, rate=config.attn_pdrop, key=keys[0])
     out = linear(merge_heads(mixed), **params["out"])
     return dropout(out, config.resid_pdrop, keys[1]), (k, v)
@@ -108,10 +113,7 @@ def check(
         TypeError: ids are no tensor; the cache is none, or on another device.
         ValueError: no axis; too many tokens; a cache or mask that does not fit.
     """
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"ids must be an int64 tensor [..., T], got {type(ids).__name__}")
-    if not ids.ndim:
-        raise ValueError("ids must be [..., T], got a single number: use ids[None]")
+    check_ids(ids)
     if cache is not None:
         lead, width = tuple(ids.shape[:-1]), config.n_embd // config.n_head
         kv.check(cache, (layers, *lead, config.n_head, width), ids.device)

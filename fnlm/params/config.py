@@ -1,12 +1,49 @@
-"""What every family's `Config` shares: reading and writing the published config.json files."""
+"""What every family's `Config` shares: reading, checking and writing published config.json files.
+
+The type of a field says what may stand there, and one function checks all of them, so that a file
+is believed only as far as it makes sense.
+"""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+import math
+import operator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import UnionType
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    NamedTuple,
+    Self,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-__all__ = ["BaseConfig"]
+__all__ = ["BaseConfig", "Count", "Rate", "Scale", "Shapes", "Size", "one_of", "read_json"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+MOST_BYTES = 2**22  # of a config.json: names of a hundred thousand classes are less
+MOST_DEPTH = 50
+
+
+class Range(NamedTuple):
+    """What a number must be between."""
+
+    least: float
+    most: float
+    words: str
+
+
+# Types of fields.
+Size = Annotated[int, Range(1, 2**62, "an integer of at least 1")]
+Count = Annotated[int, Range(0, 2**62, "an integer of at least 0")]
+Rate = Annotated[float, Range(0, 1, "a number from 0 to 1")]  # of a dropout
+Scale = Annotated[float, Range(0, 1e30, "a number of at least 0")]  # an epsilon, a deviation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,20 +55,56 @@ class BaseConfig:
     """
 
     extra: str = dataclasses.field(default="{}", compare=False)
-    aliases: ClassVar[Mapping[str, str]] = {}  # older names of fields, read where a file lacks them
+    aliases: ClassVar[Mapping[str, str]] = {}  # other names of fields, read where a file lacks them
+    depth: ClassVar[str] = "n_layer"  # the field that counts the blocks
+
+    def __post_init__(self) -> None:
+        """Check every field by its type; subclasses add what fields must be together."""
+        kinds: dict[str, Any] = _types(type(self))  # type: ignore[arg-type]  # a class is hashable
+        for name, kind in kinds.items():
+            object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Check what comes out of a pickle, too."""
+        self.__init__(**state)  # type: ignore[misc]
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """Make a config from the content of a config.json."""
+    def from_dict(cls, values: dict[str, Any], shapes: Shapes | None = None) -> Self:
+        """Make a config from the content of a config.json.
+
+        Args:
+            values: the content.
+            shapes: of the leaves in the file of weights, by path: they tell what `values` leaves
+                out, such as the number of classes of a classifier's file.
+
+        Raises:
+            ValueError: a field is invalid, or differs from what `values` has by its other name.
+        """
         names = {field.name for field in dataclasses.fields(cls)} - {"extra"}
-        for old, name in cls.aliases.items():
-            if old in values and name not in values:
-                values = {**values, name: values[old]}
-                if old not in names:
-                    del values[old]
+        values = dict(values)
+        for other, name in cls.aliases.items():
+            if other not in values:
+                continue
+            if name in values and other not in names and values[name] != values[other]:
+                raise ValueError(
+                    f"{name}={values[name]!r} and {other}={values[other]!r} are two names of one "
+                    "thing: leave one out"
+                )
+            values.setdefault(name, values[other])
+            if other not in names:
+                del values[other]
+        classes = values.get("architectures")
+        if not (classes is None or _is_list_of(classes, str)):
+            raise ValueError(f"architectures must be a list of class names, got {_short(classes)}")
         known = {name: value for name, value in values.items() if name in names}
         extra = {name: value for name, value in values.items() if name not in names}
-        return cls(**known, extra=json.dumps(extra, sort_keys=True))
+        try:
+            text = json.dumps(extra, sort_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ValueError(
+                f"{', '.join(map(str, extra))}: no JSON of a config: {error}"
+            ) from error
+        return cls(**known, extra=text)
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> Self:
@@ -39,15 +112,13 @@ class BaseConfig:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not a JSON object, or a field is invalid.
+            ValueError: the file is not a JSON object, says a thing twice, or a field is invalid.
         """
+        values = read_json(path)
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{path} must hold a JSON object, found {type(values).__name__}")
-        return cls.from_dict(values)
+            return cls.from_dict(values)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the unknown keys of the file the config was read from."""
@@ -61,3 +132,137 @@ class BaseConfig:
     def to_json_file(self, path: str | Path) -> None:
         """Write `to_json_string()` to a file."""
         Path(path).write_text(self.to_json_string(), encoding="utf-8")
+
+
+def one_of(name: str, value: Any, known: Iterable[str]) -> None:
+    """Raise ValueError, naming the field, unless its value is known.
+
+    >>> one_of("activation", "mish", ["gelu", "relu"])
+    Traceback (most recent call last):
+    ValueError: activation='mish' is not one of gelu, relu
+    """
+    if value not in known:
+        raise ValueError(f"{name}={_short(value)} is not one of {', '.join(known)}")
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a file that holds one JSON object, with a byte order mark or without.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is no JSON object, is too large or too deep, or says a thing twice.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+    if (size := path.stat().st_size) > MOST_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes: no config.json has more than {MOST_BYTES:,}")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in values:
+                raise ValueError(f"{path} says {_short(name)} twice: leave one out")
+            values[name] = value
+        return values
+
+    try:
+        values = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=once)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deep for a config") from error
+    except ValueError as error:  # of `once`, or a number of thousands of digits
+        text = str(error)
+        raise ValueError(text if str(path) in text else f"{path} is not JSON: {text}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, found {type(values).__name__}")
+    if not _is_shallow(values):
+        raise ValueError(f"{path} is nested too deep for a config: more than {MOST_DEPTH} levels")
+    return values
+
+
+def _is_shallow(value: Any) -> bool:
+    """Whether lists and objects are nested at most `MOST_DEPTH` deep."""
+    level = [value]
+    for _ in range(MOST_DEPTH):
+        level = [x for node in level for x in (node.values() if isinstance(node, dict) else node)]
+        level = [x for x in level if isinstance(x, dict | list)]
+        if not level:
+            return True
+    return False
+
+
+@functools.cache
+def _types(cls: type) -> dict[str, Any]:
+    """Return the types of the fields, resolved once."""
+    kinds = get_type_hints(cls, include_extras=True)
+    return {field.name: kinds[field.name] for field in dataclasses.fields(cls)}
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    """Return a value as the type of its field has it.
+
+    Raises:
+        ValueError: it is none; names the field and the value.
+    """
+    made = _as(value, kind)
+    if made is _NONE_SUCH:
+        raise ValueError(f"{name} must be {_words(kind)}, got {_short(value)}")
+    return made
+
+
+_NONE_SUCH = object()
+
+
+def _as(value: Any, kind: Any) -> Any:
+    """Convert a value to a type; `_NONE_SUCH` where it can't be one."""
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        made = (_as(value, part) for part in get_args(kind))
+        return next((x for x in made if x is not _NONE_SUCH), _NONE_SUCH)
+    if get_origin(kind) is Annotated:
+        base, limits = get_args(kind)
+        made = _as(value, base)
+        fits = made is not _NONE_SUCH and limits.least <= made <= limits.most
+        return made if fits else _NONE_SUCH
+    if get_origin(kind) is tuple:
+        if not isinstance(value, list | tuple):
+            return _NONE_SUCH
+        items = [_as(x, get_args(kind)[0]) for x in value]
+        return _NONE_SUCH if any(x is _NONE_SUCH for x in items) else tuple(items)
+    if kind in (bool, str, type(None)):
+        return value if isinstance(value, kind) else _NONE_SUCH
+    if isinstance(value, bool | str):
+        return _NONE_SUCH
+    try:
+        if kind is int:
+            return operator.index(value)
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return _NONE_SUCH
+    return number if math.isfinite(number) else _NONE_SUCH
+
+
+def _words(kind: Any) -> str:
+    """Describe a type for an error."""
+    if isinstance(kind, UnionType) or get_origin(kind) is Union:
+        return " or ".join(_words(part) for part in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return str(get_args(kind)[1].words)
+    if get_origin(kind) is tuple:
+        return f"a list, each item of it {_words(get_args(kind)[0])}"
+    names = {bool: "true or false", str: "a string", int: "an integer", float: "a number"}
+    return names.get(kind, "null")
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(x, kind) for x in value)
+
+
+def _short(value: Any) -> str:
+    """Show a value in an error, without its end where it has none."""
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):  # an integer of thousands of digits
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 60 else f"{text[:57]}..."

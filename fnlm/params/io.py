@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.params import arrays, hub, pickled, rename, safe, tensorflow, tree
+from fnlm.params import _settings, arrays, hub, pickled, rename, safe, tensorflow, tree
 from fnlm.params import spec as describe
 from fnlm.params.checkpoint import Checkpoint, replace
 from fnlm.params.config import BaseConfig
@@ -86,9 +86,10 @@ def load(
 ) -> Tree:
     """Read a family's parameters; the body of every family's `load`, which documents it."""
     weights, config = hub.locate(name_or_path)
+    tensors = read(weights)
     return assemble(
-        read(weights),
-        config_from(config, family, config_class),
+        tensors,
+        config_from(config, family, config_class, tensors, heads),
         family,
         spec,
         source=str(weights),
@@ -120,7 +121,9 @@ def assemble(
     Raises:
         ValueError: a tensor is missing, unexpected, or of another shape or type.
     """
-    known = rename.for_heads(family, _heads_of(config, family) or heads or ())
+    heads = (heads,) if isinstance(heads, str) else heads
+    known = rename.for_heads(family, _settings.heads_of(config.to_dict(), family) or heads or ())
+    known = known if getattr(config, "tie_word_embeddings", True) else rename.untied(known)
     found, unexpected = rename.from_foreign(tensors, known, source)
     dialect = rename.dialect_of(tensors, family)
     if unexpected:
@@ -132,6 +135,7 @@ def assemble(
     wanted = spec(
         config, sorted({_part(path) for path in found} - {""}) if heads is None else heads
     )
+    _settings.check_use(config, family, tuple(wanted.get("heads", ())), source)
     wanted = _without_absent(wanted, found, family)
     found = rename.fit(found, [path for path, _ in tree.named_leaves(wanted)], family, source)
     found |= _new_parts(wanted, found, family, key, source)
@@ -169,25 +173,27 @@ def save(
     return [file, "config.json"]
 
 
-def config_from(path: Path, family: Family, config_class: type[BaseConfig]) -> Any:
+def config_from(
+    path: Path,
+    family: Family,
+    config_class: type[BaseConfig],
+    tensors: Mapping[str, Tensor] | None = None,
+    heads: str | Sequence[str] | None = None,
+) -> Any:
     """Read a config.json of a family.
 
+    Args:
+        path: of the file.
+        family: its tables.
+        config_class: its `Config`.
+        tensors: the weights, which tell what the config leaves out.
+        heads: as in every family's `load`.
+
     Raises:
-        ValueError: it is of another family, or asks for arithmetic that fnlm does not do.
+        ValueError: it is of another family, invalid, or asks for arithmetic that fnlm does not do.
     """
-    config = config_class.from_json_file(path)
-    values = config.to_dict()
-    if (found := values.get("model_type", family.name)) != family.name:
-        raise ValueError(
-            f"{path} is of family {found!r}, not {family.name!r}: use the module of that family"
-        )
-    for name, value in family.required.items():
-        if values.get(name, value) != value:
-            raise ValueError(
-                f"{path} asks for {name}={values[name]!r}, which changes the arithmetic; "
-                f"fnlm computes {name}={value!r} only"
-            )
-    return config
+    heads = (heads,) if isinstance(heads, str) else heads
+    return _settings.read_config(path, family, config_class, tensors or {}, heads)
 
 
 def _report_unexpected(
@@ -221,14 +227,6 @@ def _names(wanted: Tree, dialect: Dialect) -> dict[str, str]:
 def _part(path: str) -> str:
     """Return the head that a path belongs to; "" for the model below."""
     return path.split(".")[1] if path.startswith("heads.") else ""
-
-
-def _heads_of(config: BaseConfig, family: Family) -> set[str]:
-    """Return the heads of the classes that a config.json names."""
-    classes = config.to_dict().get("architectures") or ()
-    return {
-        head for heads, name in family.architectures.items() if name in classes for head in heads
-    }
 
 
 def _report_shared(names: list[str], family: Family, source: str) -> None:

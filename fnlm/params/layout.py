@@ -8,7 +8,7 @@ from fnlm.params.tree import Tree
 
 __all__ = ["for_decoding"]
 
-TABLES = ("embed.token",)  # used as x @ table.mT by a tied output layer
+TABLES = ("embed.token", "output.table")  # used as x @ table.mT by an output layer
 
 
 def for_decoding(params: Tree) -> Tree:

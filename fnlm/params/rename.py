@@ -19,6 +19,7 @@ from fnlm.params.tree import Tree, named_leaves
 __all__ = [
     "Dialect", "Family", "Match", "Rule", "classify", "dialect_of", "fit", "for_heads",
     "foreign_name", "from_foreign", "nearest", "nest", "to_foreign",
+    "untied",
 ]  # fmt: skip
 
 # What TensorFlow's savers store beside a model: optimizer slots of a variable, and counters.
@@ -26,6 +27,9 @@ _TRAINING = re.compile(
     r"(.*/)?(adam_[mv]|Adam(_1)?|Momentum|ExponentialMovingAverage|global_step|beta[12]_power)"
     r"|save_counter.*|_CHECKPOINTABLE_OBJECT_GRAPH"
 )
+
+
+SMALL = 2**14  # numbers
 
 
 class Rule(NamedTuple):
@@ -68,6 +72,8 @@ class Family(NamedTuple):
     required: Mapping[
         str, object
     ]  # config keys that would change the arithmetic, with the only value we compute
+    required_by_head: Mapping[str, Mapping[str, object]] = {}  # the same, for some heads alone
+    harmless: Mapping[str, str] = {}  # config keys that change no number, and why
     optional: Mapping[str, tuple[str, ...]] = {}  # what a file may lack, and the heads that need it
     ties: Mapping[str, tuple[str, ...]] = {}  # leaves that a config may tie, and to which leaf
     stacks: Mapping[str, str] = {}  # leaves that may come stacked, all layers in one, and where
@@ -132,6 +138,22 @@ def for_heads(family: Family, heads: Iterable[str]) -> Family:
             named = [rule for rule in group if rule.ours.split(".")[1] in heads]
             rules += group if len(group) == 1 else named if len(named) == 1 else []
         return dialect._replace(rules=tuple(rules))
+
+    return family._replace(dialects=tuple(narrow(dialect) for dialect in family.dialects))
+
+
+def untied(family: Family) -> Family:
+    """Let the names of second copies be those of the leaves that rules give them, where they do.
+
+    >>> from fnlm.params.rules.gpt2 import FAMILY
+    >>> classify("lm_head.weight", FAMILY).path, classify("lm_head.weight", untied(FAMILY)).path
+    ('embed.token', 'output.table')
+    """
+
+    def narrow(dialect: Dialect) -> Dialect:
+        own = {rule.theirs for rule in dialect.rules}
+        ties = {name: path for name, path in dialect.ties.items() if name not in own}
+        return dialect._replace(ties=ties)
 
     return family._replace(dialects=tuple(narrow(dialect) for dialect in family.dialects))
 
@@ -305,7 +327,10 @@ def _arranged(tensor: Tensor, layout: str, label: str) -> Tensor:
         raise ValueError(
             f"{label} has shape {list(tensor.shape)}, expected axes ({', '.join(axes)})"
         )
-    return einops.rearrange(tensor, layout)
+    arranged = einops.rearrange(tensor, layout)
+    # A matrix product rounds by the order of memory: in ours, which costs little where a matrix is
+    # small, a small model computes the same bits when it is loaded again.
+    return arranged.contiguous() if arranged.numel() <= SMALL else arranged
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

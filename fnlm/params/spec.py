@@ -7,7 +7,7 @@ checkpoint and making a tree without memory are maps over it.
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
@@ -19,7 +19,7 @@ from fnlm import random
 from fnlm.params import tree
 from fnlm.params.tree import Tree
 
-__all__ = ["Spec", "check", "init", "linear", "listed", "meta", "norm", "size"]
+__all__ = ["Spec", "check", "heads_among", "init", "linear", "listed", "meta", "norm", "size"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,25 @@ def init(spec: Tree, key: Tensor) -> Tree:
         return torch.full(s.shape, float(s.start == "ones"), dtype=s.dtype, device=key.device)
 
     return tree.map_with_path(leaf, spec)
+
+
+def heads_among(heads: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
+    """Return the heads that are asked for, in the order in which a family knows them.
+
+    Args:
+        heads: names; one name is the only head.
+        known: those of the family.
+
+    Raises:
+        ValueError: a head is not known.
+
+    >>> heads_among("choice", ["spans", "choice"]), heads_among((), ["spans"])
+    (('choice',), ())
+    """
+    wanted = (heads,) if isinstance(heads, str) else tuple(heads)
+    if unknown := sorted({*map(str, wanted)} - {*known}):
+        raise ValueError(f"heads={wanted}: {unknown} not among {tuple(known)}")
+    return tuple(head for head in known if head in wanted)
 
 
 def meta(spec: Tree) -> Tree:

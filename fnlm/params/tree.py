@@ -6,6 +6,7 @@ leaves: every function here carries it along unchanged. This module alone knows 
 does the work.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -24,17 +25,27 @@ __all__ = [
 
 
 def register_constant(cls: C) -> C:
-    """Make a frozen, hashable class a tree node without leaves; usable as a decorator.
+    """Make a frozen dataclass a tree node without leaves; usable as a decorator.
 
-    >>> from dataclasses import dataclass
+    `torch.load` then reads what `torch.save` wrote of it, and so does `torch.export.load`, as long
+    as its fields can be written as JSON.
+
     >>> @register_constant
-    ... @dataclass(frozen=True)
+    ... @dataclasses.dataclass(frozen=True)
     ... class Width:
     ...     size: int = 4
     >>> leaves({"config": Width(), "weight": 1.0})
     [1.0]
     """
     pytree.register_constant(cls)
+    name = _name_in_files(cls)
+    pytree.SUPPORTED_SERIALIZED_TYPES[cls] = pytree._SerializeNodeDef(
+        cls,
+        name,
+        lambda node: dataclasses.asdict(node.value),
+        lambda fields: pytree.ConstantNode(cls(**fields)),
+    )
+    pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE[name] = cls
     return cls
 
 
@@ -50,11 +61,15 @@ def register_value(cls: C) -> C:
     >>> torch.load(io.BytesIO(file.getvalue()))
     Segment(keys=(tensor([1., 1.]),), values=())
     """
-    name = f"{cls.__module__}.{cls.__qualname__}"
-    pytree._register_namedtuple(cls, serialized_type_name=name)
-    torch.serialization.add_safe_globals([cls])
+    pytree._register_namedtuple(cls, serialized_type_name=_name_in_files(cls))
     cls.__reduce__ = _reduce  # type: ignore[assignment, method-assign]
     return cls
+
+
+def _name_in_files(cls: type) -> str:
+    """Make a class one that `torch.load` takes, and return the name by which files refer to it."""
+    torch.serialization.add_safe_globals([cls])
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def structure(tree: Tree) -> Any:

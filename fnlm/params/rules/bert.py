@@ -1,6 +1,7 @@
 """BERT's names in `transformers`, pytorch-pretrained-bert and Google's TensorFlow files."""
 
 from fnlm.params.rename import Dialect, Family, Rule
+from fnlm.params.rules._generic import REQUIRED, harmless
 
 # Ours, PyTorch's and TensorFlow's names of layers: a weight and a bias each, or a scale and a bias.
 _LINEAR = (
@@ -120,11 +121,9 @@ FAMILY = Family(
         ("token_classification",): "BertForTokenClassification",
         ("question_answering",): "BertForQuestionAnswering",
     },
-    required={
-        "position_embedding_type": "absolute",
-        "is_decoder": False,
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-    },
+    required=REQUIRED
+    | {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
+    required_by_head={"masked_lm": {"tie_word_embeddings": True}},
+    harmless=harmless("num_labels", "pad_token_id"),
     optional={"pooler": ("multiple_choice", "next_sentence_prediction", "sequence_classification")},
 )

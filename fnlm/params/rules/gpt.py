@@ -1,6 +1,18 @@
 """GPT's names in `transformers` and pytorch-pretrained-bert files, and in OpenAI's release."""
 
 from fnlm.params.rename import Dialect, Family, Rule
+from fnlm.params.rules._generic import REQUIRED, SUMMARY, harmless
+
+# Other names of fields of the config: the published file's, and those that `transformers` has for
+# the fields of any family.
+ALIASES = {
+    "n_ctx": "n_positions",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "resid_pdrop": "summary_first_dropout",
+}
 
 _EMBEDDINGS = (
     Rule("embed.token", "tokens_embed.weight"),
@@ -44,6 +56,8 @@ def _numbered(layers: int) -> tuple[Rule, ...]:
 
 
 def _dialect(name: str, file: str, rules: tuple[Rule, ...], head: str, bare: bool) -> Dialect:
+    # The output of the ancestor is always the table of embeddings, that of `transformers` not.
+    output = () if bare else (Rule("output.table", "lm_head.weight"),)
     return Dialect(
         name=name,
         file=file,
@@ -52,6 +66,7 @@ def _dialect(name: str, file: str, rules: tuple[Rule, ...], head: str, bare: boo
             *rules,
             Rule("heads.multiple_choice.weight", f"{head}.weight", "o i -> i o"),
             Rule("heads.multiple_choice.bias", f"{head}.bias"),
+            *output,
         ),
         prefix="transformer.",
         unprefixed=("multiple_choice_head.", "lm_head."),
@@ -81,5 +96,10 @@ FAMILY = Family(
         ),
     ),
     architectures={(): "OpenAIGPTLMHeadModel", ("multiple_choice",): "OpenAIGPTDoubleHeadsModel"},
-    required={"tie_word_embeddings": True},
+    required=REQUIRED,
+    required_by_head={"multiple_choice": SUMMARY},
+    harmless=harmless(
+        predict_special_tokens="of its training script",
+    ),
+    optional={"output": ()},
 )  # fmt: skip

@@ -1,6 +1,19 @@
 """GPT-2's names in `transformers` and pytorch-pretrained-bert files, and in OpenAI's release."""
 
 from fnlm.params.rename import Dialect, Family, Rule
+from fnlm.params.rules._generic import REQUIRED, SUMMARY, harmless
+
+# Other names of fields of the config: OpenAI's and the published file's, and those that
+# `transformers` has for the fields of any family.
+ALIASES = {
+    "n_vocab": "vocab_size",
+    "n_ctx": "n_positions",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "resid_pdrop": "summary_first_dropout",
+}
 
 _SHARED = (
     Rule("embed.token", "wte.weight"),
@@ -44,6 +57,8 @@ _OPENAI = (
 
 
 def _dialect(name: str, file: str, head: str, bare: bool) -> Dialect:
+    # The output of the ancestor is always the table of embeddings, that of `transformers` not.
+    output = () if bare else (Rule("output.table", "lm_head.weight"),)
     return Dialect(
         name=name,
         file=file,
@@ -51,6 +66,7 @@ def _dialect(name: str, file: str, head: str, bare: bool) -> Dialect:
             *_SHARED,
             Rule("heads.multiple_choice.weight", f"{head}.weight", "o i -> i o"),
             Rule("heads.multiple_choice.bias", f"{head}.bias"),
+            *output,
         ),
         prefix="transformer.",
         unprefixed=("multiple_choice_head.", "lm_head."),
@@ -78,10 +94,11 @@ FAMILY = Family(
         ),
     ),
     architectures={(): "GPT2LMHeadModel", ("multiple_choice",): "GPT2DoubleHeadsModel"},
-    required={
-        "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False,
-        "add_cross_attention": False,
-        "tie_word_embeddings": True,
-    },
+    required=REQUIRED | {"add_cross_attention": False},
+    required_by_head={"multiple_choice": SUMMARY},
+    harmless=harmless(
+        reorder_and_upcast_attn="the same numbers, rounded otherwise in half precision",
+        predict_special_tokens="of its training script",
+    ),
+    optional={"output": ()},
 )

@@ -4,6 +4,17 @@
 """
 
 from fnlm.params.rename import Dialect, Family, Rule
+from fnlm.params.rules._generic import REQUIRED, harmless
+
+# Other names of fields of the config: the ancestor's, and those that `transformers` had.
+ALIASES = {
+    "vocab_size": "n_token",
+    "vocab_size_or_config_json_file": "n_token",
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "tie_word_embeddings": "tie_weight",
+}
 
 _BLOCK = (
     Rule("blocks.*.attention.qkv", "layers.*.dec_attn.qkv_net.weight", "o i -> i o"),
@@ -88,7 +99,9 @@ FAMILY = Family(
         ),
     ),
     architectures={(): "TransfoXLLMHeadModel"},
-    required={},
+    required=REQUIRED,
+    harmless=harmless(),
+    optional={"softmax": ()},
     # The config says which leaves are one: torch files hold them once for each of their uses, the
     # TensorFlow release stacks the biases of all layers in one tensor.
     ties={

@@ -1,0 +1,68 @@
+"""Checks of what comes in beside the parameters, by type and shape: so under any transform."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_ids", "check_same_shape", "readable"]
+
+
+def check_ids(ids: Tensor, name: str = "ids") -> None:
+    """Refuse what can't be ids of tokens.
+
+    Args:
+        ids: int64 or int32 [..., T].
+        name: what an error calls them.
+
+    Raises:
+        TypeError: no tensor, or not of integers.
+        ValueError: it has no axis.
+
+    >>> check_ids(torch.tensor(3))
+    Traceback (most recent call last):
+    ValueError: ids must have an axis of tokens [..., T], got one number: use ids[None]
+    """
+    if not isinstance(ids, Tensor):
+        raise TypeError(
+            f"{name} must be an int64 tensor [..., T], got {type(ids).__name__}: "
+            "torch.as_tensor makes one of a list or an array"
+        )
+    if ids.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must be integers (torch.int64), got {ids.dtype}")
+    if not ids.ndim:
+        raise ValueError(
+            f"{name} must have an axis of tokens [..., T], got one number: use {name}[None]"
+        )
+
+
+def check_same_shape(shape: Sequence[int], **others: Tensor | None) -> None:
+    """Refuse tensors of another shape than that of ids; None is left out.
+
+    >>> check_same_shape([2, 3], mask=torch.ones(2, 4))
+    Traceback (most recent call last):
+    ValueError: mask has shape [2, 4], ids [2, 3]: they must agree
+    """
+    for name, given in others.items():
+        if given is None:
+            continue
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor {list(shape)}, got {type(given).__name__}")
+        if given.shape != torch.Size(shape):
+            raise ValueError(
+                f"{name} has shape {list(given.shape)}, ids {list(shape)}: they must agree"
+            )
+
+
+def readable(x: Tensor) -> bool:
+    """Say whether a value can be had: not while a program is traced, nor from another device.
+
+    >>> readable(torch.tensor([1])), readable(torch.tensor([1], device="meta"))
+    (True, False)
+    """
+    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
+    modes = torch._C._TorchDispatchModeKey
+    traced = traced or any(
+        torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE)
+    )
+    return x.device.type == "cpu" and not traced

@@ -1,0 +1,143 @@
+"""One check of `params` for every function of every family: what was given, what was wanted.
+
+It costs two look-ups in dicts, reads no leaf, and so passes whatever a transform or a leaf that
+answers for a tensor puts into the tree. What is missing further down is named where it is missed.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
+
+from torch import Tensor, nn
+
+from fnlm.params import tree
+from fnlm.params.config import BaseConfig
+from fnlm.params.tree import Tree
+
+__all__ = ["MISSED", "call_checked", "config_of", "raise_named"]
+
+MISSED = (AttributeError, KeyError, TypeError)  # what the lack of a leaf raises
+C = TypeVar("C", bound=BaseConfig)
+R = TypeVar("R")
+
+
+def config_of(params: Any, kind: type[C]) -> C:
+    """Return the config of a family's parameters.
+
+    Args:
+        params: what a function was given as its first argument.
+        kind: the `Config` of the family.
+
+    Raises:
+        TypeError: they are not parameters of that family; says what they are, and how to get some.
+
+    >>> from fnlm import gpt2
+    >>> config_of("gpt2", gpt2.Config)
+    Traceback (most recent call last):
+    TypeError: params must be parameters of gpt2, got the name 'gpt2': load them, gpt2.load('gpt2')
+    """
+    config = params.get("config") if isinstance(params, dict) else None
+    if isinstance(config, kind):
+        return config
+    family = _family(kind)
+    raise TypeError(f"params must be parameters of {family}, got {_described(params, family)}")
+
+
+def call_checked(
+    function: Callable[..., R],
+    kind: type[BaseConfig],
+    spec: Callable[..., Tree],
+    params: Any,
+    *args: Any,
+    **kwargs: Any,
+) -> R:
+    """Call function(params, *args, **kwargs) after `config_of`, naming leaves that it misses.
+
+    Args:
+        function: of parameters and data.
+        kind: the `Config` of the family.
+        spec: of the family.
+        params: what was given for the parameters.
+    """
+    config_of(params, kind)
+    try:
+        return function(params, *args, **kwargs)
+    except MISSED as error:
+        raise_named(error, params, spec)
+
+
+def raise_named(error: Exception, params: Tree, spec: Callable[..., Tree]) -> NoReturn:
+    """Raise again what a function raised that was given these parameters, naming missing leaves.
+
+    Args:
+        error: one of `MISSED`.
+        params: parameters with the config of their family.
+        spec: of the family.
+
+    Raises:
+        ValueError: leaves are missing, and named; else the error itself is raised.
+    """
+    found = {path for path, _ in tree.named_leaves(params)}
+    wanted = spec(params["config"], tuple(params.get("heads", ())))
+    blocks = params.get("blocks", wanted["blocks"])  # there may be fewer than the config says
+    wanted["blocks"] = wanted["blocks"][: len(blocks)]
+    lacking = [path for path, _ in tree.named_leaves(wanted) if not _holds(found, path)]
+    if not lacking:
+        raise error
+    more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    family = _family(type(params["config"]))
+    raise ValueError(
+        f"params have no leaf {', '.join(lacking[:3])}{more}, which their config asks for: "
+        f"{family}.spec(params['config']) describes all of them, tree.merge joins what "
+        "tree.partition has parted"
+    ) from error
+
+
+def _holds(found: set[str], path: str) -> bool:
+    """Whether a path is among the found ones, or leads into a leaf that is itself a tree."""
+    return path in found or any(name.startswith(f"{path}.") for name in found)
+
+
+def _family(kind: type[BaseConfig]) -> str:
+    return kind.__module__.removeprefix("fnlm.")
+
+
+def _described(params: Any, family: str) -> str:
+    """Say what was given in place of parameters, and the remedy."""
+    get = f"make them with {family}.init(config, key) or {family}.load(...)"
+    if isinstance(params, str | os.PathLike):
+        return f"the name {os.fspath(params)!r}: load them, {family}.load({os.fspath(params)!r})"
+    if isinstance(params, Tensor):
+        return f"a tensor {list(params.shape)}: parameters come first, then the ids"
+    if isinstance(params, nn.Module):
+        return (
+            f"the module {type(params).__name__}: {family}.load reads the files that it is saved "
+            "in, fnlm.params.module.from_module makes a function of any module"
+        )
+    if isinstance(params, BaseConfig):
+        return f"a config without leaves: {get}"
+    if hasattr(params, "params"):
+        return f"a {type(params).__name__}: pass its field `params`"
+    if not isinstance(params, Mapping):
+        return f"{type(params).__name__}: {get}"
+    config = params.get("config")
+    if isinstance(config, BaseConfig):
+        return f"those of {_family(type(config))}: use the functions of that module"
+    if config is not None:
+        return (
+            f"a dict whose 'config' is of type {type(config).__name__}: it must be a "
+            f"{family}.Config, and {family}.Config.from_dict makes one of a dict"
+        )
+    if any("." in str(name) for name in params):
+        return (
+            f"a dict of dotted names, such as {next(n for n in params if '.' in str(n))!r}: "
+            f"{family}.load reads the file of a state dict, beside its config.json"
+        )
+    if not isinstance(params, dict):
+        return f"a {type(params).__name__}: make it a dict"
+    held = ", ".join(map(str, params)) or "nothing"
+    return (
+        f"a dict without 'config' (it holds {held[:60]}): gradients, and the first half of "
+        "tree.partition, have none; "
+        "{**tree, 'config': params['config']} adds it"
+    )
