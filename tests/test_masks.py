@@ -34,7 +34,7 @@ def padded(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
 def relative(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
     """Let the last token attend to the last three, whatever is real."""
     r, zeros = (torch.zeros(HEADS, n, WIDTH, dtype=q.dtype) for n in (TOKENS + 1, 1))
-    biases = dict.fromkeys(("content_bias", "position_bias"), zeros[:, 0])
+    biases: dict[str, Any] = dict.fromkeys(("content_bias", "position_bias"), zeros[:, 0])
     return attend_relative(q, k, v, r, mask_of(reach(1, TOKENS, 3), q.dtype), **biases)
 
 

@@ -32,6 +32,8 @@ def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
         raise TypeError(f"{name} must be integers (torch.int64), got {ids.dtype}")
     if torch.compiler.is_compiling():
         return F.embedding(ids, table)
+    if not ids.numel():
+        return table[ids]  # torch has no second derivative of F.embedding without ids
     try:
         return F.embedding(ids, table)
     except IndexError as error:
