@@ -11,6 +11,7 @@ from families import BERT, FAMILIES, GPT, GPT2, TRANSFO_XL, Family, make_batch, 
 from torch import Tensor
 
 from fnlm import bert, random, transfo_xl
+from fnlm.generate import State, generate, take_rows
 from fnlm.layers import cache as kv
 from fnlm.params import tree
 
@@ -125,9 +126,11 @@ STRANGE: dict[str, tuple[Change, type[Exception], list[str]]] = {
 }
 
 
-def said(error: type[Exception], words: list[str], task: Callable[..., Any], *args: Any) -> None:
+def said(
+    error: type[Exception], words: list[str], task: Callable[..., Any], *args: Any, **more: Any
+) -> None:
     with pytest.raises(error) as caught:
-        task(*args)
+        task(*args, **more)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -317,3 +320,22 @@ def test_caches_of_no_tokens_and_no_rows(family: Family) -> None:
     logits, grown = apply(params, IDS[:0, :3], rowless)
     assert logits.shape == (0, 3, 41) and grown.valid.shape == (0, 12)
     assert apply(params, IDS[:0])[0].shape == (0, 9, 41)
+
+
+def test_what_has_no_rows_or_no_first_tokens_is_named() -> None:
+    params = make_params(GPT2)
+    logits, cache = GPT2.module.apply(params, IDS)
+    fixed = GPT2.module.init_cache(params, 2, 9)
+    said(TypeError, ["Cache", "float32 [2, 9, 41]"], kv.take_rows, logits, torch.tensor([0]))
+    said(TypeError, ["truncate", "FixedCache"], kv.truncate, fixed, 2)
+    said(TypeError, ["truncate", "a tuple of"], kv.truncate, (logits, cache), 2)
+    said(TypeError, ["mask", "Transformer-XL"], generate, transfo_xl.apply, XL, IDS, 2, mask=MASK)
+
+
+def test_rows_of_a_fixed_cache() -> None:
+    params, rows = make_params(GPT2), torch.tensor([1, 1, 0])
+    expected, _ = GPT2.module.apply(params, IDS)
+    _, cache = GPT2.module.apply(params, IDS[:, :5], GPT2.module.init_cache(params, 2, 9))
+    for chosen in (kv.take_rows(cache, rows), take_rows(State(cache, expected[:, -1]), rows).cache):
+        found, _ = GPT2.module.apply(params, IDS[rows, 5:], chosen)
+        torch.testing.assert_close(found, expected[rows, 5:], atol=1e-5, rtol=1e-5)

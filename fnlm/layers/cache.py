@@ -105,7 +105,7 @@ def check(cache: Any, sizes: tuple[int, ...], device: torch.device) -> None:
         segments = (Segment((), ()),)  # refused below
     tokens, dtype = 0 if segments else length(cache), None
     for keys, values in segments:
-        first = keys[0] if keys and isinstance(keys[0], Tensor) else None
+        first = keys[0] if keys and isinstance(keys[0], Tensor) and keys[0].ndim > 1 else None
         found = (0,) if first is None else (len(keys), *first.shape[:-2], first.shape[-1])
         if first is None or found != sizes:
             raise ValueError(
@@ -157,7 +157,7 @@ def append(
     return cast("AnyCache", _grow(cache, Segment(keys, values), new_valid))
 
 
-def take_rows(cache: Cache, rows: Tensor) -> Cache:
+def take_rows(cache: AnyCache, rows: Tensor) -> AnyCache:
     """Return the cache of chosen rows of the first axis, as beam search reorders its hypotheses.
 
     Args:
@@ -165,21 +165,28 @@ def take_rows(cache: Cache, rows: Tensor) -> Cache:
         rows: int64 [n], rows may repeat.
 
     Returns:
-        tensors [n, ...], in one segment.
+        tensors [n, ...], a `Cache` in one segment; the length of a `FixedCache` is that of all.
+
+    Raises:
+        TypeError: it is no cache.
     """
-    whole = tuple(
-        Segment(*(tuple(x.index_select(0, rows) for x in xs) for xs in segment))
-        for segment in _merge(cache.segments)
-    )
-    return Cache(whole, cache.valid.index_select(0, rows))
+    segments = _segments(cache)
+    if isinstance(cache, Cache):
+        cache = cache._replace(segments=_merge(segments))
+    return tree.map(lambda x: x.index_select(0, rows) if x.ndim else x, cache)
 
 
 def truncate(cache: Cache, tokens: int) -> Cache:
     """Return the cache of the first `tokens` tokens, sharing their memory.
 
+    Files and copies of it hold these tokens alone.
+
     Raises:
+        TypeError: it is no `Cache`: a `FixedCache` keeps its capacity.
         ValueError: tokens is negative or more than the cache has.
     """
+    if not isinstance(cache, Cache):
+        raise TypeError(f"truncate takes a Cache, got {_said(cache)}")
     if not 0 <= tokens <= length(cache):
         raise ValueError(
             f"tokens must be from 0 to {length(cache)}, the cache's length, got {tokens}"
