@@ -159,7 +159,7 @@ def stream(
         return sample(logits, own, temperature=temperature, top_k=top_k, top_p=top_p)
 
     def run() -> Iterator[Tensor]:
-        with torch.no_grad():  # lets the cache grow in place; left before every yield
+        with torch.no_grad():  # left before every yield
             state = start(apply, params, ids, mask=mask, prefill=prefill)
         seen = None if repetition_penalty == 1 else _seen(state.logits, ids, mask)
         ended = torch.zeros(ids.shape[:-1], dtype=torch.bool, device=ids.device)

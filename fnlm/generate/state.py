@@ -4,6 +4,7 @@ Any model can be decoded whose `apply(params, ids, cache=None, *, mask=None)` re
 T, V] (or log-probabilities) and a state; `mask` is passed only where there is padding.
 """
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -195,4 +196,10 @@ def _call(
     """Pass a mask only where there is one: not every model knows of padding."""
     if mask is None:
         return apply(params, ids, cache)
+    takes = inspect.signature(apply).parameters.values()
+    if not any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in takes):
+        raise TypeError(
+            "mask says that some rows of ids are padded, and this model takes no mask (as "
+            "Transformer-XL): decode rows of one length together"
+        )
     return apply(params, ids, cache, mask=mask)

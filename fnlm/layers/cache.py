@@ -10,6 +10,7 @@ files like any other tensors.
 A `FixedCache` has one shape for good, for compiled decoding.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
@@ -99,30 +100,27 @@ def check(cache: Any, sizes: tuple[int, ...], device: torch.device) -> None:
         ValueError: it is of other sizes or on another device, or its parts do not fit each other.
     """
     layers, *lead, _, _ = sizes
-    segments = _segments(cache) or (Segment((), ()),)
-    if not layers:
-        segments = tuple(s for s in segments if s.keys)
-    tokens, dtype = 0, None
+    segments = tuple(s for s in _segments(cache) if s.keys)
+    if layers and not segments:
+        segments = (Segment((), ()),)  # refused below
+    tokens, dtype = 0 if segments else length(cache), None
     for keys, values in segments:
-        found = (len(keys), *keys[0].shape[:-2], keys[0].shape[-1]) if keys else (0,)
-        if found != sizes:
+        first = keys[0] if keys and isinstance(keys[0], Tensor) and keys[0].ndim > 1 else None
+        found = (0,) if first is None else (len(keys), *first.shape[:-2], first.shape[-1])
+        if first is None or found != sizes:
             raise ValueError(
                 f"cache is for (layers, *batch, heads, head width) = {found}, the model and ids "
                 f"need {sizes}: use a cache that this model made for this batch"
             )
-        shape, dtype = keys[0].shape, dtype or keys[0].dtype
-        for x in (*keys, *values):
-            if x.shape != shape or x.dtype != dtype or x.device != device:
-                raise ValueError(
-                    f"cache holds {_said(x)} where {dtype} {list(shape)} on {device} is needed, "
-                    "where ids are: fnlm.params.tree.cast and .to change type and device of a cache"
-                )
         if len(values) != len(keys):
             raise ValueError(f"cache has keys of {len(keys)} layers, but values of {len(values)}")
+        shape, dtype = first.shape, dtype or first.dtype
+        for x in (*keys, *values):
+            _check_part("", x, shape, dtype, device)
         tokens += shape[-2]
-    wanted = [*lead, tokens if layers else length(cache)]
-    if cache.valid.dtype != torch.bool or list(cache.valid.shape) != wanted:
-        raise ValueError(f"cache.valid must be bool {wanted}, got {_said(cache.valid)}")
+    _check_part(".valid", cache.valid, (*lead, tokens), torch.bool, device)
+    if isinstance(cache, FixedCache):
+        _check_part(".length", cache.length, (), torch.int64, device)
 
 
 def check_dtype(cached: tuple[Tensor, ...], new: Tensor) -> None:
@@ -159,7 +157,7 @@ def append(
     return cast("AnyCache", _grow(cache, Segment(keys, values), new_valid))
 
 
-def take_rows(cache: Cache, rows: Tensor) -> Cache:
+def take_rows(cache: AnyCache, rows: Tensor) -> AnyCache:
     """Return the cache of chosen rows of the first axis, as beam search reorders its hypotheses.
 
     Args:
@@ -167,21 +165,28 @@ def take_rows(cache: Cache, rows: Tensor) -> Cache:
         rows: int64 [n], rows may repeat.
 
     Returns:
-        tensors [n, ...], in one segment.
+        tensors [n, ...], a `Cache` in one segment; the length of a `FixedCache` is that of all.
+
+    Raises:
+        TypeError: it is no cache.
     """
-    whole = tuple(
-        Segment(*(tuple(x.index_select(0, rows) for x in xs) for xs in segment))
-        for segment in _merge(cache.segments)
-    )
-    return Cache(whole, cache.valid.index_select(0, rows))
+    segments = _segments(cache)
+    if isinstance(cache, Cache):
+        cache = cache._replace(segments=_merge(segments))
+    return tree.map(lambda x: x.index_select(0, rows) if x.ndim else x, cache)
 
 
 def truncate(cache: Cache, tokens: int) -> Cache:
     """Return the cache of the first `tokens` tokens, sharing their memory.
 
+    Files and copies of it hold these tokens alone.
+
     Raises:
+        TypeError: it is no `Cache`: a `FixedCache` keeps its capacity.
         ValueError: tokens is negative or more than the cache has.
     """
+    if not isinstance(cache, Cache):
+        raise TypeError(f"truncate takes a Cache, got {_said(cache)}")
     if not 0 <= tokens <= length(cache):
         raise ValueError(
             f"tokens must be from 0 to {length(cache)}, the cache's length, got {tokens}"
@@ -217,6 +222,16 @@ def _segments(cache: Any) -> tuple[Segment, ...]:
         f"from init_cache, got {_said(cache)}; keys and values from elsewhere become a cache by "
         "fnlm.layers.cache.append(None, keys, values, valid)"
     )
+
+
+def _check_part(
+    name: str, x: Any, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> None:
+    if not isinstance(x, Tensor) or x.shape != shape or x.dtype != dtype or x.device != device:
+        raise ValueError(
+            f"cache{name} holds {_said(x)} where {dtype} {list(shape)} on {device} is needed, the "
+            "device of ids: fnlm.params.tree.cast and .to change type and device of a cache"
+        )
 
 
 def _said(x: Any) -> str:
