@@ -108,7 +108,7 @@ class Config(BaseConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the unknown keys of the file, without names of other classes."""
         values = super().to_dict()
-        if len(values.get("id2label") or ()) != self.num_labels:
+        if len(values.get("id2label") or values.get("label2id") or ()) != self.num_labels:
             values = {k: v for k, v in values.items() if k not in ("id2label", "label2id")}
         return values
 
