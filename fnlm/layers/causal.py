@@ -13,6 +13,7 @@ from fnlm.layers.attention import attend, merge_heads, split_heads
 from fnlm.layers.cache import Cache, FixedCache
 from fnlm.layers.dropout import dropout
 from fnlm.layers.linear import linear
+from fnlm.layers.mask import check_mask
 
 __all__ = ["Pair", "Pieces", "attention", "check", "fixed_cache", "positions"]
 
@@ -98,7 +99,7 @@ def check(
         mask: [..., T].
 
     Raises:
-        TypeError: ids are no tensor.
+        TypeError: ids are no tensor, or a mask is floating.
         ValueError: too many tokens; a cache or mask that does not fit.
     """
     if not isinstance(ids, Tensor):
@@ -109,6 +110,7 @@ def check(
             f"{total} tokens (with the cached ones) exceed n_positions={config.n_positions}: "
             "shorten ids, or drop the oldest tokens and start a new cache"
         )
+    check_mask(mask)
     if mask is not None and mask.shape != ids.shape:
         raise ValueError(
             f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree "
