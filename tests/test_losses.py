@@ -241,7 +241,9 @@ def test_labels_are_integers(name: str) -> None:
     """A float would be cut to a class. A score (regression) is a float, and only it."""
     logits, labels = make((3, 4))
     if name == "regression":
-        assert torch.equal(regression(logits[:, :1], labels), regression(logits[:, :1], labels * 1.0))
+        assert torch.equal(
+            regression(logits[:, :1], labels), regression(logits[:, :1], labels * 1.0)
+        )
         return
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for call in (LOSSES[name], vmap(lambda x, y: LOSSES[name](x, y))):
@@ -273,7 +275,9 @@ def test_labels_out_of_range_are_named_in_batches_of_vmap_too(label: int) -> Non
     for fn in (cross_entropy, grad(cross_entropy)):
         with pytest.raises(IndexError, match=r"labels .*less than 5, or -1 .*one of them is not"):
             vmap(fn)(logits, labels)
-    assert cross_entropy(logits, labels, ignore_index=label) == cross_entropy(logits[:1], labels[:1])
+    assert cross_entropy(logits, labels, ignore_index=label) == cross_entropy(
+        logits[:1], labels[:1]
+    )
     assert cross_entropy(logits, labels.masked_fill(labels == label, -1)) == torch.tensor(5.0).log()
 
 

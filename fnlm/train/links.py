@@ -19,15 +19,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fnlm.layers.precision import at_least_float32
 from fnlm.params import tree
 from fnlm.params.tree import Predicate, Tree
-from fnlm.train._numbers import (
-    at_least_float32,
-    check_clip,
-    check_gradients,
-    check_keeps,
-    check_rates,
-)
+from fnlm.train._checks import check_clip, check_gradients, check_keeps, check_rates
 from fnlm.train.schedules import Schedule
 
 __all__ = [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fnlm.layers.mask import check_mask
-from fnlm.train._numbers import at_least_float32
+from fnlm.layers.precision import at_least_float32
 
 __all__ = [
     "cross_entropy", "language_model", "multiple_choice", "pretraining", "regression", "span",

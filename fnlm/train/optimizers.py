@@ -24,10 +24,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fnlm.layers.precision import at_least_float32
 from fnlm.params import tree
 from fnlm.params.tree import Predicate, Tree
 from fnlm.train import _fused
-from fnlm.train._numbers import at_least_float32, check_clip, check_keeps, check_rates
+from fnlm.train._checks import check_clip, check_keeps, check_rates
 from fnlm.train.links import (
     AdamState,
     Donated,

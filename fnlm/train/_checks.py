@@ -1,4 +1,4 @@
-"""What training does to numbers first: refuse those without meaning, widen those of half types."""
+"""What optimizers refuse before they compute: rates without meaning, gradients of other trees."""
 
 import math
 from typing import Any
@@ -8,17 +8,7 @@ from torch import Tensor
 from fnlm.params import tree
 from fnlm.params.tree import Tree
 
-__all__ = ["at_least_float32", "check_clip", "check_gradients", "check_keeps", "check_rates"]
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return floats of less than 32 bits in float32, anything else as it is.
-
-    >>> import torch
-    >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype
-    torch.float32
-    """
-    return x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x
+__all__ = ["check_clip", "check_gradients", "check_keeps", "check_rates"]
 
 
 def check_rates(**rates: Any) -> None:
