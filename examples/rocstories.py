@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fnlm import checkpoints, cli, gpt, random, train
 from fnlm.tasks import rocstories
-from fnlm.tasks.metrics import accuracy
+from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import gpt as tokenize
 from fnlm.train import losses, schedules
 
@@ -91,7 +91,7 @@ def evaluate(params: gpt.Params, data: rocstories.Features, flags: Flags) -> dic
     """Return the accuracy, and the mean loss of the endings."""
     logits = train.predict(choose, params, data, flags.eval_batch_size, flags.device)
     mean = losses.multiple_choice(torch.from_numpy(logits), torch.from_numpy(data.labels))
-    return {"accuracy": accuracy(logits.argmax(axis=1), data.labels), "eval_loss": float(mean)}
+    return {"accuracy": accuracy(most_likely(logits), data.labels), "eval_loss": float(mean)}
 
 
 def main(flags: Flags) -> None:

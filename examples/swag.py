@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fnlm import bert, cli, random, train
 from fnlm.tasks import swag
-from fnlm.tasks.metrics import accuracy
+from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
 
@@ -62,7 +62,7 @@ def evaluate(params: bert.Params, data: swag.Features, flags: Flags) -> dict[str
     """Return the accuracy, and the mean loss."""
     logits = train.predict(bert.multiple_choice, params, data, flags.eval_batch_size, flags.device)
     mean = losses.multiple_choice(torch.from_numpy(logits), torch.from_numpy(data.labels))
-    return {"accuracy": accuracy(logits.argmax(axis=1), data.labels), "eval_loss": float(mean)}
+    return {"accuracy": accuracy(most_likely(logits), data.labels), "eval_loss": float(mean)}
 
 
 def main(flags: Flags) -> None:

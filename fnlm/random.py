@@ -166,7 +166,8 @@ def categorical(key: Tensor, logits: Tensor) -> Tensor:
         logits: [..., *rows, V]; -inf excludes an index.
 
     Returns:
-        int64 [..., *rows].
+        int64 [..., *rows]; -1, which is no index, where the logits are no distribution: they hold
+        NaN or infinity, or exclude every index.
 
     >>> categorical(split(key(0), 2), torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]))
     tensor([0, 1])
@@ -176,7 +177,9 @@ def categorical(key: Tensor, logits: Tensor) -> Tensor:
             f"key of shape {list(key.shape)} does not lead logits of shape {list(logits.shape)}: "
             "give one key, or one key a row"
         )
-    return (logits.float() + gumbel(key, tuple(logits.shape[key.ndim :]))).argmax(-1)
+    logits = logits.float()
+    drawn = (logits + gumbel(key, tuple(logits.shape[key.ndim :]))).argmax(-1)
+    return torch.where(logits.amax(-1).isfinite(), drawn, -1)  # the largest of NaN is NaN
 
 
 def _check(key: Tensor) -> None:

@@ -173,7 +173,7 @@ def test_nothing_is_changed() -> None:
         ({"max_new_tokens": 0}, ["max_new_tokens", "0"]),
         ({"max_new_tokens": 36}, ["max_new_tokens=36", "n_positions=40"]),
         ({"ids": torch.zeros(1, 0, dtype=torch.int64)}, ["empty"]),
-        ({"mask": torch.zeros(2, 5)}, ["empty", "rows [0, 1]"]),
+        ({"mask": torch.zeros(2, 5).bool()}, ["empty", "rows [0, 1]"]),
     ],
     ids=["beams", "tokens", "positions", "empty", "padding"],
 )

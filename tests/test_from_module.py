@@ -168,7 +168,7 @@ def test_batch_norm_in_evaluation_works_and_in_training_is_an_error() -> None:
     apply, params = from_module(module.train())
     for call in (lambda: apply(params, x), lambda: grad(lambda p: apply(p, x).sum())(params)):
         with pytest.raises(
-            RuntimeError, match=r"wrote into its buffers 1\..*call module\.eval\(\)"
+            ValueError, match=r"wrote into its parameters or buffers 1\..*call module\.eval\(\)"
         ):
             call()
     assert unchanged(module, before)
@@ -179,7 +179,7 @@ def test_a_refused_call_leaves_no_trace_in_later_ones() -> None:
     module, x = nn.BatchNorm1d(3).train(), torch.randn(5, 3)
     expected = copy.deepcopy(module).eval()(x)
     apply, params = from_module(module)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="wrote into"):
         apply(params, x)
     module.eval()
     assert apply(params, x).equal(expected)
@@ -221,3 +221,61 @@ def test_it_is_functional_call_over_a_nested_tree() -> None:
     moved = tree.map(lambda x: x - 0.1, params)
     flat = dict(tree.named_leaves(moved)) | {"bias": module.bias}
     assert apply(moved, IDS).equal(functional_call(module, flat, (IDS,)))
+
+
+class Writer(nn.Module):
+    """A module that writes into its weight: openly, or behind the back of version counters."""
+
+    def __init__(self, write: str) -> None:
+        super().__init__()
+        self.weight, self.write = nn.Parameter(torch.ones(3)), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.write == "data":
+            self.weight.data.mul_(2)
+        else:
+            with torch.no_grad():
+                self.weight.mul_(2)
+        return x * self.weight
+
+
+@pytest.mark.parametrize("write", ["max_norm", "in place", "data"])
+def test_no_module_writes_into_the_tree_that_it_is_given(write: str) -> None:
+    module = nn.Embedding(4, 3, max_norm=1.0) if write == "max_norm" else Writer(write)
+    x = torch.tensor([1, 2]) if write == "max_norm" else torch.ones(3)
+    before = picture(module)
+    apply, params = from_module(module)
+    params = tree.map(lambda leaf: leaf * 10, params)
+    kept = params["weight"].clone()
+    for call in (apply, lambda p, x: grad(lambda p: apply(p, x).sum())(p)):
+        if write == "data":  # nothing tells, and nothing is changed
+            assert call(params, x).equal(call(params, x)) if call is apply else call(params, x)
+        else:
+            with pytest.raises(ValueError, match=r"wrote into .* weight, which .*max_norm"):
+                call(params, x)
+    assert params["weight"].equal(kept)
+    assert unchanged(module, before)
+
+
+def test_frozen_parameters_stay_frozen() -> None:
+    """They are constants of the function, as they were when it was made."""
+    module = Words().eval()
+    module.embed.weight.requires_grad_(False)
+    module.inner.requires_grad_(False)
+    expected = module(IDS)
+    apply, params = from_module(module)
+    assert sorted(dict(tree.named_leaves(params))) == ["norm.bias", "norm.weight"]
+    with torch.no_grad():
+        module.embed.weight.fill_(7)
+    assert apply(params, IDS).equal(expected)
+    assert grad(make_loss(apply))(params, IDS)["norm"]["weight"].abs().sum() > 0
+
+
+def test_a_tree_that_is_not_the_modules_is_refused() -> None:
+    """A leaf that is missing would be the module's own, a leaf too many would count for nothing."""
+    apply, params = from_module(nn.Linear(2, 3))
+    x = torch.ones(4, 2)
+    with pytest.raises(ValueError, match=r"\['bias'\] missing, none too many"):
+        apply({"weight": params["weight"]}, x)
+    with pytest.raises(ValueError, match=r"\['bias'\] missing, \['bais'\] too many"):
+        apply({"weight": params["weight"], "bais": params["bias"]}, x)

@@ -285,7 +285,7 @@ WRONG: list[tuple[str, type[Exception], dict[str, Any], list[str]]] = [
     ("ids of floats", TypeError, {"ids": torch.ones(1, 2)}, ["ids", "float32"]),
     ("no tokens", ValueError, {"ids": torch.zeros(2, 0, dtype=torch.int64)}, ["empty", "[2, 0]"]),
     ("all padding", ValueError, {"mask": torch.tensor([[1] * 5, [0] * 5])}, ["empty", "rows [1]"]),
-    ("mask shape", ValueError, {"mask": torch.ones(2, 4)}, ["[2, 4]", "[2, 5]"]),
+    ("mask shape", ValueError, {"mask": torch.ones(2, 4).bool()}, ["[2, 4]", "[2, 5]"]),
     ("tokens", ValueError, {"max_new_tokens": -1}, ["max_new_tokens", "-1"]),
     ("temperature", ValueError, {"temperature": 0.0}, ["temperature", "0.0"]),
     ("top_k", ValueError, {"top_k": -2}, ["top_k", "-2"]),

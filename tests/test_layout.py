@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gpt2": _FAMILY,
     "transfo_xl": _FAMILY,
     "generate": {"random", "params", "layers"},
-    "train": {"random", "params"},
+    "train": {"random", "params", "layers.mask", "layers.precision"},
     "tokenize": {"models", "params.hub", "params._pickle"},
     "tasks": _TASKS,
     "checkpoints": _FAMILY | {"bert", "gpt", "gpt2", "transfo_xl"},

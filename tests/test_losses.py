@@ -233,4 +233,70 @@ def test_errors_name_both_shapes() -> None:
         cross_entropy(torch.zeros(3, 4), torch.zeros(2, dtype=torch.long))
     with pytest.raises(ValueError, match=r"mask \(1, 4\), ids \(2, 4\)"):
         ids = torch.zeros(2, 4, dtype=torch.long)
-        language_model(torch.zeros(2, 4, 5), ids, torch.ones(1, 4))
+        language_model(torch.zeros(2, 4, 5), ids, torch.ones(1, 4).bool())
+
+
+@each_loss
+def test_labels_are_integers(name: str) -> None:
+    """A float would be cut to a class. A score (regression) is a float, and only it."""
+    logits, labels = make((3, 4))
+    if name == "regression":
+        assert torch.equal(
+            regression(logits[:, :1], labels), regression(logits[:, :1], labels * 1.0)
+        )
+        return
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for call in (LOSSES[name], vmap(lambda x, y: LOSSES[name](x, y))):
+            with pytest.raises(TypeError, match=rf"must be a tensor of integers, got {dtype}"):
+                call(logits[None], labels[None].to(dtype))
+    with pytest.raises(TypeError, match="got list"):
+        cross_entropy(logits, [1, 2, 3])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="logits must be floating point, got torch.int64"):
+        cross_entropy(labels[:, None], labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16, torch.uint8, torch.bool])
+def test_labels_of_every_integer_type_count_by_value(dtype: torch.dtype) -> None:
+    """255 is a class of its own, though -1 in a uint8 would be 255."""
+    logits = random.normal(random.key(0), (2, 256), torch.float64)
+    labels = torch.tensor([1, 255]).to(dtype)
+    expected = F.cross_entropy(logits, labels.long(), ignore_index=-1)
+    torch.testing.assert_close(cross_entropy(logits, labels), expected, rtol=1e-14, atol=0.0)
+
+
+@pytest.mark.parametrize("label", [-100, -2, 5, 2**40])
+def test_labels_out_of_range_are_named_in_batches_of_vmap_too(label: int) -> None:
+    logits, labels = torch.zeros(2, 5), torch.tensor([1, label])
+    low, high = labels.min().item(), labels.max().item()
+    with pytest.raises(IndexError, match=rf"labels .*less than 5.*from {low} to {high}.*-100"):
+        cross_entropy(logits, labels)
+    with pytest.raises(IndexError, match=rf"from {low} to {high}"):
+        grad(cross_entropy)(logits, labels)
+    for fn in (cross_entropy, grad(cross_entropy)):
+        with pytest.raises(IndexError, match=r"labels .*less than 5, or -1 .*one of them is not"):
+            vmap(fn)(logits, labels)
+    assert cross_entropy(logits, labels, ignore_index=label) == cross_entropy(
+        logits[:1], labels[:1]
+    )
+    assert cross_entropy(logits, labels.masked_fill(labels == label, -1)) == torch.tensor(5.0).log()
+
+
+@each_loss
+def test_nan_stays_nan_and_no_row_gives_zero(name: str) -> None:
+    """In value and gradient; nothing that counts is left out because it is no number."""
+    logits, labels = make((3, 4))
+    labels = torch.ones_like(labels)
+    value, gradient = LOSSES[name], grad(LOSSES[name])
+    assert value(logits * torch.nan, labels).isnan()
+    assert gradient(logits * torch.nan, labels).isnan().any()
+    one = torch.zeros(3, 4, dtype=torch.bool)
+    one[0, 0] = True
+    assert value(logits.masked_fill(one, torch.nan), labels).isnan()
+    if name in ("language_model", "span", "pretraining"):
+        logits, labels = logits[None], labels[None]  # their rows are sequences
+    assert value(logits[:0], labels[:0]) == 0
+    assert gradient(logits[:0], labels[:0]).shape == (0, *logits.shape[1:])
+
+
+def test_a_target_that_is_nan_makes_the_loss_nan() -> None:
+    assert regression(torch.zeros(2, 1), torch.tensor([1.0, torch.nan])).isnan()

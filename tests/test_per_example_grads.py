@@ -7,6 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from families import FAMILIES, Family, scalar
+from families import make_batch as make_family_batch
+from families import make_params as make_family_params
 from torch import Tensor
 from torch.func import grad, jacfwd, jvp, vmap
 
@@ -217,3 +220,31 @@ def test_gpt2_double_heads_equals_the_loop() -> None:
 
     together = per_example_grads(loss, params, ids, positions, labels)
     assert_equal_trees(together, loop(loss, params, ids, positions, labels))
+
+
+@pytest.mark.parametrize("chunk_size", [None, 1, 3])
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_no_example_gives_no_gradient(family: Family, chunk_size: int | None) -> None:
+    """As Poisson sampling makes it: [0, *shape] and [0], alone, in an ensemble, differentiated."""
+    params, (ids, _) = make_family_params(family), make_family_batch(family)
+    task = next(iter(family.tasks.values()))
+
+    def loss(params: Tree, ids: Tensor) -> Tensor:
+        return scalar(task(params, ids[None]))
+
+    def both(params: Tree) -> Any:
+        return [
+            fn(loss, params, ids[:0], chunk_size=chunk_size)
+            for fn in (per_example_grads, per_example_norms)
+        ]
+
+    grads, norms = both(params)
+    full = per_example_grads(loss, params, ids[:1])
+    assert tree.structure(grads) == tree.structure(full)
+    for none, some in zip(tree.leaves(grads), tree.leaves(full), strict=True):
+        assert none.shape == (0, *some.shape[1:]) and none.dtype == some.dtype
+    assert norms.shape == (0,) and norms.dtype == torch.float32
+    members = vmap(both)(tree.stack([params, params]))
+    assert [x.shape[:2] for x in tree.leaves(members)] == [(2, 0)] * len(tree.leaves(members))
+    slope = grad(lambda p: sum(x.sum() for x in tree.leaves(both(p))))(params)
+    assert all((x == 0).all() for x in tree.leaves(slope))

@@ -69,14 +69,14 @@ def test_answers_are_looked_for_near_their_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"answers": []}, r"qas\[0\] \(id 'q1'\) has no answers; training needs one"),
+        ({"answers": []}, r"qas\[0\] \(id 'q1'\) has no answers, and is not marked"),
         ({"answers": None}, r"qas\[0\] has no list 'answers'"),
         ({"answers": [{"text": "x", "answer_start": 3}]}, r"answers\[0\]: 'x' does not stand in"),
         ({"answers": [{"text": "", "answer_start": 3}]}, r"answers\[0\]: '' does not stand in"),
         ({"answers": [{"text": "King"}]}, r"answers\[0\] has no whole number 'answer_start'"),
         ({"answers": ["King"]}, r"answers\[0\] has no string 'text'"),
         ({"question": 3}, r"qas\[0\] has no string 'question'"),
-        ({"id": None}, r"qas\[0\] has no string 'id'"),
+        ({"id": None}, r"qas\[0\] has no 'id', a string or a whole number"),
     ],
 )
 def test_wrong_questions_are_named(tmp_path: Path, changes: Any, message: str) -> None:

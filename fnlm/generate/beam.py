@@ -9,8 +9,9 @@ K; a row is done when its best running hypothesis, scored as if it ended now, is
 worst of K ended ones. Deviation: padding may stand on either side.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+from collections.abc import Iterable
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -19,12 +20,14 @@ from fnlm.generate.state import (
     Apply,
     State,
     advance,
+    check_highest,
     check_prompt,
     end_ids,
     pad_id,
     pad_left,
     start,
     take_rows,
+    whole,
 )
 from fnlm.params.tree import Tree
 
@@ -49,8 +52,8 @@ def beam_search(
     *,
     num_beams: int,
     mask: Tensor | None = None,
-    end: int | Sequence[int] | None = None,
-    pad: int | None = None,
+    end: SupportsIndex | Iterable[SupportsIndex] | None = None,
+    pad: SupportsIndex | None = None,
     length_penalty: float = 1.0,
     prefill: Apply | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -75,8 +78,10 @@ def beam_search(
         ** length_penalty.
 
     Raises:
+        TypeError: ids, end, pad or a number is not an integer, or a mask is floating.
         ValueError: num_beams or max_new_tokens less than 1, an empty prompt, more tokens than
-            positions.
+            positions; logits that are no distribution (NaN), naming the token; a row whose every
+            continuation the logits exclude.
         IndexError: an id out of range.
 
     >>> def next_word(params, ids, cache=None):  # a model that counts
@@ -85,11 +90,15 @@ def beam_search(
     >>> tokens[:, 0]
     tensor([[1, 2, 3]])
     """
-    if num_beams < 1 or max_new_tokens < 1:
-        name, value = (
-            ("num_beams", num_beams) if num_beams < 1 else ("max_new_tokens", max_new_tokens)
-        )
-        raise ValueError(f"{name} must be at least 1, got {value}")
+    num_beams, max_new_tokens = (
+        whole(num_beams, "num_beams"),
+        whole(max_new_tokens, "max_new_tokens"),
+    )
+    for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if not math.isfinite(length_penalty):
+        raise ValueError(f"length_penalty must be a finite number, got {length_penalty}")
     check_prompt(params, ids, mask, max_new_tokens)
     lead = ids.shape[:-1]
     ids, mask = pad_left(ids, mask)
@@ -97,6 +106,9 @@ def beam_search(
     mask = None if mask is None else mask.reshape(ids.shape)
     ends = end_ids(end, ids.device)
     filler = ids.new_tensor(pad_id(ends, pad), dtype=torch.int64)
+    if not len(ids):
+        scores = torch.zeros(*lead, num_beams, device=ids.device)
+        return ids.new_zeros(*lead, num_beams, max_new_tokens, dtype=torch.int64), scores
     with torch.no_grad():
         state = start(apply, params, ids, mask=mask, prefill=prefill)
         beams = _empty(len(ids), num_beams, max_new_tokens, filler)
@@ -110,6 +122,11 @@ def beam_search(
             state = advance(
                 apply, params, _reorder(state, origin), beams.running[..., -1].flatten()
             )
+    if bool((lost := beams.ended_scores[:, 0] == -torch.inf).any()):
+        raise ValueError(
+            f"rows {lost.nonzero().flatten().tolist()} have no continuation: the logits are -inf "
+            "for every token of each hypothesis"
+        )
     tokens = beams.ended.reshape(*lead, num_beams, max_new_tokens)
     return tokens, beams.ended_scores.reshape(*lead, num_beams)
 
@@ -152,8 +169,7 @@ def _step(
     """
     rows, width, n = beams.running.shape
     words = logits.shape[-1]
-    likely = logits.float().log_softmax(-1).reshape(rows, -1, words)
-    scores = (beams.running_scores.unsqueeze(-1) + likely).flatten(1)  # [B, K V]
+    scores = _scores(beams, logits.reshape(rows, -1, words)).flatten(1)  # [B, K V]
     wide = max(2, 1 + (0 if ends is None else len(ends))) * width
     found, place = scores.topk(min(wide, width * words))  # [B, W]
     parent, word = place // words, place % words
@@ -185,6 +201,22 @@ def _step(
         ),
         origin.flatten(),
     )
+
+
+def _scores(beams: _Beams, logits: Tensor) -> Tensor:
+    """Score every continuation of every hypothesis that goes on; -inf for those of others.
+
+    Args:
+        beams: after n tokens.
+        logits: [B, 1 or K, V]; those of hypotheses that do not count, or of rows that are done, may
+            be anything, and those that are all -inf end a hypothesis without a result.
+    """
+    highest = logits.amax(-1)  # the highest of NaN is NaN
+    live = (beams.running_scores[:, : logits.shape[1]] > -torch.inf) & ~beams.done.unsqueeze(-1)
+    live = live & (highest != -torch.inf)
+    check_highest(highest.masked_fill(~live, 0.0).amax(-1), beams.running.shape[-1])
+    scores = beams.running_scores.unsqueeze(-1) + logits.float().log_softmax(-1)
+    return scores.masked_fill(~live.unsqueeze(-1), -torch.inf)
 
 
 def _pick(hypotheses: Tensor, index: Tensor) -> Tensor:

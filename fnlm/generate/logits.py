@@ -1,11 +1,17 @@
 """Functions of logits that shape what is sampled; words that they exclude get -inf.
 
 Each is a few lines to read, to change and to put in any order; `generate` uses the order
-repetition penalty, temperature, top-k, top-p.
+repetition penalty, temperature, top-k, top-p. What is NaN stays NaN. Arithmetic on half precision
+logits is done, and comes back, in float32, which a low temperature does not overflow.
 """
+
+import math
+import operator
 
 import torch
 from torch import Tensor
+
+from fnlm.layers.precision import at_least_float32
 
 __all__ = ["repetition_penalty", "temperature", "top_k", "top_p"]
 
@@ -15,19 +21,23 @@ def temperature(logits: Tensor, temperature: float) -> Tensor:
 
     Args:
         logits: [..., V].
-        temperature: more than 0; 1 changes nothing.
+        temperature: more than 0, and finite.
+
+    Returns:
+        [..., V], float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: temperature is not positive.
+        ValueError: temperature is not positive, or infinite.
 
     >>> temperature(torch.tensor([2.0, 4.0]), 2.0)
     tensor([1., 2.])
     """
-    if not temperature > 0:
+    if not 0 < temperature < math.inf:
         raise ValueError(
-            f"temperature must be more than 0, got {temperature}: "
+            f"temperature must be more than 0 and finite, got {temperature}: "
             "for the likeliest token leave out the key"
         )
+    logits = at_least_float32(logits)
     return logits if temperature == 1 else logits / temperature
 
 
@@ -39,6 +49,7 @@ def top_k(logits: Tensor, k: int) -> Tensor:
         k: at least 0; 0 keeps all, as does V or more.
 
     Raises:
+        TypeError: k is no whole number.
         ValueError: k is negative.
 
     Source: Fan, Lewis and Dauphin 2018, "Hierarchical Neural Story Generation".
@@ -46,6 +57,10 @@ def top_k(logits: Tensor, k: int) -> Tensor:
     >>> top_k(torch.tensor([3.0, 1.0, 2.0]), 2)
     tensor([3., -inf, 2.])
     """
+    try:
+        k = operator.index(k)
+    except TypeError:
+        raise TypeError(f"top_k must be a whole number, got {k!r}") from None
     if k < 0:
         raise ValueError(f"top_k must be at least 0 (which keeps every word), got {k}")
     if k == 0 or k >= logits.shape[-1]:
@@ -89,10 +104,10 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     Args:
         logits: [..., V].
         seen: bool [..., V], True for words that have occurred (padding has not).
-        penalty: more than 0; 1 changes nothing, less than 1 encourages repetition.
+        penalty: more than 0, and finite; 1 changes nothing, less than 1 encourages repetition.
 
     Raises:
-        ValueError: penalty is not positive.
+        ValueError: penalty is not positive, or infinite.
 
     Source: Keskar et al. 2019, "CTRL"; deviation: their formula divides negative logits too, which
     would reward them.
@@ -100,8 +115,9 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     >>> repetition_penalty(torch.tensor([2.0, -2.0, 2.0]), torch.tensor([True, True, False]), 2.0)
     tensor([ 1., -4.,  2.])
     """
-    if not penalty > 0:
-        raise ValueError(f"repetition_penalty must be more than 0, got {penalty}")
+    if not 0 < penalty < math.inf:
+        raise ValueError(f"repetition_penalty must be more than 0 and finite, got {penalty}")
+    logits = at_least_float32(logits)
     if penalty == 1:
         return logits
     return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)

@@ -6,7 +6,8 @@ model's arithmetic, which may differ in the last bit between batch sizes; a toke
 only where two words are as good as tied.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -17,12 +18,14 @@ from fnlm.generate.state import (
     Apply,
     State,
     advance,
+    check_highest,
     check_prompt,
     end_ids,
     pad_id,
     pad_left,
     start,
 )
+from fnlm.layers.precision import at_least_float32
 from fnlm.params.tree import Tree
 
 __all__ = ["generate", "row_keys", "sample", "scan", "stream"]
@@ -40,19 +43,27 @@ def sample(
 
     Args:
         logits: [*lead, V].
-        key: [*lead] keys; None takes the likeliest word, which temperature, top_k and top_p do not
-            change.
-        temperature: see `fnlm.generate.logits`, as for `top_k` and `top_p`.
+        key: [*lead] keys; None takes the likeliest word.
+        temperature: see `fnlm.generate.logits`, as for `top_k` and `top_p`. Without a key, 0 or 1.
 
     Returns:
-        int64 [*lead].
+        int64 [*lead]; -1, which is no token, where the logits are no distribution: they hold NaN or
+        infinity, or exclude every word. No value is read, so this holds under every transform;
+        `generate`, `stream` and `beam_search` raise an error.
+
+    Raises:
+        ValueError: a setting out of range, or one that samples without a key.
 
     >>> sample(torch.tensor([[0.0, 2.0, 1.0]]))
     tensor([1])
     """
-    logits = shape.temperature(logits, temperature)
+    logits = at_least_float32(logits)
+    best = logits.amax(-1, keepdim=True)
     if key is None:
-        return logits.argmax(-1)
+        _check_greedy(temperature, top_k, top_p)
+        return torch.where(best.squeeze(-1).isfinite(), logits.argmax(-1), -1)
+    # Less the largest, which changes no probability: so no temperature divides to infinity.
+    logits = shape.temperature(logits - best, temperature)
     return random.categorical(key, shape.top_p(shape.top_k(logits, top_k), top_p))
 
 
@@ -105,13 +116,15 @@ def scan(
         temperature: see `sample`, as for `top_k` and `top_p`.
 
     Returns:
-        the state after all the tokens, and the tokens, int64 [*lead, steps].
+        the state after all the tokens, and the tokens, int64 [*lead, steps]. Where the logits are
+        no distribution the token is -1, see `sample`, and so are those after it.
     """
-    chosen = []
+    chosen: list[Tensor] = []
     for n in range(steps):
         own = None if key is None else random.fold_in(key, n)
-        chosen.append(sample(state.logits, own, temperature=temperature, top_k=top_k, top_p=top_p))
-        state = advance(apply, params, state, chosen[-1])
+        token = sample(state.logits, own, temperature=temperature, top_k=top_k, top_p=top_p)
+        chosen.append(token if n == 0 else torch.where(chosen[-1] < 0, -1, token))
+        state = advance(apply, params, state, chosen[-1].clamp_min(0))  # -1 has no embedding
     tokens = torch.stack(chosen, -1) if chosen else state.logits.argmax(-1, keepdim=True)[..., :0]
     return state, tokens
 
@@ -128,8 +141,8 @@ def stream(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     mask: Tensor | None = None,
-    end: int | Sequence[int] | None = None,
-    pad: int | None = None,
+    end: SupportsIndex | Iterable[SupportsIndex] | None = None,
+    pad: SupportsIndex | None = None,
     prefill: Apply | None = None,
 ) -> Iterator[Tensor]:
     """Yield the new tokens, one of each row at a time, until all rows have ended.
@@ -147,7 +160,10 @@ def stream(
     """
     check_prompt(params, ids, mask, max_new_tokens)
     ids, mask = pad_left(ids, mask)
-    _check_settings(temperature, top_k, top_p, repetition_penalty)
+    if key is not None or temperature != 0:
+        _check_settings(temperature, top_k, top_p, repetition_penalty)
+    if key is None:
+        _check_greedy(temperature, top_k, top_p)
     keys = None if key is None else row_keys(key, tuple(ids.shape[:-1]))
     ends = end_ids(end, ids.device)
     filler = pad_id(ends, pad)
@@ -155,6 +171,7 @@ def stream(
     def choose(logits: Tensor, seen: Tensor | None, n: int) -> Tensor:
         if seen is not None:
             logits = shape.repetition_penalty(logits, seen, repetition_penalty)
+        check_highest(logits.amax(-1), n)
         own = None if keys is None else random.fold_in(keys, n)
         return sample(logits, own, temperature=temperature, top_k=top_k, top_p=top_p)
 
@@ -191,8 +208,8 @@ def generate(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     mask: Tensor | None = None,
-    end: int | Sequence[int] | None = None,
-    pad: int | None = None,
+    end: SupportsIndex | Iterable[SupportsIndex] | None = None,
+    pad: SupportsIndex | None = None,
     prefill: Apply | None = None,
 ) -> Tensor:
     """Continue prompts.
@@ -205,13 +222,14 @@ def generate(
         max_new_tokens: tokens to make for each row; prompt and new tokens must fit `n_positions`.
         key: None takes the likeliest token each time. One key (row i then uses `fold_in(key, i)`),
             or keys [*lead], sample: a row's tokens depend on its own key and logits alone.
-        temperature: more than 0; see `fnlm.generate.logits` for this and the next three.
+        temperature: more than 0; see `fnlm.generate.logits` for this and the next three. Without a
+            key, 0 or 1.
         top_k: sample among the k likeliest words; 0 for all.
         top_p: sample among the fewest words that have this probability together; 1 for all.
         repetition_penalty: more than 1 makes the words of the prompt and of the text so far less
             likely.
         mask: [*lead, T], nonzero for real tokens, 0 for padding on either side.
-        end: the id, or ids, after which a row has ended.
+        end: the id, or ids, after which a row has ended: whole numbers of any type, or a tensor.
         pad: what follows the end of a row; by default the (first) end id. It is never shown to the
             model.
         prefill: see `start`; `gpt2.hidden_states` saves the unread logits of long prompts.
@@ -220,7 +238,9 @@ def generate(
         the new tokens alone, int64 [*lead, max_new_tokens].
 
     Raises:
-        ValueError: an empty prompt, more tokens than positions, a setting out of range.
+        TypeError: ids, end or pad are not integers, or a mask is floating.
+        ValueError: an empty prompt, more tokens than positions, a setting out of range, or one that
+            samples without a key; logits that are no distribution (NaN), naming the token.
         IndexError: an id out of range.
 
     >>> def next_word(params, ids, cache=None):  # a model that counts
@@ -249,6 +269,20 @@ def generate(
     filler = pad_id(end_ids(end, ids.device), pad)
     rest = ids.new_full((*ids.shape[:-1], max_new_tokens - len(steps)), filler, dtype=torch.int64)
     return torch.cat([torch.stack(steps, -1), rest], -1) if steps else rest
+
+
+def _check_greedy(temperature: float, top_k: int, top_p: float) -> None:
+    """Refuse settings that ask for a random token where there is no key."""
+    for name, value, off in (
+        ("temperature", temperature, (0, 1)),
+        ("top_k", top_k, (0,)),
+        ("top_p", top_p, (1,)),
+    ):
+        if value not in off:
+            raise ValueError(
+                f"{name}={value} needs a key to sample with: give key=random.key(seed), or leave "
+                f"{name} out for the likeliest token"
+            )
 
 
 def _check_settings(

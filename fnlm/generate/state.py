@@ -4,15 +4,17 @@ Any model can be decoded whose `apply(params, ids, cache=None, *, mask=None)` re
 T, V] (or log-probabilities) and a state; `mask` is passed only where there is padding.
 """
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import Parameter, signature
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 
 from fnlm.layers import cache as kv
 from fnlm.layers.embedding import check_range
+from fnlm.layers.mask import check_mask
 from fnlm.params import tree
 from fnlm.params.tree import Tree, register_value
 
@@ -20,12 +22,14 @@ __all__ = [
     "Apply",
     "State",
     "advance",
+    "check_highest",
     "check_prompt",
     "end_ids",
     "pad_id",
     "pad_left",
     "start",
     "take_rows",
+    "whole",
 ]
 
 Apply = Callable[..., tuple[Tensor, Any]]
@@ -122,6 +126,7 @@ def pad_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """
     if mask is None:
         return ids, None
+    check_mask(mask)
     real = mask != 0
     order = real.int().argsort(stable=True, dim=-1)
     longest = int(real.sum(-1).max()) if real.numel() else 0
@@ -136,26 +141,29 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
     Reads the values of ids and mask.
 
     Args:
-        params: limits are `n_positions` and `vocab_size` of `params["config"]`, where it has them.
+        params: limits are the rows of the token table, else `vocab_size` of `params["config"]`, and
+            its `n_positions`, where there are such.
         ids: [*lead, T].
         mask: [*lead, T].
         max_new_tokens: how many tokens are to follow.
 
     Raises:
-        TypeError: ids are not integers.
+        TypeError: ids or max_new_tokens are not integers, or a mask is floating.
         ValueError: no token in some row, a mask of another shape, more tokens than there are
             positions.
         IndexError: an id out of range.
     """
-    if ids.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"ids must be integers (torch.int64), got {ids.dtype}")
+    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"ids must be a tensor of integers (torch.int64), got {found}")
     if not ids.ndim:
         raise ValueError("ids must be [T] or [batch, T], got a single number")
+    check_mask(mask)
     if mask is not None and mask.shape != ids.shape:
         raise ValueError(
             f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree"
         )
-    if max_new_tokens < 0:
+    if whole(max_new_tokens, "max_new_tokens") < 0:
         raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
     counts = torch.tensor(ids.shape[-1]) if mask is None else (mask != 0).sum(-1)
     if bool((counts == 0).any()):
@@ -173,21 +181,91 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
             f"{length + max_new_tokens}, more than n_positions={limit}: "
             f"ask for at most {max(limit - length, 0)}, or shorten the prompt"
         )
-    if (words := getattr(config, "vocab_size", None)) is not None:
+    if (words := _table_rows(params)) is not None:
         check_range(ids if mask is None else ids[mask != 0], words)
 
 
-def end_ids(end: int | Sequence[int] | None, device: torch.device) -> Tensor | None:
-    """Make the end ids a tensor [E]; None where there are none."""
-    numbers = [] if end is None else [end] if isinstance(end, int) else list(end)
+def _table_rows(params: Tree) -> int | None:
+    """Return how many ids the model knows: the special tokens that follow a vocabulary, too."""
+    if not isinstance(params, Mapping):
+        return None
+    embed = params.get("embed")
+    table = embed.get("token") if isinstance(embed, Mapping) else None
+    if isinstance(table, Tensor) and table.ndim > 1:
+        return table.shape[-2]
+    return getattr(params.get("config"), "vocab_size", None)
+
+
+def whole(number: Any, name: str) -> int:
+    """Return a whole number of any type (numpy's, a tensor of one element) as Python's.
+
+    Raises:
+        TypeError: it is none; names the argument.
+
+    >>> whole(torch.tensor(3), "end")
+    3
+    """
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise TypeError(f"{name} must be a whole number, got {number!r}") from None
+
+
+def end_ids(end: Any, device: torch.device | str) -> Tensor | None:
+    """Make the end ids a tensor [E]; None where there are none.
+
+    Args:
+        end: a whole number or several, of any type: Python's, numpy's, a tensor.
+        device: of the result.
+
+    Raises:
+        TypeError: something else.
+
+    >>> end_ids(torch.tensor([3, 5]), "cpu")
+    tensor([3, 5])
+    """
+    if end is None:
+        return None
+    if not isinstance(end, Iterable) or getattr(end, "ndim", 1) == 0:
+        end = (end,)
+    numbers = [whole(number, "end") for number in end]
     return torch.tensor(numbers, device=device) if numbers else None
 
 
-def pad_id(ends: Tensor | None, pad: int | None) -> int:
+def pad_id(ends: Tensor | None, pad: SupportsIndex | None) -> int:
     """Say what follows the end of a row: the first end id, unless told."""
-    if pad is not None or ends is None:
-        return pad or 0
-    return int(ends[0])
+    if pad is not None:
+        return whole(pad, "pad")
+    return 0 if ends is None else int(ends[0])
+
+
+def check_highest(highest: Tensor, step: int) -> None:
+    """Refuse logits that are no distribution, as those of a model that has diverged.
+
+    Reads values.
+
+    Args:
+        highest: [*lead], the highest logit of each row: that of NaN is NaN.
+        step: how many tokens were made before.
+
+    Raises:
+        ValueError: a row holds NaN or infinity, or excludes every token.
+
+    >>> check_highest(torch.tensor([[0.0, float("nan")]]).amax(-1), 3)
+    Traceback (most recent call last):
+    ValueError: the logits of new token 3 are no distribution in rows [0], where they hold NaN: ...
+    """
+    wrong = ~highest.isfinite()
+    if not bool(wrong.any()):
+        return
+    first = float(highest[wrong][0])
+    what = "hold NaN" if first != first else "hold infinity" if first > 0 else "are all -inf"
+    raise ValueError(
+        f"the logits of new token {step} are no distribution in rows "
+        f"{wrong.flatten().nonzero().flatten().tolist()}, where they {what}: look for the cause in "
+        "params (tree.named_leaves) and in what changes the logits; a model that overflows in "
+        "float16 needs bfloat16 or float32 (tree.cast)"
+    )
 
 
 def _call(
@@ -196,10 +274,10 @@ def _call(
     """Pass a mask only where there is one: not every model knows of padding."""
     if mask is None:
         return apply(params, ids, cache)
-    takes = inspect.signature(apply).parameters.values()
-    if not any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in takes):
+    takes = signature(apply).parameters.values()
+    if not any(p.name == "mask" or p.kind is Parameter.VAR_KEYWORD for p in takes):
         raise TypeError(
-            "mask says that some rows of ids are padded, and this model takes no mask (as "
-            "Transformer-XL): decode rows of one length together"
+            "mask says that some rows of ids are padded, and apply takes no mask (as "
+            "Transformer-XL's): decode rows of one length together, or one prompt at a time"
         )
     return apply(params, ids, cache, mask=mask)

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from fnlm.layers.dropout import drop, kept
+from fnlm.layers.mask import check_mask
 
 __all__ = ["attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
 
@@ -71,6 +72,7 @@ def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     tensor([[0., -inf],
             [0., 0.]])
     """
+    check_mask(mask)
     real = mask != 0
     padding = ~real & real.any(-1, keepdim=True)
     return rearrange(torch.where(padding, -math.inf, 0.0).to(dtype), "... s -> ... 1 1 s")
@@ -106,12 +108,20 @@ def attend(
     Returns:
         [..., H, T, Dh].
 
+    Raises:
+        TypeError: a mask of integers.
+
     >>> x = torch.randn(2, 3, 4)
     >>> out = attend(x, (x,), (x,), torch.ones(1, 3, 3, dtype=torch.bool))
     >>> pieces = (x[:, :1], x[:, 1:])
     >>> torch.allclose(out, attend(x, pieces, pieces, torch.ones(1, 3, 3, dtype=torch.bool)))
     True
     """
+    if mask is not None and not (mask.dtype == torch.bool or mask.is_floating_point()):
+        raise TypeError(
+            f"mask must be bool, or floating and added to the scores, got {mask.dtype}: give "
+            "`mask != 0`"
+        )
     queries, total = q.shape[-2], sum(k.shape[-2] for k in keys)
     keep = kept((*q.shape[:-1], total), rate, key)
     if queries <= SLICE:

@@ -15,6 +15,7 @@ from fnlm.layers.attention import attend, merge_heads, split_heads
 from fnlm.layers.cache import Cache, FixedCache
 from fnlm.layers.dropout import dropout
 from fnlm.layers.linear import linear
+from fnlm.layers.mask import check_mask
 
 __all__ = ["Pair", "Pieces", "attention", "check", "fixed_cache", "positions"]
 
@@ -110,7 +111,7 @@ def check(
         layers: blocks of the parameters, which may be fewer than the config says.
 
     Raises:
-        TypeError: ids are no tensor; the cache is none, or on another device.
+        TypeError: ids are no tensor; a mask is floating; the cache is none, or on another device.
         ValueError: no axis; too many tokens; a cache or mask that does not fit.
     """
     check_ids(ids)
@@ -123,6 +124,7 @@ def check(
             f"{total} tokens (with the cached ones) exceed n_positions={config.n_positions}: "
             "shorten ids, or drop the oldest tokens and start a new cache"
         )
+    check_mask(mask)
     if mask is not None and mask.shape != ids.shape:
         raise ValueError(
             f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree "

@@ -12,12 +12,15 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
 
     Args:
         x: [..., D].
-        rate: 0 <= rate < 1.
+        rate: 0 <= rate <= 1; 1 gives zeros, with a derivative of 0.
         key: None changes nothing. One key masks the whole of x; keys of shape x.shape[:n] mask each
             row with its own, which is what `vmap` over rows and keys gives.
 
     Returns:
         [..., D].
+
+    Raises:
+        ValueError: a rate out of range or NaN, with or without a key; a key of another shape.
 
     >>> import torch
     >>> dropout(torch.ones(8), 0.5, random.key(0)).unique()
@@ -33,6 +36,8 @@ def kept(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | No
     >>> kept((2, 3), 0.0, random.key(0)) is None
     True
     """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate of dropout must be from 0 to 1, got {rate}")
     if key is None or rate == 0:
         return None
     if key.shape != shape[: key.ndim]:
@@ -44,13 +49,13 @@ def kept(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | No
 
 
 def drop(x: Tensor, keep: Tensor, rate: float) -> Tensor:
-    """Zero what is not kept, and divide the rest by 1 - rate.
+    """Zero what is not kept, and divide the rest by 1 - rate; at rate 1 nothing is kept.
 
     >>> import torch
     >>> drop(torch.ones(3), torch.tensor([True, False, True]), 0.5)
     tensor([2., 0., 2.])
     """
-    return x * keep.to(x.dtype).mul_(1 / (1 - rate))
+    return x * keep.to(x.dtype).mul_(1 / (1 - rate) if rate < 1 else 0.0)
 
 
 def keys_of_sites(key: Tensor | None, count: int) -> tuple[Tensor | None, ...]:

@@ -1,6 +1,6 @@
 """Any `torch.nn.Module` as a function of its parameters."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from torch import nn
@@ -16,15 +16,19 @@ def from_module(module: nn.Module) -> tuple[Callable[..., Any], Tree]:
     """Turn a module into `(apply, params)`, so that it joins the optimizers and transforms.
 
     Args:
-        module: used as it stands: call `module.eval()` first for an answer without dropout. Its
-            buffers are read, never written.
+        module: used as it stands: call `module.eval()` first for an answer without dropout. It is
+            copied here, and never written.
 
     Returns:
         `apply(params, *args, **kwargs)`, which calls the module with these parameters, and a copy
-        of its parameters as a tree; parameters that the module shares (ties) are one leaf.
+        of its parameters as a tree; parameters that the module shares (ties) are one leaf. Those
+        that are frozen (`requires_grad=False`) are not in the tree: like buffers, they are
+        constants of `apply`.
 
     Raises:
-        RuntimeError: on a call that writes into a buffer (batch norm in training mode).
+        ValueError: on a call with a tree that lacks a leaf or has one too many, or that writes into
+            a parameter (an embedding with `max_norm`) or a buffer (batch norm in training mode).
+            The arguments stay as they were even so.
 
     >>> import torch
     >>> apply, params = from_module(nn.Linear(2, 3))
@@ -33,17 +37,35 @@ def from_module(module: nn.Module) -> tuple[Callable[..., Any], Tree]:
 
     Source: `torch.func.functional_call`, which honours ties.
     """
-    params = nest({name: p.detach().clone() for name, p in module.named_parameters()})
-    buffers = {name: b.detach().clone() for name, b in module.named_buffers()}
+    named = dict(module.named_parameters())
+    trained = [name for name, p in named.items() if p.requires_grad]
+    params = nest({name: named[name].detach().clone() for name in trained})
+    frozen = {name: p for name, p in named.items() if not p.requires_grad}
+    constants = {n: x.detach().clone() for n, x in (frozen | dict(module.named_buffers())).items()}
 
     def apply(params: Tree, *args: Any, **kwargs: Any) -> Any:
-        own = {name: b.clone() for name, b in buffers.items()}  # not all writes can be noticed
-        result = functional_call(module, {**dict(named_leaves(params)), **own}, args, kwargs)
-        if written := [name for name, b in own.items() if b._version]:
-            raise RuntimeError(
-                f"the module wrote into its buffers {', '.join(written)}, which a function can't: "
-                "call module.eval() before from_module"
+        given = dict(named_leaves(params))
+        _check_names(given, trained)
+        # Copies, as a module may write into what it is given, and not all writes can be noticed.
+        own = {name: x.clone() for name, x in (given | constants).items()}
+        result = functional_call(module, own, args, kwargs)
+        if written := [name for name, x in own.items() if x._version]:
+            raise ValueError(
+                f"the module wrote into its parameters or buffers {', '.join(written)}, which a "
+                "function can't: call module.eval() before from_module, and set max_norm of "
+                "embeddings to None"
             )
         return result
 
     return apply, params
+
+
+def _check_names(given: Iterable[str], trained: Sequence[str]) -> None:
+    """Refuse a tree that is not that of the module: what it lacks would be the module's own."""
+    missing = [name for name in trained if name not in set(given)]
+    unknown = [name for name in given if name not in set(trained)]
+    if missing or unknown:
+        raise ValueError(
+            "params must have the leaves that from_module gave: "
+            f"{missing or 'none'} missing, {unknown or 'none'} too many"
+        )

@@ -6,6 +6,7 @@ order mark; test files have no labels. Label lists are in the order of the BERT 
 Source: Wang et al. 2018, and the layout of the published files.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy.typing as npt
 from fnlm.tasks import _read
 from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
 from fnlm.tasks.features import convert, encode_pairs
-from fnlm.tasks.metrics import accuracy, f1, matthews, pearson, spearman
+from fnlm.tasks.metrics import accuracy, f1, matthews, most_likely, pearson, spearman
 
 
 class Task(NamedTuple):
@@ -121,7 +122,7 @@ def file_name(name: str, split: str) -> str:
 
 
 def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example, ...]:
-    r"""Read a file of a task.
+    r"""Read a file of a task; blank lines are no examples.
 
     Args:
         path: the file; perhaps compressed by gzip.
@@ -154,6 +155,8 @@ def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example
     places = [header.index(column) for column in wanted]
     examples = []
     for number, line in enumerate(lines if headless else lines[1:], start=2 - headless):
+        if not line.strip(" "):  # as at the end of some files
+            continue
         cells = line.split("\t")
         if len(cells) < len(header) and kind.skips_short_rows:
             continue
@@ -172,14 +175,17 @@ def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example
 
 
 def _label(kind: Task, cell: str, place: str) -> float:
-    """Return the number of a class, or a score."""
+    """Return the number of a class, or a score, which is finite."""
     try:
-        return float(cell) if kind.is_regression else kind.labels.index(cell)
+        label = float(cell) if kind.is_regression else kind.labels.index(cell)
     except ValueError:
+        label = math.nan
+    if not math.isfinite(label):
         wanted = "a number" if kind.is_regression else f"one of {', '.join(kind.labels)}"
         raise ValueError(
             f"{place}, column {kind.label!r}: {cell!r} is not {wanted}, as {kind.name} has it"
-        ) from None
+        )
+    return label
 
 
 def features(
@@ -234,7 +240,10 @@ def predict(name: str, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
     Args:
         name: of the task.
-        logits: [N, classes], or [N, 1] for a regression.
+        logits: [N, classes], or [N, 1] for a regression, whose scores stay NaN where they are.
+
+    Raises:
+        ValueError: another shape, or logits of classes that hold NaN or infinity.
 
     >>> predict("RTE", np.array([[0.1, 0.7], [2.0, -1.0]]))
     array([1, 0])
@@ -243,7 +252,7 @@ def predict(name: str, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
     width = max(len(kind.labels), 1)
     if logits.ndim != 2 or logits.shape[1] != width:
         raise ValueError(f"logits {logits.shape} must be [N, {width}] for {kind.name}")
-    return logits[:, 0] if kind.is_regression else logits.argmax(axis=1)
+    return logits[:, 0] if kind.is_regression else most_likely(logits)
 
 
 def evaluate(name: str, predictions: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float]:

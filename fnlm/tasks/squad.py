@@ -9,6 +9,8 @@ windows). Deviation: the original divides the context at white space and has to 
 answer with it again; here offsets make this exact, and other spaces need no care.
 """
 
+import re
+import warnings
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -54,18 +56,23 @@ class Features(NamedTuple):
     best: Bools  # [N, T] whether this is the token's best window
 
 
-def read(path: str | Path, *, training: bool = False) -> tuple[Example, ...]:
+def read(path: str | Path, *, training: bool = False, strict: bool = False) -> tuple[Example, ...]:
     """Read the questions of a SQuAD file, of either version.
+
+    Answers are found in the context near the place that the file gives; those that differ from it
+    by white space (as by a no-break space) are taken as the context has them.
 
     Args:
         path: a JSON file in the layout of SQuAD, perhaps compressed by gzip.
         training: whether each question must either have an answer that stands in the context or be
-            marked as impossible. Without it, answers may be missing.
+            marked as impossible. Those that have not are left out, with one warning that counts
+            them. Without it, answers may be missing.
+        strict: with `training`, such a question is an error.
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it is not JSON or not laid out as SQuAD is, or, in training, lacks an answer;
-            the message names the place.
+        ValueError: it is not JSON or not laid out as SQuAD is; in training, no question has an
+            answer, or, if strict, one has not; the message names the place.
 
     Example:
         >>> read("no/such/file.json")
@@ -75,18 +82,42 @@ def read(path: str | Path, *, training: bool = False) -> tuple[Example, ...]:
     """
     examples: list[Example] = []
     names: set[str] = set()
+    left_out: list[str] = []
     for context, question, place in _questions(_read.read_json(path), f"{path}: "):
-        name = _field(question, "id", str, place)
+        name = _id(question, place)
         if name in names and not training:
             raise ValueError(f"{place}: id {name!r} is there twice; predictions go by ids")
         names.add(name)
         impossible = question.get("is_impossible", False) is True
         answers = () if impossible else _answers(question, context, place, training)
         text = _field(question, "question", str, place)
+        if training and not impossible:
+            reason = _reason(answers, place, name)
+            answers = tuple(answer for answer in answers if answer.start >= 0)
+            if not answers:
+                left_out.append(reason)
+                continue
         examples.append(Example(name, text, context, answers, impossible))
+    if left_out:
+        _report(left_out, strict or not examples)
     if not examples:
         raise ValueError(f"{path} holds no questions; is it the right file?")
     return tuple(examples)
+
+
+def _reason(answers: Sequence[Answer], place: str, name: str) -> str:
+    """Say why there is nothing to learn from the answers of a question."""
+    if answers:
+        return f"{place}.answers[0]: {answers[0].text!r} does not stand in the context"
+    return f"{place} (id {name!r}) has no answers, and is not marked as impossible"
+
+
+def _report(left_out: Sequence[str], is_error: bool) -> None:
+    """Say which questions are of no use to learn from: as an error, or as a warning."""
+    what = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
+    if is_error:
+        raise ValueError(f"{what}: mend or remove what is wrong ({len(left_out)} questions)")
+    warnings.warn(f"left {len(left_out)} questions out of training: {what}", stacklevel=3)
 
 
 def _questions(data: Any, place: str) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -113,38 +144,45 @@ def _field(node: Any, name: str, kind: type, place: str) -> Any:
     return value
 
 
+def _id(question: Any, place: str) -> str:
+    """Return the id of a question as a string; annotation tools write whole numbers, too."""
+    found = question.get("id") if isinstance(question, dict) else None
+    if isinstance(found, bool) or not isinstance(found, str | int):
+        raise ValueError(f"{place} has no 'id', a string or a whole number; predictions go by it")
+    return str(found)
+
+
 def _answers(
     question: dict[str, Any], context: str, place: str, training: bool
 ) -> tuple[Answer, ...]:
+    """Return the answers of a question, each as the context has it if it stands there."""
     answers = []
-    marked = training or "answers" in question
-    for answer, at in _items(question, "answers", f"{place}.") if marked else ():
+    for answer, at in _items(question, "answers", f"{place}.") if "answers" in question else ():
         text = _field(answer, "text", str, at)
         given = _field(answer, "answer_start", int, at) if training else answer.get("answer_start")
-        start = _nearest(context, text, given) if isinstance(given, int) else -1
-        if training and (start < 0 or not text):
-            raise ValueError(f"{at}: {text!r} does not stand in the context; mend or remove it")
-        answers.append(Answer(text, start))
-    if training and not answers:
-        raise ValueError(
-            f"{place} (id {question['id']!r}) has no answers; training needs one for each question "
-            'that is not marked "is_impossible"'
-        )
+        answers.append(_found(context, text, given) if isinstance(given, int) else Answer(text, -1))
     return tuple(answers)
 
 
-def _nearest(context: str, text: str, given: int) -> int:
-    """Return where a text stands in the context, nearest to a place; -1 if it does not.
+def _found(context: str, text: str, given: int) -> Answer:
+    """Find a text in the context, nearest to a place; -1 if it does not stand there.
 
-    Some answers of the training data are a few characters beside the place they give.
+    Some answers of the training data are a few characters beside the place they give, some have
+    other white space than the context.
     """
-    if given >= 0 and context.startswith(text, given):
-        return given
-    before = context.rfind(text, 0, max(given, 0) + len(text))
-    after = context.find(text, max(given, 0))
-    if before < 0 or after < 0:
-        return max(before, after)
-    return before if given - before <= after - given else after
+    if not text.strip():
+        return Answer(text, -1)
+    if context.startswith(text, max(given, 0)):
+        return Answer(text, max(given, 0))
+    exact = [m.start() for m in re.finditer(f"(?={re.escape(text)})", context)]
+    if exact:
+        return Answer(text, min(exact, key=lambda start: (abs(start - given), start > given)))
+    pattern = r"\s+".join(map(re.escape, text.split()))
+    spans = [m.span() for m in re.finditer(pattern, context)]
+    if not spans:
+        return Answer(text, -1)
+    start, end = min(spans, key=lambda span: abs(span[0] - given))
+    return Answer(context[start:end], start)
 
 
 def features(

@@ -5,6 +5,7 @@ that are allowed, where the original pairs the n best starts with the n best end
 without any allowed span is answered by an empty text, not by the word "empty".
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -82,6 +83,8 @@ def recover(
         >>> recover([example], windows, start, end).texts
         {'7': 'Ann met Bob'}
     """
+    if null_threshold is not None and math.isnan(null_threshold):
+        raise ValueError("null_threshold must be a number or None, got nan")
     _check(examples, features, start_logits, end_logits, n_best, max_answer_length)
     answers = Answers({}, {}, {})
     starts, ends = start_logits.astype(np.float64), end_logits.astype(np.float64)

@@ -7,6 +7,7 @@ Sources: the definitions of evaluate-v1.1.py and evaluate-v2.0.py, published wit
 taken in the order of the file, as there, so figures agree to the last bit.
 """
 
+import math
 import re
 import string
 from collections import Counter
@@ -70,6 +71,7 @@ def evaluate_v1(examples: Sequence[Example], predictions: Mapping[str, str]) -> 
         predictions: id -> text; a question without a prediction scores 0.
 
     Raises:
+        TypeError: a prediction is no text.
         ValueError: a question has no right answer, or there are no questions.
 
     >>> from fnlm.tasks.squad import Answer
@@ -77,7 +79,7 @@ def evaluate_v1(examples: Sequence[Example], predictions: Mapping[str, str]) -> 
     >>> evaluate_v1([question], {"7": "ann"})
     {'exact_match': 100.0, 'f1': 100.0}
     """
-    _check(examples)
+    _check(examples, predictions)
     exact = total = 0.0
     for example in examples:
         answers = [answer.text for answer in example.answers]
@@ -116,7 +118,9 @@ def evaluate_v2(
         `null_odds`, also those of `best_thresholds`.
 
     Raises:
-        ValueError: no question has a prediction, or one with a prediction has no odds.
+        TypeError: a prediction is no text.
+        ValueError: no question has a prediction, or one with a prediction has no odds, or these or
+            the threshold are NaN.
 
     >>> from fnlm.tasks.squad import Answer
     >>> questions = [Example("7", "Who?", "It was Ann.", (Answer("Ann", 7),))]
@@ -124,6 +128,8 @@ def evaluate_v2(
     >>> evaluate_v2(questions, {"7": "Ann", "8": "Ann"})["NoAns_exact"]
     0.0
     """
+    if math.isnan(threshold):
+        raise ValueError("threshold must be a number, got nan")
     scores = _scores(examples, predictions)
     answerable = {e.id: bool(e.answers) for e in examples if e.id in scores}
     counted = dict(scores)
@@ -188,7 +194,7 @@ def _best(prediction: str, answers: Iterable[str]) -> Score:
 
 def _scores(examples: Sequence[Example], predictions: Mapping[str, str]) -> dict[str, Score]:
     """Return the score of each question that has a prediction, in the order of the questions."""
-    _check(examples)
+    _check(examples, predictions)
     scores = {}
     for example in examples:
         if example.id in predictions:
@@ -212,9 +218,18 @@ def _means(scores: Iterable[Score]) -> dict[str, float]:
 def _odds(null_odds: Mapping[str, float], name: str) -> float:
     if name not in null_odds:
         raise ValueError(f"null_odds has nothing for question {name!r}; give odds for each")
-    return null_odds[name]
+    odds = null_odds[name]
+    if odds is None or odds != odds:  # NaN is above no threshold, nor below
+        raise ValueError(f"null_odds of question {name!r} must be a number, got {odds!r}")
+    return odds
 
 
-def _check(examples: Sequence[Example]) -> None:
+def _check(examples: Sequence[Example], predictions: Mapping[str, str]) -> None:
     if not examples:
         raise ValueError("examples are empty; there is nothing to evaluate")
+    for example in examples:
+        if not isinstance(text := predictions.get(example.id, ""), str):
+            raise TypeError(
+                f"the prediction of question {example.id!r} must be a text (empty for no answer), "
+                f"got {text!r}"
+            )

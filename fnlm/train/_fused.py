@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["FusedStep", "can_fuse", "clip_divisors", "fused_adam_"]
+__all__ = ["FusedStep", "can_fuse", "can_say", "clip_divisors", "fused_adam_"]
 
 
 class FusedStep(NamedTuple):
@@ -33,6 +33,15 @@ class FusedStep(NamedTuple):
     b1: float
     b2: float
     e: float
+
+
+def can_say(step: FusedStep) -> bool:
+    """Say whether the kernel's terms hold: it has 0 / 0 without e, and shrinks by way of its rate.
+
+    >>> can_say(FusedStep(lr=0.1, lr_decayed=0.0, shrink=1.0, t=1, b1=0.9, b2=0.999, e=1e-8))
+    False
+    """
+    return step.e > 0 and (step.lr_decayed != 0 or step.shrink == 0)
 
 
 def clip_divisors(grads: list[Tensor], max_norm: float, *, per_tensor: bool) -> list[float]:

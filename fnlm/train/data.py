@@ -138,13 +138,19 @@ def predict(
 
     Returns:
         [N, ...] in the order of the rows; an axis of tokens is as long as in the longest batch, and
-        0 where a batch is shorter.
+        0 where a batch is shorter. What is NaN stays NaN.
+
+    Raises:
+        TypeError: the mask is floating.
+        ValueError: there are no rows.
 
     >>> mask = np.arange(16) < np.array([[2], [16], [5]])
     >>> twice = torch.tensor(2)
     >>> predict(lambda p, ids, *_: ids * p, twice, (mask,) * 3, 1, "cpu").sum(axis=1).tolist()
     [4, 32, 10]
     """
+    if not len(arrays[0]):
+        raise ValueError("arrays have no rows: there is nothing to predict")
     params = tree.to(params, device)
     found = in_order(arrays[:3], batch_size, device)
     bar = tqdm(found, "predict", -(-len(arrays[0]) // batch_size))
@@ -171,6 +177,11 @@ def tensors(arrays: Sequence[npt.NDArray[Any]], device: Device = "cpu") -> Batch
     >>> [x.shape[-1] for x in tensors([ids, ids, mask, np.array([0, 1])])]
     [16, 16, 16, 2]
     """
+    if arrays[2].dtype.kind not in "biu":
+        raise TypeError(
+            f"the mask (arrays[2]) must be bool or integers, got {arrays[2].dtype}: of a bias that "
+            "is 0 for real tokens make it by `mask = bias == 0`"
+        )
     used = np.flatnonzero(arrays[2].any(axis=tuple(range(arrays[2].ndim - 1))))
     length = -(-(int(used[-1]) + 1 if len(used) else 1) // 8) * 8
     made = [torch.from_numpy(a[..., :length] if a.ndim > 1 else a).to(device) for a in arrays]

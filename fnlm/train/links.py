@@ -8,6 +8,9 @@ A link turns a tree of updates (first the gradients) into another one, with a st
 `count` is a 0-d int64 tensor: how many updates were made before this one. `chain` runs links one
 after the other and takes what comes out off the parameters. All of it is plain tensor arithmetic
 out of place, so an update can be differentiated, vmapped over members and compiled.
+
+What has fewer than 32 bits is updated in float32: gradients are taken to it before the first link,
+averages are kept in it, and the new parameters are rounded once.
 """
 
 from collections.abc import Callable
@@ -16,8 +19,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fnlm.layers.precision import at_least_float32
 from fnlm.params import tree
 from fnlm.params.tree import Predicate, Tree
+from fnlm.train._checks import check_clip, check_gradients, check_keeps, check_rates
 from fnlm.train.schedules import Schedule
 
 __all__ = [
@@ -72,8 +77,8 @@ class OptimizerState(NamedTuple):
 class AdamState(NamedTuple):
     """The moving averages of `scale_by_adam`."""
 
-    mu: Tree  # shapes and types of the parameters: average of the gradients
-    nu: Tree  # shapes and types of the parameters: average of their squares
+    mu: Tree  # shapes and types of the parameters, at least float32: average of the gradients
+    nu: Tree  # shapes and types of the parameters, at least float32: average of their squares
 
 
 Donated = Callable[[Tree, OptimizerState, Tree], tuple[Tree, OptimizerState]]
@@ -101,10 +106,11 @@ def chain(*links: Link, donated: Donated | None = None) -> Optimizer:
 
     def pure(updates: Tree, state: OptimizerState, params: Tree) -> tuple[Tree, OptimizerState]:
         states = []
+        updates = tree.map(at_least_float32, updates)
         for link, link_state in zip(links, state.links, strict=True):
             updates, link_state = link.update(updates, link_state, params, state.step)
             states.append(link_state)
-        params = tree.map(lambda p, u: p - u, params, updates)
+        params = tree.map(lambda p, u: (p - u).to(p.dtype), params, updates)
         return params, OptimizerState(state.step + 1, tuple(states))
 
     def copied(grads: Tree, state: OptimizerState, params: Tree) -> tuple[Tree, OptimizerState]:
@@ -116,7 +122,12 @@ def chain(*links: Link, donated: Donated | None = None) -> Optimizer:
     def update(
         grads: Tree, state: OptimizerState, params: Tree, *, donate: bool = False
     ) -> tuple[Tree, OptimizerState]:
-        _check(grads, params)
+        if not isinstance(state, OptimizerState):
+            raise TypeError(
+                "state must be what optimizer.init(params) or the last update returned, got "
+                f"{type(state).__name__}; the order is update(grads, state, params)"
+            )
+        check_gradients(grads, params)
         return ((donated or copied) if donate else pure)(grads, state, params)
 
     return Optimizer(init, update)
@@ -131,9 +142,10 @@ def clip_per_tensor(max_norm: float) -> Link:
     >>> clip_per_tensor(1.0).update({"a": torch.tensor([3.0, 4.0])}, (), {}, torch.tensor(0))[0]
     {'a': tensor([0.6000, 0.8000])}
     """
+    check_clip(max_norm=max_norm)
 
     def clip(g: Tensor) -> Tensor:
-        return g * _clip_factor(torch.linalg.vector_norm(g), max_norm)
+        return _times(g, _clip_factor(torch.linalg.vector_norm(at_least_float32(g)), max_norm))
 
     return _stateless(
         lambda updates, params, count: tree.map(clip, updates) if max_norm > 0 else updates
@@ -150,6 +162,7 @@ def clip_global(max_norm: float) -> Link:
     >>> clip_global(1.0).update(grads, (), {}, torch.tensor(0))[0]
     {'a': tensor([0.6000]), 'b': tensor([0.8000])}
     """
+    check_clip(max_norm=max_norm)
 
     def clip(updates: Tree, params: Tree, count: Tensor) -> Tree:
         if max_norm <= 0:
@@ -183,14 +196,20 @@ def scale_by_adam(
     >>> link.update({"w": torch.tensor([3.0, -0.1])}, link.init(params), params, torch.tensor(0))[0]
     {'w': tensor([ 1.0000, -1.0000])}
     """
+    check_keeps(b1=b1, b2=b2)
+    check_rates(e=e)
+
+    def zeros(params: Tree) -> Tree:
+        return tree.map(lambda p: torch.zeros_like(at_least_float32(p)), params)
 
     def init(params: Tree) -> AdamState:
-        return AdamState(tree.map(torch.zeros_like, params), tree.map(torch.zeros_like, params))
+        return AdamState(zeros(params), zeros(params))
 
     def update(
         grads: Tree, state: AdamState, params: Tree, count: Tensor
     ) -> tuple[Tree, AdamState]:
-        mu = tree.map(lambda m, g: m.lerp(g.to(m.dtype), 1 - b1), state.mu, grads)
+        grads = tree.map(lambda g, m: g.to(m.dtype), grads, state.mu)
+        mu = tree.map(lambda m, g: m.lerp(g, 1 - b1), state.mu, grads)
         nu = tree.map(lambda v, g: (v * b2).addcmul(g, g, value=1 - b2), state.nu, grads)
         if bias_correction:
             c1, c2 = _bias_corrections(b1, b2, count)
@@ -212,6 +231,7 @@ def correct_bias(b1: float, b2: float) -> Link:
     >>> correct_bias(0.9, 0.99).update({"w": torch.ones(1)}, (), {}, torch.tensor(0))[0]
     {'w': tensor([1.0000])}
     """
+    check_keeps(b1=b1, b2=b2)
 
     def correct(updates: Tree, params: Tree, count: Tensor) -> Tree:
         c1, c2 = _bias_corrections(b1, b2, count)
@@ -230,6 +250,7 @@ def add_decayed_weights(weight_decay: float, where: Predicate | None = None) -> 
     >>> link.update(updates, (), params, torch.tensor(0))[0]
     {'weight': tensor([0.1000]), 'bias': tensor([0.])}
     """
+    check_rates(weight_decay=weight_decay)
     where = where or everything
 
     def decay(path: str, p: Tensor, u: Tensor) -> Tensor:
@@ -275,6 +296,7 @@ def decay_updated_weights(
     >>> link.update({"w": torch.tensor([1.0])}, (), {"w": torch.tensor([3.0])}, torch.tensor(0))[0]
     {'w': tensor([1.1000])}
     """
+    check_rates(weight_decay=weight_decay)
     where = where or everything
 
     def decay(updates: Tree, params: Tree, count: Tensor) -> Tree:
@@ -309,13 +331,13 @@ def except_bias_and_norm(path: str, leaf: Any) -> bool:
 
 
 def global_norm(updates: Tree) -> Tensor:
-    """Return the Euclidean norm of all leaves together, as a 0-d tensor.
+    """Return the Euclidean norm of all leaves together, a 0-d tensor of at least float32.
 
     >>> import torch
     >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
     tensor(5.)
     """
-    norms = [torch.linalg.vector_norm(leaf) for leaf in tree.leaves(updates)]
+    norms = [torch.linalg.vector_norm(at_least_float32(leaf)) for leaf in tree.leaves(updates)]
     if not norms:
         raise ValueError("global_norm() needs a tree with at least one leaf, got one with none")
     return torch.linalg.vector_norm(torch.stack(norms))
@@ -349,21 +371,3 @@ def _bias_corrections(b1: float, b2: float, count: Tensor) -> tuple[Tensor, Tens
     """Return 1 - b1^t and 1 - b2^t, t = count + 1, as float64 0-d tensors."""
     t = (count + 1).to(torch.float64)
     return 1 - b1**t, 1 - b2**t
-
-
-def _check(grads: Tree, params: Tree) -> None:
-    """Refuse gradients that do not belong to the parameters."""
-    expected = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(params)}
-    given = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(grads)}
-    if given == expected and tree.structure(grads) == tree.structure(params):
-        return
-    for path in expected.keys() | given.keys():
-        if expected.get(path) != given.get(path):
-            raise ValueError(
-                f"grads do not fit params at {path!r}: shape {given.get(path, 'absent')} against "
-                f"{expected.get(path, 'absent')}; take gradients with respect to these params"
-            )
-    raise ValueError(
-        "grads and params have the same leaves in different containers; take gradients with "
-        "respect to these params (torch.func.grad keeps the containers, the config included)"
-    )

@@ -4,11 +4,17 @@ Letters: C classes, T time, V vocabulary; `...` any leading dimensions.
 
 Pure arithmetic with fixed shapes, so every loss works under grad, vmap, jvp and second derivatives.
 Half precision logits are taken to float32 first, as a sum over a vocabulary of 50,000 has no digits
-left in bfloat16.
+left in bfloat16. Labels are integers. A logit that is NaN and counts makes the loss NaN; where
+nothing counts, as in a batch of no rows, the loss is 0 and so is its gradient.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from fnlm.layers.mask import check_mask
+from fnlm.layers.precision import at_least_float32
 
 __all__ = [
     "cross_entropy", "language_model", "multiple_choice", "pretraining", "regression", "span",
@@ -30,7 +36,9 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
         [] float32 (float64 for float64 logits); 0, with gradient 0, where no label counts.
 
     Raises:
+        TypeError: labels are not integers, or logits not floating.
         ValueError: the shapes do not fit.
+        IndexError: a label is out of range (on CPU; elsewhere the device stops).
 
     >>> cross_entropy(torch.zeros(3, 8), torch.tensor([5, -1, 0]))
     tensor(2.0794)
@@ -38,14 +46,23 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
     Source: `torch.nn.functional.cross_entropy`, which the ancestor calls with ignore_index=-1.
     Deviation: that one is NaN where no label counts.
     """
+    labels = _integers(labels, "labels")
+    if not logits.is_floating_point():
+        raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
             "labels must have the shape of logits without the last dimension: "
             f"labels {tuple(labels.shape)}, logits {tuple(logits.shape)}"
         )
     counted = labels != ignore_index
-    log_probs = torch.log_softmax(_at_least_float32(logits), dim=-1)
-    chosen = log_probs.gather(-1, torch.where(counted, labels, 0).long().unsqueeze(-1)).squeeze(-1)
+    log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)
+    index = torch.where(counted, labels, 0).unsqueeze(-1)
+    try:
+        chosen = log_probs.gather(-1, index).squeeze(-1)
+    except RuntimeError as error:
+        if "out of bounds" not in str(error):
+            raise
+        raise IndexError(_out_of_range(labels, logits.shape[-1], ignore_index)) from error
     return -torch.where(counted, chosen, 0.0).sum() / counted.sum().clamp_min(1)
 
 
@@ -62,7 +79,9 @@ def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> T
         [] float32 (float64 for float64 logits); 0 where nothing is predicted.
 
     Raises:
+        TypeError: ids are not integers, or a mask is floating.
         ValueError: the shapes do not fit.
+        IndexError: an id is out of range.
 
     >>> ids = torch.tensor([[3, 1, 2, 0]])
     >>> language_model(torch.zeros(1, 4, 5), ids, mask=torch.tensor([[1, 1, 1, 0]]))
@@ -70,7 +89,9 @@ def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> T
 
     Source: the loss of `GPT2LMHeadModel` in pytorch-pretrained-bert 0.6.2. Deviation: the mask.
     """
+    ids = _integers(ids, "ids")
     labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], IGNORE)], dim=-1)
+    check_mask(mask)
     if mask is not None:
         if mask.shape != ids.shape:
             raise ValueError(
@@ -138,7 +159,11 @@ def token_classification(logits: Tensor, labels: Tensor, mask: Tensor | None = N
 
     Source: `BertForTokenClassification` of pytorch-pretrained-bert 0.6.2. Deviation: -1.
     """
-    return cross_entropy(logits, labels if mask is None else torch.where(mask != 0, labels, IGNORE))
+    labels = _integers(labels, "labels")
+    check_mask(mask)
+    if mask is not None:
+        labels = torch.where(mask != 0, labels, IGNORE)
+    return cross_entropy(logits, labels)
 
 
 def span(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
@@ -162,7 +187,9 @@ def span(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor)
     the caller's labels in place, and is NaN where no position counts.
     """
     outside = start_logits.shape[-1]
-    starts, ends = starts.clamp(0, outside), ends.clamp(0, outside)
+    starts, ends = (
+        _integers(x, name).clamp(0, outside) for x, name in ((starts, "starts"), (ends, "ends"))
+    )
     first, last = (
         cross_entropy(start_logits, starts, outside),
         cross_entropy(end_logits, ends, outside),
@@ -178,7 +205,7 @@ def regression(logits: Tensor, targets: Tensor) -> Tensor:
         targets: [...] numbers.
 
     Returns:
-        [] float32 (float64 for float64 logits).
+        [] float32 (float64 for float64 logits); NaN where a target is; 0 for no rows.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -193,8 +220,26 @@ def regression(logits: Tensor, targets: Tensor) -> Tensor:
             "logits must have the shape of targets and a last dimension of 1: "
             f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}"
         )
-    return (_at_least_float32(logits).squeeze(-1) - targets).square().mean()
+    squares = (at_least_float32(logits).squeeze(-1) - targets).square()
+    return squares.sum() / max(squares.numel(), 1)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+def _integers(x: Any, name: str) -> Tensor:
+    """Return labels as int64: what is said of them by value, -1 say, then holds for every type."""
+    if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a tensor of integers, got {found}: classes have numbers")
+    return x.long()
+
+
+def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> str:
+    """Say which labels are wrong, as far as their values can be read."""
+    try:
+        found = f"got values from {labels.min().item()} to {labels.max().item()}"
+    except RuntimeError:  # a batch of vmap
+        found = "one of them is not"
+    return (
+        f"labels must be at least 0 and less than {classes}, or {ignore_index} where nothing is to "
+        f"be predicted; {found}. Where -100 marks what does not count, replace it: "
+        f"labels.masked_fill(labels == -100, {ignore_index})"
+    )

@@ -24,9 +24,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fnlm.layers.precision import at_least_float32
 from fnlm.params import tree
 from fnlm.params.tree import Predicate, Tree
 from fnlm.train import _fused
+from fnlm.train._checks import check_clip, check_keeps, check_rates
 from fnlm.train.links import (
     AdamState,
     Donated,
@@ -89,7 +91,9 @@ def bert_adam(
     Source: `BertAdam` of pytorch-pretrained-bert 0.6.2; the schedule is read before the count
     advances, so the first update of a warm-up moves nothing.
     """
-    _check(lr=lr, b1=b1, b2=b2, e=e)
+    check_rates(lr=lr, e=e, weight_decay=weight_decay)
+    check_keeps(b1=b1, b2=b2)
+    check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, schedule(warmup, t_total))
 
     def numbers(count: int) -> _fused.FusedStep:
@@ -148,7 +152,9 @@ def openai_adam(
     Source: `OpenAIAdam` of pytorch-pretrained-bert 0.6.2; the schedule is read after the count
     advanced.
     """
-    _check(lr=lr, b1=b1, b2=b2, e=e)
+    check_rates(lr=lr, e=e, weight_decay=weight_decay)
+    check_keeps(b1=b1, b2=b2)
+    check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, schedule(warmup, t_total))
 
     def where(path: str, leaf: Any) -> bool:
@@ -208,7 +214,9 @@ def adamw(
     Source: Decoupled Weight Decay Regularization (arXiv:1711.05101), as `torch.optim.AdamW`
     computes it.
     """
-    _check(lr=lr, b1=b1, b2=b2, e=e)
+    check_rates(lr=lr, e=e, weight_decay=weight_decay)
+    check_keeps(b1=b1, b2=b2)
+    check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, None)
 
     def numbers(count: int) -> _fused.FusedStep:
@@ -236,24 +244,29 @@ def _donated(
 ) -> Donated:
     """Make the donated road of an Adam: `chained` says it by links, `numbers` by numbers."""
 
+    @torch.no_grad()
     def update(grads: Tree, state: OptimizerState, params: Tree) -> tuple[Tree, OptimizerState]:
         adam = next(link for link in state.links if isinstance(link, AdamState))
-        named = tree.named_leaves(params)
-        leaves, mu, nu = [leaf for _, leaf in named], tree.leaves(adam.mu), tree.leaves(adam.nu)
-        if not _fused.can_fuse(leaves, mu, nu):
+        named, step = tree.named_leaves(params), numbers(int(state.step))
+        # The kernel wants parameters of the type of the averages, which is never a half type.
+        wide = [at_least_float32(leaf) for _, leaf in named]
+        mu, nu = tree.leaves(adam.mu), tree.leaves(adam.nu)
+        if not (_fused.can_say(step) and _fused.can_fuse(wide, mu, nu)):
             return chained.update(grads, state, params, donate=True)
-        with torch.no_grad():
-            gradients = tree.leaves(grads)
-            _fused.fused_adam_(
-                leaves,
-                gradients,
-                mu,
-                nu,
-                step=numbers(int(state.step)),
-                decayed=[where(path, leaf) for path, leaf in named],
-                divisors=_fused.clip_divisors(gradients, clip.max_norm, per_tensor=clip.per_tensor),
-            )
-            state.step.add_(1)
+        gradients = [at_least_float32(g) for g in tree.leaves(grads)]
+        _fused.fused_adam_(
+            wide,
+            gradients,
+            mu,
+            nu,
+            step=step,
+            decayed=[where(path, leaf) for path, leaf in named],
+            divisors=_fused.clip_divisors(gradients, clip.max_norm, per_tensor=clip.per_tensor),
+        )
+        for (_, leaf), result in zip(named, wide, strict=True):
+            if leaf is not result:
+                leaf.copy_(result)
+        state.step.add_(1)
         return params, state
 
     return update
@@ -267,13 +280,3 @@ def _product(lr: Rate, schedule: Schedule | None) -> Schedule:
         return value if schedule is None else value * schedule(step)
 
     return rate
-
-
-def _check(*, lr: Rate, b1: float, b2: float, e: float) -> None:
-    if isinstance(lr, int | float) and lr < 0:
-        raise ValueError(f"lr must not be negative, got {lr}")
-    for name, value in (("b1", b1), ("b2", b2)):
-        if not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value}")
-    if e < 0:
-        raise ValueError(f"e must not be negative, got {e}")

@@ -30,7 +30,8 @@ def per_example_grads(loss: Loss, params: Tree, *batch: Any, chunk_size: int | N
             all.
 
     Returns:
-        The tree of `params` (its floating-point leaves), each leaf [B, *shape].
+        The tree of `params` (its floating-point leaves), each leaf [B, *shape]; B may be 0, as in
+        Poisson sampling, and the loss is then not called.
 
     Raises:
         ValueError: no batch was given, or its first axes differ.
@@ -45,6 +46,8 @@ def per_example_grads(loss: Loss, params: Tree, *batch: Any, chunk_size: int | N
     def one(floats: Tree, *example: Any) -> Tensor:
         return loss(floats if rest is None else tree.merge(floats, rest), *example)
 
+    if _rows(batch) == 0:
+        return tree.map(lambda p: p.new_zeros(0, *p.shape), floats)
     return _over_examples(grad(one), floats, batch, chunk_size)
 
 
@@ -70,6 +73,8 @@ def per_example_norms(
     def one(floats: Tree, *example: Any) -> Tensor:
         return loss(floats if rest is None else tree.merge(floats, rest), *example)
 
+    if _rows(batch) == 0:  # of the type that the norms of these gradients have
+        return global_norm(tree.map(lambda p: p.new_zeros(()), floats)).new_zeros(0)
     return _over_examples(
         lambda p, *example: global_norm(grad(one)(p, *example)), floats, batch, chunk_size
     )
@@ -80,7 +85,7 @@ def _over_examples(
 ) -> Tree:
     """Map a function over examples; chunks go into one result, whose memory is there once."""
     mapped = vmap(fn, in_dims=(None, *(0 for _ in batch)))
-    size = len(tree.leaves(batch)[0])
+    size = _rows(batch)
     if chunk_size is None or chunk_size >= size:
         return mapped(params, *batch)
     result: Tree = None
@@ -91,6 +96,10 @@ def _over_examples(
             result = tree.map(lambda x: x.new_empty(size, *x.shape[1:]), chunk)
         tree.map(lambda out, x, rows=rows: out[rows].copy_(x), result, chunk)
     return result
+
+
+def _rows(batch: tuple[Any, ...]) -> int:
+    return int(tree.leaves(batch)[0].shape[0])
 
 
 def _differentiable(params: Tree) -> tuple[Tree, Tree | None]:

@@ -1,0 +1,83 @@
+"""What optimizers refuse before they compute: rates without meaning, gradients of other trees."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from fnlm.params import tree
+from fnlm.params.tree import Tree
+
+__all__ = ["check_clip", "check_gradients", "check_keeps", "check_rates"]
+
+
+def check_rates(**rates: Any) -> None:
+    """Refuse rates that are negative, infinite or NaN; tensors and schedules are not looked at.
+
+    >>> check_rates(lr=float("nan"))
+    Traceback (most recent call last):
+    ValueError: lr must be a finite number, got nan
+    """
+    for name, value in rates.items():
+        if isinstance(value, Tensor) or callable(value):
+            continue
+        if value < 0:
+            raise ValueError(f"{name} must not be negative, got {value}")
+        if not math.isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def check_keeps(**shares: Any) -> None:
+    """Refuse shares that an average keeps, b1 or b2, outside of [0, 1).
+
+    >>> check_keeps(b1=1.0)
+    Traceback (most recent call last):
+    ValueError: b1 must be in [0, 1), got 1.0
+    """
+    for name, value in shares.items():
+        if not isinstance(value, Tensor) and not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}")
+
+
+def check_clip(**norms: Any) -> None:
+    """Refuse a norm to clip to that is NaN.
+
+    >>> check_clip(max_norm=float("nan"))
+    Traceback (most recent call last):
+    ValueError: max_norm must be a number (not above 0 for no clipping), got nan
+    """
+    for name, value in norms.items():
+        if not isinstance(value, Tensor) and math.isnan(value):
+            raise ValueError(f"{name} must be a number (not above 0 for no clipping), got {value}")
+
+
+def check_gradients(grads: Tree, params: Tree) -> None:
+    """Refuse gradients that do not belong to the parameters.
+
+    Raises:
+        TypeError: a gradient is no tensor; None is what `torch.autograd.grad` gives for a leaf that
+            the loss does not use.
+        ValueError: paths, shapes or containers differ.
+    """
+    given: dict[str, Any] = {}
+    for path, leaf in tree.named_leaves(grads):
+        if not isinstance(leaf, Tensor):
+            raise TypeError(
+                f"grads have {leaf!r:.40} at {path!r}, not a tensor: for a leaf that the loss does "
+                "not use give zeros (torch.func.grad does), or train a part of the tree "
+                "(tree.partition)"
+            )
+        given[path] = tuple(leaf.shape)
+    expected = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(params)}
+    if given == expected and tree.structure(grads) == tree.structure(params):
+        return
+    for path in expected.keys() | given.keys():
+        if expected.get(path) != given.get(path):
+            raise ValueError(
+                f"grads do not fit params at {path!r}: shape {given.get(path, 'absent')} against "
+                f"{expected.get(path, 'absent')}; take gradients with respect to these params"
+            )
+    raise ValueError(
+        "grads and params have the same leaves in different containers; take gradients with "
+        "respect to these params (torch.func.grad keeps the containers, the config included)"
+    )
