@@ -1,6 +1,5 @@
 """What a run and its files survive: full disks, damage, Ctrl-C, NaN, another run, a umask."""
 
-import json
 import os
 import resource
 import signal
@@ -449,9 +448,3 @@ def test_a_state_without_a_checksum_is_read_as_before(tmp_path: Path) -> None:
     train.save_state(start(), tmp_path / "a.safetensors")
     save_file(load_file(tmp_path / "a.safetensors"), tmp_path / "b.safetensors")
     assert equal(train.load_state(tmp_path / "b.safetensors", like=start()), start())
-
-
-def test_the_log_of_a_run_is_lines_of_json(tmp_path: Path) -> None:
-    run(tmp_path, 4)
-    lines = (tmp_path / "log.jsonl").read_text().splitlines()
-    assert [json.loads(line)["step"] for line in lines] == [2, 4]

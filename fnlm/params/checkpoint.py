@@ -88,7 +88,14 @@ def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
 
 
 def half_written(directory: Path) -> list[Path]:
-    """List the files that `replace` left where the process was killed while it wrote."""
+    """List the files that `replace` left where the process was killed while it wrote.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "w.bin.0123abcd.part").touch()
+    ...     [path.name for path in half_written(Path(folder))]
+    ['w.bin.0123abcd.part']
+    """
     return [path for path in directory.iterdir() if re.search(r"\.[0-9a-f]{8}\.part$", path.name)]
 
 
