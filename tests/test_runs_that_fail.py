@@ -6,8 +6,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from fnlm import cli, gpt2, random, train
 from fnlm.params import tree
 from fnlm.params.checkpoint import half_written, replace
 from fnlm.params.tree import Tree
+from fnlm.tasks import features
 
 OPTIMIZER = train.adamw(0.05)
 STEP = train.train_step(lambda params, x, key: ((params["w"] - x) ** 2).mean(), OPTIMIZER)
@@ -67,6 +69,14 @@ def params() -> Tree:
     return gpt2.init(config, random.key(0))
 
 
+class Ids(NamedTuple):
+    ids: Any
+
+
+def ids(records: list[list[int]], first: int) -> Ids:
+    return Ids(np.array(records, np.int32))
+
+
 # Files, however they are written.
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -75,6 +85,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "transformers": lambda folder: gpt2.save(params(), folder),
     "ancestor": lambda folder: gpt2.save(params(), folder, dialect="pytorch-pretrained-bert"),
     "results": lambda folder: train.write_results({"f1": 0.5}, folder, "eval"),
+    "ids": lambda folder: features.convert(partial(ids), [[1, 2]], Ids, cache=folder),
     "run": lambda folder: train.check_run(folder, {"text": "x" * 4000}, {}),
 }
 each_writer = pytest.mark.parametrize("writer", WRITERS)
@@ -106,7 +117,7 @@ def small_files() -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, former)
 
 
-@pytest.mark.parametrize("writer", [name for name in WRITERS if name != "results"])
+@pytest.mark.parametrize("writer", [name for name in WRITERS if name not in ("results", "ids")])
 def test_a_full_disk_is_an_error_of_the_file_and_leaves_the_former_one(
     writer: str,
     tmp_path: Path,
