@@ -36,7 +36,8 @@ def main(args: list[str] | None = None) -> int:
         args: words of the command line; by default those of this process.
 
     Returns:
-        the exit code: 0, or 2 after a mistake of the caller, which is told in one line.
+        the exit code: 0; 2 after a mistake of the caller, which is told in one line; 130 after
+        an interruption by Ctrl-C.
     """
     given = _parser().parse_args(args)
     commands: dict[str, Callable[..., Iterator[str]]] = {"generate": generate, "inspect": inspect}
@@ -60,7 +61,8 @@ def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | Non
         args: words of the command line; by default those of this process.
 
     Returns:
-        the exit code: 0, or 2 after a mistake of the caller, which is told in one line.
+        the exit code: 0; 2 after a mistake of the caller, which is told in one line; 130 after
+        an interruption by Ctrl-C.
     """
     switches = {f"--{field.name}" for field in fields(cast(Any, flags)) if field.type is bool}
     words = [f"{w}=true" if w in switches else w for w in (sys.argv[1:] if args is None else args)]
@@ -89,6 +91,9 @@ def _exit_code(program: str, work: Callable[[], None]) -> int:
         work()
     except BrokenPipeError:  # the reader has gone, as in `fnlm inspect model | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print(f"\n{program}: interrupted", file=sys.stderr)
+        return 130  # as shells have it: 128 and the number of the signal
     except (ValueError, LookupError, TypeError, OSError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         print(f"{program}: {' '.join(str(text).split())}", file=sys.stderr)

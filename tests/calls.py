@@ -44,7 +44,7 @@ from fnlm.params import (
     tensorflow,
     tree,
 )
-from fnlm.params.checkpoint import replace
+from fnlm.params.checkpoint import half_written, replace
 from fnlm.params.config import BaseConfig, one_of, read_json
 from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
@@ -270,6 +270,7 @@ PARAMETERS: dict[str, Make] = {
     "safe.read": lambda folder: on(safe.read, saved(folder) / "model.safetensors"),
     "safe.write": writes(safe.write, FOREIGN),
     "safe.recognises": lambda folder: on(safe.recognises, saved(folder) / "model.safetensors"),
+    "checkpoint.half_written": lambda folder: on(half_written, folder, seen=list),
     "checkpoint.replace": lambda folder: on(
         replace,
         folder / "made",

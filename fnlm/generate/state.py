@@ -5,7 +5,7 @@ T, V] (or log-probabilities) and a state; `mask` is passed only where there is p
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from inspect import Parameter, signature
 from typing import Any, NamedTuple, SupportsIndex
 

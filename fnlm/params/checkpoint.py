@@ -1,14 +1,17 @@
 """A file's tensors by name: what is there is known at once, what it holds is read when asked."""
 
 import os
-import tempfile
+import re
+import secrets
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from safetensors import SafetensorError
 from torch import Tensor
 
-__all__ = ["Checkpoint", "Entry", "replace"]
+__all__ = ["Checkpoint", "Entry", "half_written", "replace"]
 
 
 class Entry(NamedTuple):
@@ -57,14 +60,51 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
-    """Fill a new file and put it in the place of the former one, at once or not at all."""
+    """Fill a new file and put it in the place of the former one, at once or not at all.
+
+    The file has the rights that the process gives to new files (its umask), and is on the disk
+    before it has its name: what a power failure leaves is the former file or this one.
+
+    Raises:
+        OSError: it could not be written, as on a full disk; the former file is as it was.
+    """
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.", suffix=".part")
-    os.close(handle)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    with open(part, "xb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     try:
-        fill(Path(name))
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
+        fill(part)
+        os.chmod(part, mode)  # safetensors puts a file of its own there, for the owner alone
+        _flush(part)
+        os.replace(part, path)
+    except BaseException as error:
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError | SafetensorError | RuntimeError):  # the last is torch.save's
+            raise OSError(
+                f"{path} could not be written: {error}; what was there before is as it was"
+            ) from error
         raise
+    _flush(path.parent)
+
+
+def half_written(directory: Path) -> list[Path]:
+    """List the files that `replace` left where the process was killed while it wrote.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     Path(folder, "w.bin.0123abcd.part").touch()
+    ...     [path.name for path in half_written(Path(folder))]
+    ['w.bin.0123abcd.part']
+    """
+    return [path for path in directory.iterdir() if re.search(r"\.[0-9a-f]{8}\.part$", path.name)]
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # which Windows cannot open
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -70,10 +70,21 @@ def read(path: str | Path) -> Checkpoint:
     return _shards(path) if path.name.endswith(_INDEX) else _single(path)
 
 
-def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
-    """Write a .safetensors file, which appears whole or not at all."""
-    whole = {name: _alone(value) for name, value in tensors.items()}
-    replace(path, lambda part: save_file(whole, part, {"format": "pt"}))
+def write(
+    tensors: Mapping[str, Tensor], path: str | Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a .safetensors file, which appears whole or not at all.
+
+    Tensors that share memory are written one by one, each under its own name.
+    """
+    whole: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        alone = _alone(value)
+        place = alone.data_ptr()
+        whole[name] = alone.clone() if place in places else alone
+        places.add(place)
+    replace(path, lambda part: save_file(whole, part, {"format": "pt", **(metadata or {})}))
 
 
 def _alone(tensor: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ axis, one row for what the model sees as one example. N is the number of rows, T
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -297,11 +297,11 @@ def _load(path: Path, kind: type[F]) -> F | None:
 
 def _save(path: Path, arrays: tuple[Any, ...]) -> None:
     """Write arrays to a file that is complete from the moment it has its name."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    part = path.with_name(f"{path.stem}.{secrets.token_hex(4)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(part, "xb") as file:
             np.savez_compressed(file, **dict(zip(_names(type(arrays)), arrays, strict=True)))
-        os.replace(name, path)
+        os.replace(part, path)
     except BaseException:
-        os.unlink(name)
+        part.unlink(missing_ok=True)
         raise

@@ -115,9 +115,14 @@ def finetune(
 
     Raises:
         ValueError: the directory holds a run with other settings, data or starting parameters; the
-            message names what differs. Or a batch cannot be cut in equal parts.
+            message names what differs. Or a batch cannot be cut in equal parts, `checkpoint_every`
+            is below 1, or `held_out` has no rows.
     """
     rows, parts = recipe.train_batch_size, recipe.gradient_accumulation_steps
+    if recipe.checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {recipe.checkpoint_every}")
+    if held_out is not None and not len(held_out[0]):
+        raise ValueError("held_out has no rows: leave it out, or hold some back")
     if parts < 1 or rows % parts:
         raise ValueError(
             f"train_batch_size={rows} must be a multiple of gradient_accumulation_steps={parts}"
@@ -167,7 +172,12 @@ def mean_loss(loss: Loss, params: Tree, arrays: Arrays, recipe: Recipe) -> float
         params: on the recipe's device.
         arrays: ids, token types, mask and labels.
         recipe: says how many rows to take at a time.
+
+    Raises:
+        ValueError: there are no rows.
     """
+    if not len(arrays[0]):
+        raise ValueError("arrays have no rows, so no mean loss")
     parts = in_order(arrays, recipe.train_batch_size, recipe.device)
     return sum(len(at) * float(loss(params, *x)) for at, x in parts) / len(arrays[0])
 
@@ -200,7 +210,8 @@ def check_run(
         sources: arrays, by a name for them; told apart by a checksum.
 
     Raises:
-        ValueError: the directory holds a run with others; the message names them.
+        ValueError: the directory holds a run with others, and the message names them; or its
+            `run.json` is damaged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -217,7 +228,15 @@ def check_run(
     text = json.dumps({**facts, **checksums}, indent=2, sort_keys=True) + "\n"
     path = Path(directory) / "run.json"
     if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            found = json.loads(path.read_bytes().decode())
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{path} is damaged, so nobody knows which run is in {directory}: remove the file "
+                "if it is this one, or give another directory"
+            )
         other = [name for name, value in json.loads(text).items() if found.get(name) != value]
         if other:
             raise ValueError(

@@ -1,17 +1,17 @@
 """The state of a training run, the step from one to the next, and its file."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fnlm import random
-from fnlm.params import io, tree
+from fnlm.params import safe, tree
 from fnlm.params.tree import Tree
 from fnlm.train.gradient import grad_and_value
 from fnlm.train.links import Optimizer, global_norm
@@ -21,6 +21,7 @@ __all__ = [
     "train_step",
 ]  # fmt: skip
 
+CHECKSUM = "sha256"  # key of a file's metadata
 Loss = Callable[..., Tensor]
 
 
@@ -155,7 +156,11 @@ def carry_step(
 def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
     """Write a tree of tensors (a `TrainState`) to a safetensors file, by dotted paths.
 
-    The file appears whole or not at all: a run killed while it writes leaves the former file.
+    The file appears whole or not at all: a run killed while it writes leaves the former file. A
+    tensor that stands in several places is written for each of them. A checksum goes with them.
+
+    Raises:
+        OSError: the file could not be written, as on a full disk; the former one is as it was.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -163,7 +168,8 @@ def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
     ...     load_state(f"{folder}/state.safetensors", like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
     """
-    io.write(dict(tree.named_leaves(state)), Path(path))
+    tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in tree.named_leaves(state)}
+    safe.write(tensors, Path(path), {CHECKSUM: _checksum(tensors)})
 
 
 def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
@@ -180,16 +186,34 @@ def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the names, shapes or types differ; the message lists them.
+        ValueError: the names, shapes or types differ, and the message lists them; or the file is
+            damaged: it is not whole, or does not have its checksum.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no state at {path}; save_state writes one")
     try:
-        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            checksum = (file.metadata() or {}).get(CHECKSUM)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+    if checksum not in (None, _checksum(tensors)):  # none: not written by save_state
+        raise ValueError(
+            f"{path} is damaged: its content does not have the checksum that was written with it; "
+            "copy it again, or remove it to begin anew"
+        )
     _check(path, tensors, dict(tree.named_leaves(like)))
     return tree.map_with_path(lambda name, leaf: torch.empty_like(leaf).copy_(tensors[name]), like)
+
+
+def _checksum(tensors: dict[str, Tensor]) -> str:
+    """Return the SHA-256 of names, types, shapes and numbers."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _parts(batch: tuple[Any, ...], number: int) -> list[tuple[Any, ...]]:
