@@ -96,3 +96,8 @@ def offsets_in(word: Word, sizes: list[int]) -> Iterator[Span]:
     for begin, end in pairwise(accumulate(sizes, initial=0)):
         spans = word.places[begin:end]
         yield min(start for start, _ in spans), max(stop for _, stop in spans)
+
+
+def normalized(text: str) -> list[tuple[str, int, int]]:
+    """Return the characters of a text as "fallback" has them, with their places."""
+    return _bert_words.normalized(text, _basic()[0])
