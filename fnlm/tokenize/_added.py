@@ -5,7 +5,7 @@ longer one counts, and those of the text as it is come before those of the norma
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 import regex
@@ -16,6 +16,8 @@ _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
 _is_word = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]").match
+# Text -> its characters in normalized form, and where each came from.
+Normalize = Callable[[str], list[tuple[str, int, int]]]
 
 
 class Added(NamedTuple):
@@ -108,14 +110,37 @@ class Finder:
                     begin -= 1
                 while token.rstrip and end < len(text) and text[end] in _SPACE:
                     end += 1
-            if begin < done:  # in the white space that the token before has taken
-                continue
+            begin, end = max(begin, done), max(end, done)  # the one before may have taken spaces
             if done < begin:
                 yield done, begin, None
             yield begin, end, self.names[match[0]]
             done = end
         if done < len(text):
             yield done, len(text), None
+
+
+def forms(tokens: Iterable[Added], normalize: Normalize | None) -> dict[str, Added]:
+    """Return what the normalized text holds for each token that is looked for in it.
+
+    Raises:
+        ValueError: for one that is nothing, or for two that is the same.
+    """
+    found: dict[str, Added] = {}
+    for token in tokens:
+        if not token.normalized:
+            continue
+        form = token.content
+        if normalize is not None:
+            form = "".join(character for character, _, _ in normalize(form))
+        if not form.strip():
+            raise ValueError(f"added holds {token}, of which nothing is left when normalized")
+        other = found.setdefault(form, token)
+        if other is not token:
+            raise ValueError(
+                f"added holds {other.content!r} and {token.content!r}, which are the same when "
+                "normalized; leave one of them out, or have it looked for as it is"
+            )
+    return found
 
 
 def _touches_a_word(text: str, begin: int, end: int) -> bool:

@@ -63,7 +63,13 @@ def read(name_or_path: str | Path, profile: str | None) -> tuple[dict[str, int],
         )
     special = Special(**{name: names[name] for name in Special._fields if name in names})
     _whole.check_surrounds(path, around, ["A"], [special.cls, "A", special.sep])
-    return said.vocab, _complete(settings, said, special, profile, path)
+    plain = {*special, *settings.get("never_split", ())} & vocab.keys()
+    if "profile" in settings and rows is None:  # as fnlm saved it
+        plain = said.added.keys() - said.listed
+    # Special tokens are the profile's to look for, unless they count in some places only.
+    added = [t for t in said.added.values() if t.content not in plain or not t.plain]
+    settings |= {"added": tuple(added), "special": special}
+    return vocab, _complete(settings, vocab, profile, path)
 
 
 def _of_whole(path: Path, whole: _whole.Whole) -> tuple[dict[str, Any], str | None]:
@@ -83,31 +89,19 @@ def _of_whole(path: Path, whole: _whole.Whole) -> tuple[dict[str, Any], str | No
 
 
 def _complete(
-    settings: dict[str, Any],
-    said: _settings.Said,
-    special: Special,
-    profile: str | None,
-    path: Path,
+    settings: dict[str, Any], vocab: Mapping[str, int], profile: str | None, path: Path
 ) -> dict[str, Any]:
     """Return the settings, with those that the files leave open."""
     chosen = profile or settings.get("profile", DEFAULT)
     never_split = settings.get("never_split", [])
-    # Special tokens are the profile's to look for, unless they count in some places only.
-    added = [
-        token
-        for content, token in said.added.items()
-        if content not in never_split and (content not in special or not token.plain)
-    ]
     if "profile" not in settings and chosen in PROFILES:  # then they are further ones
-        own = special if PROFILES[chosen].never_split else ()
+        own = settings["special"] if PROFILES[chosen].never_split else ()
         never_split = [*own, *never_split]
     if "lower_case" not in settings:
-        settings["lower_case"] = _lower_case(said.vocab, path)
+        settings["lower_case"] = _lower_case(vocab, path)
     return settings | {
         "profile": chosen,
         "never_split": tuple(dict.fromkeys(never_split)),
-        "added": tuple(added),
-        "special": special,
     }
 
 
@@ -137,15 +131,16 @@ def write(tokenizer: "Tokenizer", directory: str | Path) -> None:
     Raises:
         ValueError: a token cannot be a line of a file.
     """
-    ids = dict(tokenizer.vocab)
-    tokens = sorted(ids, key=ids.__getitem__)
+    vocab = dict(tokenizer.vocab)
+    tokens = sorted(vocab, key=vocab.__getitem__)
     for token in tokens:
         if not wordpiece.is_line(token) or tokens[0].startswith("\ufeff"):
             raise ValueError(f"vocab holds {token!r}, which cannot be a line of vocab.txt")
     never_split, added = tokenizer.never_split or (), [*map(_added.of, tokenizer.added)]
     special = tokenizer.special
+    files = {"vocab.txt": "".join(f"{token}\n" for token in tokens)}
     contents = {token.content for token in added}
-    further = [t for t in never_split if t in ids and t not in special and t not in contents]
+    further = [t for t in never_split if t in vocab and t not in special and t not in contents]
     settings: dict[str, Any] = {
         "tokenizer_class": "BertTokenizer",
         "do_lower_case": tokenizer.lower_case,
@@ -158,9 +153,9 @@ def write(tokenizer: "Tokenizer", directory: str | Path) -> None:
     if special != SPECIAL:
         settings |= {f"{name}_token": token for name, token in special._asdict().items()}
     if added:
+        ids = dict(zip(contents, tokenizer.tokens_to_ids(contents), strict=True))
         settings[_settings.ROWS] = _settings.write_rows(added, ids)
-    contents_of = {
-        "vocab.txt": "".join(f"{token}\n" for token in tokens),
-        _files.CONFIG: json.dumps(settings, indent=2) + "\n",
-    }
-    _files.save(directory, contents_of)
+        if new := {token: at for token, at in ids.items() if token not in vocab}:
+            files[_files.ADDED] = _files.write_vocab(new)
+    files[_files.CONFIG] = json.dumps(settings, indent=2) + "\n"
+    _files.save(directory, files)

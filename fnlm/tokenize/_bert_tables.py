@@ -1,11 +1,11 @@
 """What BERT's tokenizer looks up, and its way from a text to tokens with their places."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from fnlm.tokenize import wordpiece
-from fnlm.tokenize._added import Added, Finder, finder
+from fnlm.tokenize._added import Added, Finder, finder, forms
 from fnlm.tokenize._bert_words import (
     PROFILES,
     Rules,
@@ -17,6 +17,7 @@ from fnlm.tokenize._bert_words import (
     only_cut,
     words,
 )
+from fnlm.tokenize._tokens import with_ids
 from fnlm.tokenize.bpe import WordCache
 
 Place = tuple[int, int, int]  # id, and where its token begins and ends
@@ -27,6 +28,7 @@ class Tables(NamedTuple):
 
     ids: dict[str, int]  # token -> id
     tokens: tuple[str, ...]  # id -> token
+    added: tuple[Added, ...]  # in the order of their ids
     raw: Finder  # of tokens that are cut out of the text before all else
     folded: Finder | None  # of those that are then cut out of the normalized text
     rules: Rules
@@ -39,11 +41,11 @@ class Tables(NamedTuple):
 
 
 def make_tables(
-    vocab: Mapping[str, int],
+    vocab: dict[str, int],
     profile_name: str,
     case: tuple[bool, bool, bool],
     never_split: tuple[str, ...],
-    added: Sequence[Added],
+    added: Iterable[str | Added],
     special: Special,
 ) -> Tables:
     """Check a vocabulary, and make the tables.
@@ -57,16 +59,12 @@ def make_tables(
     Raises:
         ValueError: ids have gaps, or a token is missing.
     """
-    profile, ids = PROFILES[profile_name], dict(vocab)
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise ValueError(f"vocab must give its {len(ids)} tokens the ids 0 to {len(ids) - 1}")
-    for token in added:
-        if token.content not in ids:
-            raise ValueError(
-                f"added holds {token.content!r}, which vocab lacks; give it an id there"
-            )
+    profile, (ids, tokens) = PROFILES[profile_name], with_ids(vocab, added, plain=True)
     rules = make_rules(profile, *case, never_split)
-    known = wordpiece.pieces(ids, unknown=special.unk, max_characters=profile.max_characters)
+    words_too = {token: ids[token] for token in (*special, *never_split) if token in ids}
+    known = wordpiece.pieces(
+        vocab | words_too, unknown=special.unk, max_characters=profile.max_characters
+    )
     spacing = Spacing(rules)
 
     def encode_word(word: str) -> tuple[int, ...]:
@@ -81,12 +79,13 @@ def make_tables(
         return tuple([number for place in tokens_of(chunk, rules) for number in place])
 
     anywhere = [Added(token) for token in never_split if profile.anywhere and token in ids]
-    flags = {token.content: token for token in (*anywhere, *added)}
-    folded = _forms(flags.values(), rules)
+    flags = {token.content: token for token in (*anywhere, *tokens)}
+    folded = forms(flags.values(), lambda text: normalized(text, rules))
     plain = only_cut(rules)
     return Tables(
         ids,
         tuple(sorted(ids, key=ids.__getitem__)),
+        tuple(tokens),
         finder(token for token in flags.values() if not token.normalized),
         Finder(folded) if folded else None,
         rules,
@@ -97,18 +96,6 @@ def make_tables(
         chunk_pattern(rules),
         lambda text: tokens_of(text, plain),
     )
-
-
-def _forms(tokens: Iterable[Added], rules: Rules) -> dict[str, Added]:
-    """Return what the normalized text holds for each token that is looked for in it."""
-    folded = {}
-    for token in tokens:
-        if token.normalized:
-            form = "".join(character for character, _, _ in normalized(token.content, rules))
-            if not form.strip():
-                raise ValueError(f"added holds {token}, of which nothing is left when normalized")
-            folded[form] = token
-    return folded
 
 
 def places(text: str, tables: Tables) -> Iterator[Place]:

@@ -71,7 +71,7 @@ def save(directory: str | Path, contents: Mapping[str, str]) -> None:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file in UTF-8, without a byte order mark, its line ends made one kind."""
+    """Return the text of a file in UTF-8, without a byte order mark, with one kind of line ends."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

@@ -86,6 +86,7 @@ class Said(NamedTuple):
     named: dict[str, str]  # such as "unk_token" -> the token
     vocab: dict[str, int]  # with the added tokens
     added: dict[str, Added]  # all added tokens, by content, in the order of their ids
+    listed: frozenset[str]  # those of them that are listed, and not only called special
 
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # told by tokenizer.json alone
@@ -121,8 +122,10 @@ def read(
     special = {*family.special, *(row.token.content for row in (*named.values(), *extra))}
     listed += [row for row in _older(beside, vocab, special) if row.token.content not in known]
     extra = [*named.values(), *extra]
-    ids, added = _number(vocab, listed, extra, known | {row.token.content for row in listed})
-    return Said(settings, {key: row.token.content for key, row in named.items()}, ids, added)
+    known |= {row.token.content for row in listed}
+    ids, added = _number(vocab, listed, extra, known)
+    names = {key: row.token.content for key, row in named.items()}
+    return Said(settings, names, ids, added, frozenset(known))
 
 
 def row(value: Any, where: str, at: Any = None, special: bool = False) -> Row:

@@ -1,12 +1,20 @@
 """What tokenizers do with tokens and ids: look up, check, find the special ones in a text."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from operator import index
 from typing import Literal
 
-from fnlm.tokenize._added import Added, Finder, finder, of, overlap, simplest
+from fnlm.tokenize._added import (
+    Added,
+    Finder,
+    Normalize,
+    finder,
+    forms,
+    of,
+    overlap,
+    simplest,
+)
 
-Normalize = Callable[[str], list[tuple[str, int, int]]]
 Special = Iterable[str] | Literal["all"]
 
 
@@ -49,7 +57,7 @@ class SpecialTokens:
             the text itself.
     """
 
-    __slots__ = ("finders", "flags", "ids", "normalize")
+    __slots__ = ("finders", "flags", "forms", "ids", "normalize")
 
     def __init__(
         self,
@@ -59,6 +67,7 @@ class SpecialTokens:
     ) -> None:
         self.ids, self.normalize = dict(ids), normalize
         self.flags = {token.content: token for token in added}
+        self.forms = forms(self.flags.values(), normalize)
         self.finders: dict[frozenset[str], tuple[Finder, Finder | None]] = {}
 
     def parts(self, text: str, allowed: Special) -> Iterator[tuple[str, int | None]]:
@@ -91,13 +100,9 @@ class SpecialTokens:
 
     def _finders(self, names: frozenset[str]) -> tuple[Finder, Finder | None]:
         tokens = [self.flags.get(name, Added(name)) for name in names]
-        forms = {}
-        for token in tokens:
-            if token.normalized:
-                found = self.normalize(token.content) if self.normalize else token.content
-                forms["".join(character[0] for character in found)] = token
+        folded = {form: token for form, token in self.forms.items() if token.content in names}
         raw = finder(token for token in tokens if not token.normalized)
-        return raw, Finder(forms) if forms else None
+        return raw, Finder(folded) if folded else None
 
     def _cut(
         self, text: str, raw: Finder, folded: Finder | None
@@ -123,11 +128,19 @@ class SpecialTokens:
         for begin, end, token in folded.parts(form):
             if token is None:
                 continue
+            # The spaces beside an ideograph are of the same character: what ends between them and
+            # it takes in the ideograph or leaves them out.
+            while begin < end - 1 and form[begin] == " " and _divides(spans, begin):
+                begin += 1
+            while form[begin - 1] == " " and _divides(spans, begin):
+                begin -= 1
+            while begin < end - 1 and form[end - 1] == " " and _divides(spans, end):
+                end -= 1
+            while _divides(spans, end) and form[end] == " ":
+                end += 1
+            if _divides(spans, begin) or _divides(spans, end):
+                continue
             start, stop = spans[begin][0], max(stop for _, stop in spans[begin:end])
-            if start < max((stop for _, stop in spans[begin - 1 : begin]), default=0):
-                continue
-            if end < len(spans) and spans[end][0] < stop:
-                continue
             if done < start:
                 yield text[done:start], None
             yield text[start:stop], self.ids[token]
@@ -136,14 +149,20 @@ class SpecialTokens:
             yield text[done:], None
 
 
+def _divides(spans: list[tuple[int, int]], at: int) -> bool:
+    """Whether the normalized characters before and from `at` on share one of the text."""
+    return 0 < at < len(spans) and spans[at][0] < spans[at - 1][1]
+
+
 def with_ids(
-    vocab: Mapping[str, int], added: Iterable[str | Added]
+    vocab: Mapping[str, int], added: Iterable[str | Added], *, plain: bool = False
 ) -> tuple[dict[str, int], list[Added]]:
     """Return token -> id with the ids of added tokens, and these in the order of their ids.
 
     Args:
         vocab: token -> id, ids 0 to n - 1.
         added: tokens whose ids follow; and `Added` of `vocab` which count in some places only.
+        plain: whether those of `vocab` may also count everywhere.
 
     Raises:
         ValueError: ids have gaps, or a token is there twice.
@@ -152,7 +171,7 @@ def with_ids(
     tokens = {}
     for token in map(of, added):
         content = token.content
-        if content in tokens or (content in ids and token.plain):
+        if content in tokens or (content in ids and token.plain and not plain):
             raise ValueError(
                 f"added holds {content!r}, which is in the vocabulary already, or twice"
             )
@@ -174,15 +193,12 @@ def arguments(
         normalizes: whether text has a normalized form.
     """
     tokens = [*said_added.values()]
+    simple = not normalizes and all(token._replace(normalized=False).plain for token in tokens)
     found: list[str | Added] = []
     for token in tokens:
-        others = (other for other in tokens if other.normalized != token.normalized)
+        others = [other.content for other in tokens if other.normalized != token.normalized]
         told = token
-        if (
-            token.normalized
-            and not normalizes
-            and not any(overlap(token.content, other.content) for other in others)
-        ):
+        if simple and not any(overlap(token.content, other) for other in others):
             told = token._replace(normalized=False)  # it is found in the same places
         if token.content not in vocab or not told.plain:
             found.append(simplest(told))

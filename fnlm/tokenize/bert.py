@@ -37,8 +37,9 @@ class Tokenizer:
             whole words between spaces; under "transformers", wherever they are.
         strip_accents: whether accents are taken away; None for as `lower_case`.
         tokenize_chinese_chars: whether each ideograph is a word by itself.
-        added: tokens of `vocab` that are looked for in a text before it is cut into words, under
-            every profile: texts, or `Added` for those that count in some places only.
+        added: further tokens, with the ids that follow, or tokens of `vocab`, that are looked for
+            in a text before it is cut into words, under every profile; `Added` are those that
+            count in some places only.
         special: the names of the special tokens, where they are not "[UNK]", "[SEP]" and so on.
 
     Raises:
@@ -70,18 +71,15 @@ class Tokenizer:
         never_split = self.never_split
         if never_split is None:
             never_split = self.special if PROFILES[self.profile].never_split else ()
-        never_split, added = tuple(never_split), {}
-        for token in map(_added.of, self.added):
-            added[token.content] = token
         strip = self.lower_case if self.strip_accents is None else self.strip_accents
         case = (self.lower_case, strip, self.tokenize_chinese_chars)
+        vocab, never_split = dict(self.vocab), tuple(never_split)
         tables = _bert_tables.make_tables(
-            self.vocab, self.profile, case, never_split, [*added.values()], self.special
+            vocab, self.profile, case, never_split, self.added, self.special
         )
-        order = sorted(added, key=tables.ids.__getitem__)
-        object.__setattr__(self, "vocab", MappingProxyType(tables.ids))
+        object.__setattr__(self, "vocab", MappingProxyType(vocab))
         object.__setattr__(self, "never_split", never_split)
-        object.__setattr__(self, "added", tuple(_added.simplest(added[token]) for token in order))
+        object.__setattr__(self, "added", tuple(map(_added.simplest, tables.added)))
         object.__setattr__(self, "special", Special(*self.special))
         object.__setattr__(self, "_tables", tables)
 

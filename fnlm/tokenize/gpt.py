@@ -44,6 +44,7 @@ class _Tables(NamedTuple):
     """What a tokenizer looks up, made once from its vocabulary, merges and mode."""
 
     ids: dict[str, int]  # token -> id
+    symbols: dict[str, int]  # those of the vocabulary alone
     tokens: tuple[str, ...]  # id -> token
     added: tuple[Added, ...]  # in the order of their ids
     special: SpecialTokens  # those that are no symbol and that no merge makes
@@ -53,7 +54,7 @@ class _Tables(NamedTuple):
 
     def encode_word(self, word: str) -> list[int]:
         symbols = [*word[:-1], word[-1] + END_OF_WORD]
-        return bpe.merge([self.ids.get(symbol, self.unknown) for symbol in symbols], self.rules)
+        return bpe.merge([self.symbols.get(symbol, self.unknown) for symbol in symbols], self.rules)
 
 
 def _long(token: str) -> bool:
@@ -103,8 +104,9 @@ class Tokenizer:
         object.__setattr__(self, "_tables", tables)
 
     def _make_tables(self) -> _Tables:
-        rules = bpe.merges(self.merges, self.vocab)
-        ids, added = with_ids(self.vocab, self.added)
+        vocab = dict(self.vocab)
+        rules = bpe.merges(self.merges, vocab)
+        ids, added = with_ids(vocab, self.added)
         if self.unknown not in ids:
             raise ValueError(
                 f"vocab lacks {self.unknown!r}, which stands for unknown characters; add it"
@@ -116,14 +118,14 @@ class Tokenizer:
             return tuple(chain.from_iterable(map(tables.encode_word, way.words(chunk))))
 
         tokens = tuple(sorted(ids, key=ids.__getitem__))
-        new = ids.keys() - self.vocab.keys()
+        new = ids.keys() - vocab.keys()
         special = {t: ids[t] for t in tokens if t in new or (_long(t) and ids[t] not in made)}
         for token in added:
             if token.content not in special:
                 raise ValueError(f"added holds {token.content!r}, an ordinary token of vocab")
         found = SpecialTokens(special, added, normalized)
         chunks = bpe.WordCache(encode_chunk)
-        tables = _Tables(ids, tokens, tuple(added), found, rules, ids[self.unknown], chunks)
+        tables = _Tables(ids, vocab, tokens, tuple(added), found, rules, ids[self.unknown], chunks)
         return tables
 
     def __hash__(self) -> int:
