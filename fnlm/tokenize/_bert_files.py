@@ -31,7 +31,9 @@ _FORMS = (("tokenizer.json",), ("vocab.txt",))
 _BESIDE = (_files.CONFIG, _files.MAP, _files.ADDED)
 
 
-def read(name_or_path: str | Path, profile: str | None) -> tuple[dict[str, int], dict[str, Any]]:
+def read(
+    name_or_path: str | Path, lower_case: bool | None, profile: str | None
+) -> tuple[dict[str, int], dict[str, Any]]:
     """Return the vocabulary and the settings: arguments of `bert.Tokenizer` by name.
 
     Raises:
@@ -56,6 +58,8 @@ def read(name_or_path: str | Path, profile: str | None) -> tuple[dict[str, int],
         vocab = wordpiece.read_vocab(path)
     said = _settings.read(FAMILY, vocab, beside, rows)
     settings = theirs | said.settings
+    if lower_case is not None:
+        settings["lower_case"] = lower_case
     names = {key.removesuffix("_token"): token for key, token in said.named.items()}
     if unknown is not None and names.setdefault("unk", unknown) != unknown:
         raise ValueError(

@@ -9,7 +9,7 @@ import regex
 
 from fnlm.tokenize import bpe
 from fnlm.tokenize._added import Added
-from fnlm.tokenize._tokens import SpecialTokens, with_ids
+from fnlm.tokenize._tokens import SpecialTokens, in_one_pass, with_ids
 
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -72,6 +72,8 @@ def make_tables(
     for token in tokens:
         if token.content not in special:
             raise ValueError(f"added holds {token.content!r}, an ordinary token of the vocabulary")
+    tokens = in_one_pass(tokens, special)
+    tokens = [token for token in tokens if token.content not in vocab or not token.plain]
 
     def encode_word(word: str) -> tuple[int, ...]:
         return tuple(bpe.merge([bytes_ids[byte] for byte in word.encode()], rules))

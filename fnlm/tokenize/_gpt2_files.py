@@ -53,7 +53,7 @@ def read(name_or_path: str | Path) -> Files:
             f"the files beside {paths[0]} call {common[0]!r} an added or special token, which is "
             "an ordinary one of the vocabulary; take it out there"
         )
-    added = arguments(said.added, vocab, False)
+    added = arguments(said.added.values(), vocab)
     return Files(vocab, merges, added, said.settings.get("add_prefix_space", False))
 
 

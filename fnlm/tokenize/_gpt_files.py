@@ -64,7 +64,7 @@ def read(name_or_path: str | Path) -> Files:
                 f"the files beside {paths[0]} call {token!r} an added or special token, which is "
                 "an ordinary one of the vocabulary; take it out there"
             )
-    return Files(vocab, merges, mode, arguments(said.added, vocab, True), named)
+    return Files(vocab, merges, mode, arguments(said.added.values(), vocab), named)
 
 
 def _read(

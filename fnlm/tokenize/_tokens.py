@@ -182,24 +182,26 @@ def with_ids(
     return ids, [tokens[content] for content in sorted(tokens, key=ids.__getitem__)]
 
 
-def arguments(
-    said_added: Mapping[str, Added], vocab: Mapping[str, int], normalizes: bool
-) -> list[str | Added]:
-    """Return the argument `added` for the added tokens that files tell of.
+def in_one_pass(added: Iterable[Added], special: Iterable[str]) -> list[Added]:
+    """Return added tokens, not `normalized` where they are found in the same places without that.
 
     Args:
-        said_added: content -> token.
-        vocab: the vocabulary without them.
-        normalizes: whether text has a normalized form.
+        added: those of a tokenizer that normalizes no text.
+        special: all special tokens.
     """
-    tokens = [*said_added.values()]
-    simple = not normalizes and all(token._replace(normalized=False).plain for token in tokens)
-    found: list[str | Added] = []
-    for token in tokens:
-        others = [other.content for other in tokens if other.normalized != token.normalized]
-        told = token
-        if simple and not any(overlap(token.content, other) for other in others):
-            told = token._replace(normalized=False)  # it is found in the same places
-        if token.content not in vocab or not told.plain:
-            found.append(simplest(told))
-    return found
+    tokens = {name: Added(name) for name in special} | {token.content: token for token in added}
+    if any(token.single_word or token.lstrip or token.rstrip for token in tokens.values()):
+        return [*added]
+    for one in tokens.values():
+        for other in tokens.values():
+            if one.normalized > other.normalized and overlap(one.content, other.content):
+                return [*added]
+    return [token._replace(normalized=False) for token in added]
+
+
+def arguments(added: Iterable[Added], vocab: Mapping[str, int]) -> list[str | Added]:
+    """Return the argument `added` for the added tokens that files tell of.
+
+    Those of the vocabulary that count everywhere are special tokens without being named.
+    """
+    return [simplest(token) for token in added if token.content not in vocab or not token.plain]

@@ -286,9 +286,7 @@ def load(
         ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
-    vocab, settings = _bert_files.read(name_or_path, profile)
-    if lower_case is not None:
-        settings["lower_case"] = lower_case
+    vocab, settings = _bert_files.read(name_or_path, lower_case, profile)
     return Tokenizer(vocab, **settings)
 
 

@@ -123,6 +123,8 @@ class Tokenizer:
         for token in added:
             if token.content not in special:
                 raise ValueError(f"added holds {token.content!r}, an ordinary token of vocab")
+        if self.unknown not in special:
+            raise ValueError(f"unknown={self.unknown!r} is an ordinary token of vocab")
         found = SpecialTokens(special, added, normalized)
         chunks = bpe.WordCache(encode_chunk)
         tables = _Tables(ids, vocab, tokens, tuple(added), found, rules, ids[self.unknown], chunks)
