@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fnlm"
 
 # What each part of the package may import from the package besides itself. A model family may
 # not import another, training works on trees and functions, tokenizers know no tensors and so
-# only those modules of params which find files and tell what is in a pickle.
+# only those modules of params which find and save files and tell what is in a pickle.
 _BASE = {"random", "params", "layers"}
 _FAMILY = _BASE | {"heads", "models"}
 _TASKS = {"tokenize"}
@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "transfo_xl": _FAMILY,
     "generate": {"random", "params", "layers"},
     "train": {"random", "params", "layers.mask", "layers.precision"},
-    "tokenize": {"models", "params.hub", "params._pickle"},
+    "tokenize": {"models", "params.hub", "params.folder", "params._pickle"},
     "tasks": _TASKS,
     "checkpoints": _FAMILY | {"bert", "gpt", "gpt2", "transfo_xl"},
     "writer": {"params", "checkpoints"},

@@ -98,15 +98,16 @@ def test_a_token_that_is_no_line_cannot_be_saved(token: str, tmp_path: Path) -> 
         ("x", ["the"], {}, True),
         ("x", ["The", "the"], {}, False),
         ("x", ["中", "<S>", "[E1]"], {}, True),
-        ("bert-base-uncased", ["The"], {}, True),
-        ("multi_cased_L-12", ["the"], {}, False),
+        ("bert-base-uncased", ["The"], {}, False),  # a path says nothing
+        ("multi_cased_L-12", ["the"], {}, True),
+        ("bert-lowercased", ["the"], {}, True),
         ("bert-base-uncased", ["the"], {"do_lower_case": False}, False),
         ("bert-base-cased", ["The"], {"do_lower_case": True}, True),
         ("x", ["the"], {"do_lower_case": None, "never_split": None}, True),
         ("x", ["The"], {"never_split": ["none such"]}, False),
     ],
 )
-def test_the_case_is_the_saved_one_or_told_by_name_or_tokens(
+def test_the_case_is_the_saved_one_or_told_by_the_tokens(
     name: str, tokens: list[str], config: dict[str, Any], lower: bool, tmp_path: Path
 ) -> None:
     (tmp_path / name).mkdir()
@@ -176,7 +177,7 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not a tokenizer\.json file"):
         bert.load(tmp_path)
     (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"holds no vocab\.txt"):
+    with pytest.raises(FileNotFoundError, match=r"holds no tokenizer\.json or vocab\.txt"):
         bert.load(tmp_path)
 
 

@@ -510,7 +510,9 @@ def test_first_names_of_the_files(small: gpt2.Tokenizer, tmp_path: Path) -> None
 
 
 def test_an_empty_directory_says_what_it_lacks(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no vocab.json\+merges.txt or encoder.json"):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no tokenizer.json or vocab.json\+merges.txt or"
+    ):
         gpt2.load(tmp_path)
     with pytest.raises(FileNotFoundError, match="is no directory and no name of a model"):
         gpt2.load(tmp_path / "missing")

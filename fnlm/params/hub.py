@@ -10,10 +10,11 @@ import errno
 import os
 import re
 from collections.abc import Iterable, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from fnlm.params import _hub_client
+from fnlm.params import _hub_client, folder
 
 __all__ = ["BUNDLED", "CONFIGS", "PUBLISHED", "WEIGHTS", "Source", "find", "locate", "weights"]
 
@@ -48,6 +49,8 @@ _ARRAYS = "params_shapes.json"
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", re.ASCII)
 _WANTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
+# Names of weights end so: a vocabulary is looked for beside them.
+_WITH_VOCABULARY = (".safetensors", ".safetensors.index.json", ".npz", ".index")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
 _Path = str | Path
 _Choices = Sequence[tuple[str, ...]]
@@ -111,15 +114,17 @@ def weights(name_or_path: _Path) -> Path:
     return path
 
 
-def find(name_or_path: _Path, choices: _Choices) -> tuple[Path, ...]:
-    """Return the paths of the first complete set of files.
+def find(name_or_path: _Path, choices: _Choices, optional: Sequence[str] = ()) -> tuple[Path, ...]:
+    """Return the paths of the first complete set of files, and of those that may be beside it.
 
     Args:
-        name_or_path: a directory, a file in it, or a name; see `locate`.
+        name_or_path: a directory; a file, which is then the one that is read, with the others of
+            its set beside it (a file of weights stands for its directory); or a name; see `locate`.
         choices: sets of file names, the preferred one first.
+        optional: files that are read where they are there.
 
     Returns:
-        One path for each name of the set that was found.
+        One path for each name of the set that was found, then those of `optional` that are there.
 
     Raises:
         FileNotFoundError: no set is complete; the message says what was looked for and where.
@@ -131,13 +136,33 @@ def find(name_or_path: _Path, choices: _Choices) -> tuple[Path, ...]:
     wanted = " or ".join("+".join(names) for names in choices)
     path = _on_disk(name_or_path)
     if path is None:
-        return _from_hub(str(name_or_path), choices, wanted)
-    directory = path if path.is_dir() else path.parent
+        some = [names for n in range(len(optional), -1, -1) for names in combinations(optional, n)]
+        return _from_hub(str(name_or_path), [(*a, *b) for a in choices for b in some], wanted)
+    directory, own = path, None
+    if not path.is_dir():
+        directory = path.parent
+        choices, own = _sets_of(path, choices, wanted)
+    directory = folder.current(directory, "tokenizer")
     for names in choices:
-        paths = tuple(directory / name for name in names)
-        if all(file.is_file() for file in paths):
-            return paths
+        found = [own or directory / name for name in names]
+        if all(file.is_file() for file in found):
+            return *found, *(file for name in optional if (file := directory / name).is_file())
     raise FileNotFoundError(f"directory {str(directory)!r} holds no {wanted}; put them there")
+
+
+def _sets_of(path: Path, choices: _Choices, wanted: str) -> tuple[_Choices, Path | None]:
+    """Return the sets that a file is of; and the file, if it stands for a file of another name."""
+    if path.name.endswith(_WITH_VOCABULARY) or path.name in (*WEIGHTS, *CONFIGS, _ARRAYS):
+        return choices, None
+    if named := [names for names in choices if path.name in names]:
+        return named, None
+    alone: _Choices = [names for names in choices if len(names) == 1]
+    alike = [names for names in alone if names[0].endswith(path.suffix or " ")]
+    if not (sets := alike or [names for names in alone if names[0].endswith(".txt")]):
+        raise FileNotFoundError(
+            f"{path} is not called {wanted}, so that it can't be told what it is"
+        )
+    return sets[:1], path
 
 
 def _on_disk(name_or_path: _Path) -> Path | None:

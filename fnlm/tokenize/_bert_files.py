@@ -1,115 +1,165 @@
-"""Reading BERT's vocabulary and settings, as Google, the ancestor and `transformers` wrote them."""
+"""BERT's vocabulary and settings, as Google, the ancestor, `transformers` and fnlm write them."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from fnlm.params import hub
-from fnlm.tokenize import _files, wordpiece
-from fnlm.tokenize._bert_words import DEFAULT, PROFILES, SPECIAL
+from fnlm.tokenize import _added, _files, _settings, _whole, wordpiece
+from fnlm.tokenize._bert_words import DEFAULT, PROFILES, SPECIAL, Special
 
-CONFIG = "tokenizer_config.json"
-_FILES = (("vocab.txt", CONFIG), ("vocab.txt",), ("tokenizer.json", CONFIG), ("tokenizer.json",))
-# Their name -> the argument of `bert.Tokenizer`, and its type.
-_SETTINGS: dict[str, tuple[str, type]] = {
-    "do_lower_case": ("lower_case", bool),
-    "strip_accents": ("strip_accents", bool),
-    "tokenize_chinese_chars": ("tokenize_chinese_chars", bool),
-    "never_split": ("never_split", list),
-    "profile": ("profile", str),
-}
+if TYPE_CHECKING:
+    from fnlm.tokenize.bert import Tokenizer
+
+FAMILY = _settings.Family(
+    "BERT",
+    tuple(
+        name + end
+        for name in ("Bert", "DistilBert", "Electra", "MobileBert", "SqueezeBert")
+        for end in ("Tokenizer", "TokenizerFast")
+    ),
+    {
+        "do_lower_case": ("lower_case", bool),
+        "strip_accents": ("strip_accents", bool),
+        "tokenize_chinese_chars": ("tokenize_chinese_chars", bool),
+        "never_split": ("never_split", list),
+        "profile": ("profile", str),
+    },
+    SPECIAL,
+)
+_FORMS = (("tokenizer.json",), ("vocab.txt",))
+_BESIDE = (_files.CONFIG, _files.MAP, _files.ADDED)
 
 
-def read(name_or_path: str | Path, profile: str | None) -> tuple[dict[str, int], dict[str, Any]]:
+def read(
+    name_or_path: str | Path, lower_case: bool | None, profile: str | None
+) -> tuple[dict[str, int], dict[str, Any]]:
     """Return the vocabulary and the settings: arguments of `bert.Tokenizer` by name.
 
     Raises:
         FileNotFoundError: there is no vocabulary; the message says where it was looked for.
         ValueError: a file is not what its name says, or is of another tokenizer.
     """
-    paths = _find(name_or_path)
-    config = _files.read_json(paths[1]) if len(paths) == 2 else {}
-    if not isinstance(config, dict):
-        raise ValueError(f"{paths[1]} is not a JSON object; is it a {CONFIG}?")
-    settings = _named(config, paths[-1])
-    if paths[0].suffix == ".json":
-        vocab, added, theirs = _read_tokenizer_json(paths[0])
-        settings = theirs | settings
+    (path,), beside, others = _files.find(name_or_path, _FORMS, _BESIDE)
+    theirs: dict[str, Any] = {}
+    rows, unknown, around = None, None, ["A"]
+    if path.suffix == ".json":
+        whole = _whole.read(path, "BERT", _whole.BERT)
+        vocab, rows, around = whole.vocab, whole.rows, whole.around
+        theirs, unknown = _of_whole(path, whole)
+        for (other,) in others:
+            held = {token.strip(" \t") for token in vocab}
+            same = wordpiece.read_vocab(other) in (
+                vocab,
+                {t.strip(" \t"): at for t, at in vocab.items()},
+            )
+            _files.check_agreement(path, other, same and len(held) == len(vocab))
     else:
-        vocab, added = wordpiece.read_vocab(paths[0]), {}
-        extra = paths[0].with_name("added_tokens.json")
-        if extra.is_file():
-            added = _files.read_vocab(extra)
+        vocab = wordpiece.read_vocab(path)
+    said = _settings.read(FAMILY, vocab, beside, rows)
+    settings = theirs | said.settings
+    if lower_case is not None:
+        settings["lower_case"] = lower_case
+    names = {key.removesuffix("_token"): token for key, token in said.named.items()}
+    if unknown is not None and names.setdefault("unk", unknown) != unknown:
+        raise ValueError(
+            f"{path} has the unknown token {unknown!r}, and the settings beside it {names['unk']!r}"
+        )
+    special = Special(**{name: names[name] for name in Special._fields if name in names})
+    _whole.check_surrounds(path, around, ["A"], [special.cls, "A", special.sep])
+    plain = {*special, *settings.get("never_split", ())} & vocab.keys()
+    if "profile" in settings and rows is None:  # as fnlm saved it
+        plain = said.added.keys() - said.listed
+    # Special tokens are the profile's to look for, unless they count in some places only.
+    added = [t for t in said.added.values() if t.content not in plain or not t.plain]
+    settings |= {"added": tuple(added), "special": special}
+    return vocab, _complete(settings, vocab, profile, path)
+
+
+def _of_whole(path: Path, whole: _whole.Whole) -> tuple[dict[str, Any], str | None]:
+    """Return the settings and the unknown token of a tokenizer.json."""
+    normalizer, unknown = whole.sections["normalizer"], whole.sections["model"].get("unk_token")
+    found = {
+        "lower_case": normalizer.get("lowercase"),
+        "tokenize_chinese_chars": normalizer.get("handle_chinese_chars"),
+        "strip_accents": normalizer.get("strip_accents"),
+    }
+    for name, value in found.items():
+        if not isinstance(value, bool) and not (value is None and name == "strip_accents"):
+            raise ValueError(f"{path} is not a tokenizer.json file of BERT: {name} is {value!r}")
+    if not isinstance(unknown, str | None):
+        raise ValueError(f"{path}, model.unk_token is {unknown!r}, not a token")
+    return found, unknown
+
+
+def _complete(
+    settings: dict[str, Any], vocab: Mapping[str, int], profile: str | None, path: Path
+) -> dict[str, Any]:
+    """Return the settings, with those that the files leave open."""
     chosen = profile or settings.get("profile", DEFAULT)
     never_split = settings.get("never_split", [])
     if "profile" not in settings and chosen in PROFILES:  # then they are further ones
-        never_split = [*PROFILES[chosen].never_split, *never_split]
-    more = [token for token in (*added, *_added(config)) if token not in SPECIAL]
-    settings["never_split"] = tuple(dict.fromkeys([*never_split, *more]))
+        own = settings["special"] if PROFILES[chosen].never_split else ()
+        never_split = [*own, *never_split]
     if "lower_case" not in settings:
-        name = "/".join(Path(name_or_path).parts[-2:])
-        settings["lower_case"] = _lower_case(name, vocab)
-    for token in more:
-        vocab.setdefault(token, added.get(token, len(vocab)))
-    return vocab, {**settings, "profile": chosen}
+        settings["lower_case"] = _lower_case(vocab, path)
+    return settings | {
+        "profile": chosen,
+        "never_split": tuple(dict.fromkeys(never_split)),
+    }
 
 
-def _find(name_or_path: str | Path) -> tuple[Path, ...]:
-    """Return the path of the vocabulary, and that of the settings if there are any."""
-    path = Path(name_or_path).expanduser()
-    if not path.is_file() or path.suffix != ".txt":
-        return hub.find(name_or_path, _FILES)
-    beside = path.with_name(CONFIG)
-    return (path, beside) if beside.is_file() else (path,)
+def _lower_case(vocab: Mapping[str, int], path: Path) -> bool:
+    """Say whether a vocabulary is of lower-cased text, by its words.
+
+    Capitals are those of the alphabets up to U+058F: others are rare and of late editions of
+    Unicode, so that lower-cased vocabularies have some.
+    """
+    found = [token for token in vocab if token.isalpha()]
+    capital = [
+        token
+        for token in found
+        if token != token.lower() and any(c < "\u0590" and c != c.lower() for c in token)
+    ]
+    if 0 < len(capital) < len(found) / 100:
+        raise ValueError(
+            f"{path} has capital letters in {len(capital)} of {len(found)} words, such as "
+            f"{capital[0]!r}, too few to tell whether it is of lower-cased text: give lower_case"
+        )
+    return not capital
 
 
-def _named(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Return what a tokenizer_config.json says of the settings, under our names."""
-    found = {}
-    for theirs, (ours, kind) in _SETTINGS.items():
-        value = config.get(theirs)
-        if value is None:
-            continue
-        if not isinstance(value, kind):
-            raise ValueError(f"{path} has {theirs}={value!r}, not a {kind.__name__} or null")
-        found[ours] = value
-    return found
+def write(tokenizer: "Tokenizer", directory: str | Path) -> None:
+    """Write vocab.txt and tokenizer_config.json.
 
-
-def _added(config: Mapping[str, Any]) -> list[str]:
-    """Return the special tokens that a tokenizer_config.json adds, in order."""
-    known = config.get("added_tokens_decoder") or {}
-    rows = [known[at] for at in sorted(known, key=int)]
-    for name in ("additional_special_tokens", "extra_special_tokens"):
-        rows += config.get(name) or []
-    return [row["content"] if isinstance(row, dict) else row for row in rows]
-
-
-def _lower_case(name: str, vocab: Mapping[str, int]) -> bool:
-    """Say whether a vocabulary is of lower-cased text: by its name, or else by its tokens."""
-    if "cased" in name.lower():
-        return "uncased" in name.lower()
-    return not any(token.isalpha() and token != token.lower() for token in vocab)
-
-
-def _read_tokenizer_json(path: Path) -> tuple[dict[str, int], dict[str, int], dict[str, Any]]:
-    """Return vocabulary, added tokens and settings of a tokenizer.json that is like BERT's."""
-    data = _files.read_json(path)
-    try:
-        model, normalizer = data["model"], data["normalizer"] or {}
-        kinds = (model.get("type"), normalizer.get("type"), data["pre_tokenizer"]["type"])
-        details = (model.get("continuing_subword_prefix"), normalizer.get("clean_text"))
-        if kinds != ("WordPiece", "BertNormalizer", "BertPreTokenizer") or details != ("##", True):
-            raise ValueError(
-                f"{path} is not a BERT tokenizer: model, normalizer and pre-tokenizer are {kinds}, "
-                f"prefix and clean_text are {details}"
-            )
-        settings = {
-            "lower_case": normalizer["lowercase"],
-            "strip_accents": normalizer["strip_accents"],
-            "tokenize_chinese_chars": normalizer["handle_chinese_chars"],
-        }
-        added = {token["content"]: token["id"] for token in data["added_tokens"]}
-        return dict(model["vocab"]), added, settings
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a tokenizer.json file ({error!r})") from None
+    Raises:
+        ValueError: a token cannot be a line of a file.
+    """
+    vocab = dict(tokenizer.vocab)
+    tokens = sorted(vocab, key=vocab.__getitem__)
+    for token in tokens:
+        if not wordpiece.is_line(token) or tokens[0].startswith("\ufeff"):
+            raise ValueError(f"vocab holds {token!r}, which cannot be a line of vocab.txt")
+    never_split, added = tokenizer.never_split or (), [*map(_added.of, tokenizer.added)]
+    special = tokenizer.special
+    files = {"vocab.txt": "".join(f"{token}\n" for token in tokens)}
+    contents = {token.content for token in added}
+    further = [t for t in never_split if t in vocab and t not in special and t not in contents]
+    settings: dict[str, Any] = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": tokenizer.lower_case,
+        "strip_accents": tokenizer.strip_accents,
+        "tokenize_chinese_chars": tokenizer.tokenize_chinese_chars,
+        "additional_special_tokens": further,
+        "never_split": never_split,
+        "profile": tokenizer.profile,
+    }
+    if special != SPECIAL:
+        settings |= {f"{name}_token": token for name, token in special._asdict().items()}
+    if added:
+        ids = dict(zip(contents, tokenizer.tokens_to_ids(contents), strict=True))
+        settings[_settings.ROWS] = _settings.write_rows(added, ids)
+        if new := {token: at for token, at in ids.items() if token not in vocab}:
+            files[_files.ADDED] = _files.write_vocab(new)
+    files[_files.CONFIG] = json.dumps(settings, indent=2) + "\n"
+    _files.save(directory, files)

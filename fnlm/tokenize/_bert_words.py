@@ -12,7 +12,18 @@ from typing import Literal, NamedTuple
 
 from fnlm.tokenize._unicode import Data, Edition, Ranges, data, decompose, final_sigma, reorder
 
-SPECIAL = ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]")
+
+class Special(NamedTuple):
+    """The names of the special tokens."""
+
+    unk: str = "[UNK]"
+    sep: str = "[SEP]"
+    pad: str = "[PAD]"
+    cls: str = "[CLS]"
+    mask: str = "[MASK]"
+
+
+SPECIAL = Special()
 CARE = "\0"  # a text has none left: it is a control character
 
 _REPLACEMENT = 0xFFFD
@@ -32,15 +43,15 @@ class Profile(NamedTuple):
     edition: Edition  # whose character data
     dropped: Literal["other", "control"]  # which characters vanish
     max_characters: int  # of a word
-    never_split: tuple[str, ...]  # tokens that a text may hold as such
+    never_split: bool  # whether a text may hold special tokens as such
     anywhere: bool  # whether these count within a word too, before the text is cleaned
 
 
 PROFILES = {
-    "ppb-0.6.2": Profile("python", "other", 100, SPECIAL, False),
-    "google-2018-11": Profile("python", "other", 200, (), False),
-    "google-2019-03": Profile("python", "control", 200, (), False),
-    "transformers": Profile("tokenizers", "other", 100, SPECIAL, True),
+    "ppb-0.6.2": Profile("python", "other", 100, True, False),
+    "google-2018-11": Profile("python", "other", 200, False, False),
+    "google-2019-03": Profile("python", "control", 200, False, False),
+    "transformers": Profile("tokenizers", "other", 100, True, True),
 }
 
 
@@ -121,6 +132,43 @@ class Spacing(dict[int, str]):
             text = f" {text} "
         moves = rules.strip and any(character in known.order for character in folded)
         return text + CARE if moves or (rules.sigma and chr(code) == "Σ") else text
+
+
+def normalized(text: str, rules: Rules) -> list[tuple[str, int, int]]:
+    r"""Return the characters of a text without surrogates, cleaned and folded, with their places.
+
+    Example:
+        >>> rules = make_rules(PROFILES[DEFAULT], True, True, True, ())
+        >>> normalized("É\t語", rules)
+        [('e', 0, 1), (' ', 1, 2), (' ', 2, 3), ('語', 2, 3), (' ', 2, 3)]
+    """
+    found: list[tuple[str, int, int]] = []
+    word: list[int] = []
+    for at, character in enumerate(text + " "):
+        code = ord(character)
+        if _vanishes(code, rules):
+            continue
+        alone = code in rules.ideographs
+        if not alone and code not in rules.known.space:
+            word.append(at)
+            continue
+        content = "".join(text[place] for place in word)
+        if content in rules.never_split:
+            found += [(text[place], place, place + 1) for place in word]
+        else:
+            found += _fold(content, word, rules)
+        word = []
+        space = (" ", at, at + 1)
+        found += [space, *_fold(character, [at], rules), space] if alone else [space]
+    return found[:-1]
+
+
+def only_cut(rules: Rules) -> Rules:
+    """Return the rules that cut a text which is `normalized`."""
+    nothing = Ranges([])
+    return rules._replace(
+        dropped=nothing, ideographs=nothing, lower=False, strip=False, sigma=False
+    )
 
 
 def words(text: str, rules: Rules) -> Iterator[Word]:

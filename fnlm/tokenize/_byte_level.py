@@ -1,13 +1,15 @@
 """What GPT-2's tokenizer looks up: its alphabet, its words, its tables, and places in a text."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import regex
 
 from fnlm.tokenize import bpe
+from fnlm.tokenize._added import Added
+from fnlm.tokenize._tokens import SpecialTokens, in_one_pass, with_ids
 
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -37,20 +39,21 @@ class Tables(NamedTuple):
     ids: dict[str, int]  # token -> id
     tokens: tuple[str, ...]  # id -> token
     content: dict[int, bytes]  # id -> the bytes it stands for
-    special: dict[str, int]  # token that is no byte and that no merge makes -> id
+    added: tuple[Added, ...]  # in the order of their ids
+    special: SpecialTokens  # those that are no byte and that no merge makes
     words: bpe.WordCache  # word -> ids
     units: bpe.WordCache  # text between two cuts of `units_of` -> ids of it after a space
 
 
 def make_tables(
-    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[str]
+    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[str | Added]
 ) -> Tables:
     """Check a vocabulary and its merges, and make the tables.
 
     Args:
         vocab: token -> id.
         merges: pairs of tokens that join, in order.
-        added: special tokens whose ids follow those of `vocab`.
+        added: as for `gpt2.Tokenizer`.
 
     Raises:
         ValueError: bytes are missing, ids have gaps, merges do not fit, or a token is there twice.
@@ -62,18 +65,15 @@ def make_tables(
             "among them; it is not a byte-level vocabulary"
         )
     rules = bpe.merges(merges, vocab)
-    ids = dict(vocab)
-    for token in added:
-        if token in ids or not token or bpe.well_formed(token) != token:
-            raise ValueError(
-                f"added holds {token!r}, which is in the vocabulary already, empty or not text"
-            )
-        ids[token] = len(ids)
-    if sorted(ids.values()) != list(range(len(ids))):
-        raise ValueError(f"vocab must give its {len(vocab)} tokens the ids 0 to {len(vocab) - 1}")
+    ids, tokens = with_ids(vocab, added)
     bytes_ids = [ids[symbol] for symbol in ALPHABET]
     made = {*rules.made, *bytes_ids}
     special = {token: at for token, at in ids.items() if at not in made}
+    for token in tokens:
+        if token.content not in special:
+            raise ValueError(f"added holds {token.content!r}, an ordinary token of the vocabulary")
+    tokens = in_one_pass(tokens, special)
+    tokens = [token for token in tokens if token.content not in vocab or not token.plain]
 
     def encode_word(word: str) -> tuple[int, ...]:
         return tuple(bpe.merge([bytes_ids[byte] for byte in word.encode()], rules))
@@ -86,29 +86,25 @@ def make_tables(
             return encode_word(found[0])
         return tuple(chain.from_iterable(map(words.__getitem__, found)))
 
+    try:
+        content = {
+            at: token.encode() if token in special else bytes(map(_BYTE_OF.__getitem__, token))
+            for token, at in ids.items()
+        }
+    except KeyError as error:
+        raise ValueError(
+            f"merges make a token with {error.args[0]!r}, which stands for no byte; vocabulary and "
+            "merges are not byte-level"
+        ) from None
     return Tables(
         ids,
         tuple(sorted(ids, key=ids.__getitem__)),
-        {
-            at: token.encode() if token in special else bytes(map(_BYTE_OF.__getitem__, token))
-            for token, at in ids.items()
-        },
-        dict(sorted(special.items(), key=lambda item: item[1])),
+        content,
+        tuple(tokens),
+        SpecialTokens(dict(sorted(special.items(), key=lambda item: item[1])), tokens),
         words,
         bpe.WordCache(encode_unit),
     )
-
-
-def cut(text: str, tokens: Iterable[str]) -> Iterator[str]:
-    """Cut a text so that each of `tokens` in it, the longest first, is a part by itself.
-
-    Example:
-        >>> list(cut("a<x>b", ["<x>", "<x"]))
-        ['a', '<x>', 'b']
-    """
-    longest_first = sorted(tokens, key=len, reverse=True)
-    pattern = f"({'|'.join(map(re.escape, longest_first))})"
-    return filter(None, re.split(pattern, text) if longest_first else [text])
 
 
 def places(text: str) -> tuple[str, list[int] | None]:

@@ -1,46 +1,130 @@
-"""Reading the files of a vocabulary."""
+"""Reading and writing the files of a vocabulary."""
 
 import json
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from fnlm.params import folder, hub
+from fnlm.tokenize.bpe import well_formed
+
+CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
+ADDED, ADDED_LINES = "added_tokens.json", "special_tokens.txt"
+WHOLE = "tokenizer.json"
+BESIDE = (CONFIG, MAP, ADDED, ADDED_LINES)  # what may stand beside a vocabulary
+# Every name under which a tokenizer, of whichever family and program, leaves what a reader takes.
+OWNED = frozenset(
+    {
+        *BESIDE, WHOLE, "vocab.txt", "vocab.bin", "vocab.pkl", "vocab.json", "merges.txt",
+        "encoder.json", "vocab.bpe", "encoder_bpe_40000.json", "vocab_40000.bpe",
+    }
+)  # fmt: skip
+
+_LARGEST_ID = 1 << 31
+
+
+class Found(NamedTuple):
+    """The files of a vocabulary."""
+
+    paths: tuple[Path, ...]  # of the form that is read
+    beside: dict[str, Path]  # settings and added tokens, by name
+    others: list[tuple[Path, ...]]  # further forms in the same folder: they must agree
+
+
+def find(
+    name_or_path: str | Path, choices: Sequence[tuple[str, ...]], optional: Sequence[str] = BESIDE
+) -> Found:
+    """Find a vocabulary: of several forms in a folder the newest, which comes first in `choices`.
+
+    A file that is named is read, whatever is beside it.
+
+    Raises:
+        FileNotFoundError: there is none; the message says where it was looked for.
+    """
+    paths = hub.find(name_or_path, choices, optional)
+    beside = {path.name: path for path in paths if path.name in optional}
+    chosen = tuple(path for path in paths if path.name not in optional)
+    others = []
+    if Path(name_or_path).expanduser().is_dir():
+        forms = [tuple(chosen[0].with_name(name) for name in names) for names in choices]
+        others = [form for form in forms if form != chosen and all(map(Path.is_file, form))]
+    return Found(chosen, beside, others)
+
+
+def check_agreement(one: Path, other: Path, agree: bool) -> None:
+    """Raise an error if two forms of a vocabulary in one folder are not the same."""
+    if not agree:
+        raise ValueError(
+            f"{one} and {other} hold different vocabularies: remove the one that is out of date, "
+            "or give the path of the file that is meant"
+        )
+
+
+def save(directory: str | Path, contents: Mapping[str, str]) -> None:
+    """Write the files of a tokenizer, as one; those of a tokenizer that was there before go."""
+
+    def writer(content: str) -> Callable[[Path], object]:
+        return lambda path: path.write_bytes(content.encode())
+
+    files = {name: writer(content) for name, content in contents.items()}
+    folder.replace_files(directory, "tokenizer", files, OWNED)
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, without a byte order mark, with one kind of line ends."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"{path} is not text in UTF-8 (byte {error.start}); copy the file again, or convert it"
+        ) from None
 
 
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds; the error of a broken one names the file."""
+
+    def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(items)
+        if len(found) < len(items):
+            names = [name for name, _ in items]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"the key {twice!r} is there twice")
+        return found
+
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON in UTF-8 ({error}); copy the file again") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object that a JSON file holds."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is not a JSON object; copy the file again")
+    return value
 
 
 def read_vocab(path: Path) -> dict[str, int]:
     """Return token -> id from a vocab.json, encoder.json or added_tokens.json file."""
-    vocab = read_json(path)
-    if not isinstance(vocab, dict) or not all(type(at) is int for at in vocab.values()):
-        raise ValueError(f"{path} is not a JSON object of token: id; is it a vocabulary?")
-    return vocab
+    return checked_vocab(read_json(path), str(path))
 
 
-def in_order(added: dict[str, int], vocab: dict[str, int], source: Path) -> list[str]:
-    """Return the added tokens that the vocabulary lacks, in the order of their ids.
-
-    Raises:
-        ValueError: their ids do not follow those of the vocabulary.
-    """
-    tokens = sorted(added.keys() - vocab.keys(), key=added.__getitem__)
-    if [added[token] for token in tokens] != list(range(len(vocab), len(vocab) + len(tokens))):
-        raise ValueError(
-            f"added tokens {tokens} in {source} must have the {len(tokens)} ids that follow the "
-            f"{len(vocab)} of the vocabulary"
-        )
-    return tokens
+def checked_vocab(value: Any, where: str) -> dict[str, int]:
+    """Return a vocabulary that came out of JSON, if it is one."""
+    if not isinstance(value, dict) or not all(type(at) is int for at in value.values()):
+        raise ValueError(f"{where} is not a JSON object of token: id; is it a vocabulary?")
+    for token, at in value.items():
+        if not 0 <= at < _LARGEST_ID or well_formed(token) != token:
+            raise ValueError(f"{where} has {token!r}: {at}, which is no token with an id")
+    return value
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
     """Return the pairs of a merges.txt or vocab.bpe file, in order."""
     pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
-        line = line.rstrip("\r")
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line or (number == 1 and line.startswith("#version")):
             continue
         left, _, right = line.partition(" ")
@@ -50,19 +134,91 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def read_tokenizer_json(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
-    """Return vocabulary, merges and added tokens of a tokenizer.json that works as GPT-2's does."""
-    data = read_json(path)
-    try:
-        model, cut = data["model"], data["pre_tokenizer"] or {}
-        options = (model["type"], cut.get("type"), data["normalizer"], cut.get("add_prefix_space"))
-        if options != ("BPE", "ByteLevel", None, False) or not cut.get("use_regex", True):
-            raise ValueError(
-                f"{path} is not a GPT-2 tokenizer: model, pre-tokenizer, normalizer and "
-                f"add_prefix_space are {options}, not ('BPE', 'ByteLevel', None, False)"
-            )
-        pairs = [line.split(" ") if isinstance(line, str) else line for line in model["merges"]]
-        added = {token["content"]: token["id"] for token in data["added_tokens"]}
-        return model["vocab"], [(left, right) for left, right in pairs], added
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is not a tokenizer.json file ({error!r})") from None
+def _is_line(text: str) -> bool:
+    return "\n" not in text and "\r" not in text and well_formed(text) == text
+
+
+def write_vocab(vocab: Mapping[str, int]) -> str:
+    """Return the text of a vocab.json or added_tokens.json.
+
+    Raises:
+        ValueError: a token is not text, so that it could not be read again.
+    """
+    for token in vocab:
+        if well_formed(token) != token:
+            raise ValueError(f"vocab holds {token!r}, which is not text")
+    return json.dumps(dict(vocab))
+
+
+def write_lines(tokens: Sequence[str]) -> str | None:
+    """Return the text of a special_tokens.txt; None if a token cannot be a line of it."""
+    if not tokens or tokens[0].startswith("\ufeff") or not all(map(_is_line, tokens)):
+        return None
+    return "".join(f"{token}\n" for token in tokens)
+
+
+def write_merges(pairs: Iterable[tuple[str, str]]) -> str:
+    """Return the text of a merges.txt.
+
+    Raises:
+        ValueError: a token holds white space, so that the line could not be read again.
+    """
+    lines = [f"{left} {right}" for left, right in pairs]
+    for line in lines:
+        if len(line.split(" ")) != 2 or "" in line.split(" ") or not _is_line(line):
+            raise ValueError(f"merges hold {line!r}, which cannot be a line of merges.txt")
+    return "\n".join(["#version: 0.2", *lines, ""])
+
+
+def unmade(
+    vocab: Mapping[str, int], pairs: Collection[tuple[str, str]], end: str = ""
+) -> list[str]:
+    """Return the tokens that look as if a merge had made them, and that none makes.
+
+    These are made of two other tokens. What is one symbol, or stands in brackets as special tokens
+    do, is none of them.
+
+    Args:
+        vocab: token -> id.
+        pairs: the merges.
+        end: what follows the last symbol of a word.
+
+    Example:
+        >>> unmade({"a": 0, "b": 1, "ab": 2, "ba": 3, "<ab>": 4, "pad": 5}, [("a", "b")])
+        ['ba']
+    """
+    made = {left + right for left, right in pairs}
+
+    def joined(token: str) -> bool:
+        parts = range(1, len(token.removesuffix(end)))
+        return any(token[:at] in vocab and token[at:] in vocab for at in parts)
+
+    missing = (token for token in vocab if token not in made and len(token) > 1)
+    return [
+        token for token in missing if token[0] + token[-1] not in ("<>", "[]") and joined(token)
+    ]
+
+
+def check_merges(
+    where: Path,
+    vocab: Mapping[str, int],
+    pairs: Collection[tuple[str, str]],
+    known: Collection[str],
+    end: str = "",
+) -> None:
+    """Raise an error if merges are missing: the file may have been cut short.
+
+    Args:
+        where: the file of the merges.
+        vocab: token -> id.
+        pairs: the merges.
+        known: tokens that need no merge, being special.
+        end: what follows the last symbol of a word.
+    """
+    lost = [token for token in unmade(vocab, pairs, end) if token not in known]
+    if lost:
+        raise ValueError(
+            f"{where} has {len(pairs)} merges, and none of them makes {lost[-1]!r}, as for "
+            f"{len(lost)} tokens of the vocabulary in all: was the file cut short? Copy merges and "
+            f"vocabulary again; a token that needs no merge must be listed in {ADDED}"
+        )

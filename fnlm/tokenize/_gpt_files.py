@@ -3,26 +3,34 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from fnlm.params import hub
-from fnlm.tokenize import _files
+from fnlm.tokenize import _files, _settings, _whole
+from fnlm.tokenize._added import Added
 from fnlm.tokenize._gpt_words import WAYS, Mode
+from fnlm.tokenize._settings import Row
+from fnlm.tokenize._tokens import arguments
 
-CONFIG = "tokenizer_config.json"
-ADDED, ADDED_LINES = "added_tokens.json", "special_tokens.txt"
-_FILES = (
-    ("vocab.json", "merges.txt", CONFIG),
+END_OF_WORD = "</w>"
+FAMILY = _settings.Family(
+    "GPT",
+    ("OpenAIGPTTokenizer", "OpenAIGPTTokenizerFast"),
+    {"mode": ("mode", str)},
+    ("<unk>",),
+)
+_FORMS = (
+    ("tokenizer.json",),
     ("vocab.json", "merges.txt"),
     ("encoder_bpe_40000.json", "vocab_40000.bpe"),
 )
 
 
 class Files(NamedTuple):
-    """What the files say."""
+    """What the files say: the arguments of `gpt.Tokenizer`."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
     mode: Mode  # "original" where they say nothing
-    added: list[str]
+    added: list[str | Added]
+    unknown: str
 
 
 def read(name_or_path: str | Path) -> Files:
@@ -30,22 +38,43 @@ def read(name_or_path: str | Path) -> Files:
 
     Raises:
         FileNotFoundError: there are none; the message says where they were looked for.
-        ValueError: a file is not what its name says, or asks for an unknown mode.
+        ValueError: a file is not what its name says, or has a setting that is not supported.
     """
-    paths = hub.find(name_or_path, _FILES)
-    vocab = _files.read_vocab(paths[0])
-    mode: Mode = "original"
-    if len(paths) == 3:
-        config = _files.read_json(paths[2])
-        mode = config.get("mode", mode) if isinstance(config, dict) else mode
+    found = _files.find(name_or_path, _FORMS)
+    paths = found.paths
+    vocab, merges, rows, unknown = _read(paths)
+    for other in found.others:
+        _files.check_agreement(paths[0], other[0], _read(other)[:2] == (vocab, merges))
+    said = _settings.read(FAMILY, vocab, found.beside, rows)
+    mode = said.settings.get("mode", "original")
     if mode not in WAYS:
-        raise ValueError(f"{paths[2]} asks for mode={mode!r}, which must be one of {[*WAYS]}")
-    return Files(vocab, _files.read_merges(paths[1]), mode, _added(paths[0].parent, vocab))
+        where = found.beside[_files.CONFIG]
+        raise ValueError(f"{where} asks for mode={mode!r}, which must be one of {[*WAYS]}")
+    named = said.named.get("unk_token", unknown or "<unk>")
+    if unknown is not None and named != unknown:
+        raise ValueError(
+            f"{paths[0]} has the unknown token {unknown!r}, and the settings beside it {named!r}"
+        )
+    known = {*said.added, named}
+    _files.check_merges(paths[-1], vocab, merges, known, END_OF_WORD)
+    made = {left + right for left, right in merges}
+    for token in said.added:
+        if token in vocab and (token in made or len(token.removesuffix(END_OF_WORD)) == 1):
+            raise ValueError(
+                f"the files beside {paths[0]} call {token!r} an added or special token, which is "
+                "an ordinary one of the vocabulary; take it out there"
+            )
+    return Files(vocab, merges, mode, arguments(said.added.values(), vocab), named)
 
 
-def _added(directory: Path, vocab: dict[str, int]) -> list[str]:
-    if (file := directory / ADDED).is_file():
-        return _files.in_order(_files.read_vocab(file), vocab, file)
-    file = directory / ADDED_LINES
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return [line for line in text.split("\n") if line]
+def _read(
+    paths: tuple[Path, ...],
+) -> tuple[dict[str, int], list[tuple[str, str]], list[Row] | None, str | None]:
+    if len(paths) == 2:
+        return _files.read_vocab(paths[0]), _files.read_merges(paths[1]), None, None
+    whole = _whole.read(paths[0], "GPT", _whole.GPT)
+    _whole.check_surrounds(paths[0], whole.around, ["A"])
+    unknown = whole.sections["model"].get("unk_token")
+    if not isinstance(unknown, str):
+        raise ValueError(f"{paths[0]}, model.unk_token is {unknown!r}, not a token")
+    return whole.vocab, whole.merges, whole.rows, unknown

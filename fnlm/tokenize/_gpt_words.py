@@ -96,3 +96,14 @@ def offsets_in(word: Word, sizes: list[int]) -> Iterator[Span]:
     for begin, end in pairwise(accumulate(sizes, initial=0)):
         spans = word.places[begin:end]
         yield min(start for start, _ in spans), max(stop for _, stop in spans)
+
+
+@cache
+def _theirs() -> _bert_words.Rules:
+    profile = _bert_words.PROFILES["transformers"]
+    return _bert_words.make_rules(profile, True, True, True, ())
+
+
+def normalized(text: str) -> list[tuple[str, int, int]]:
+    """Return the characters of a text as `transformers` normalizes it, with their places."""
+    return _bert_words.normalized(text, _theirs())

@@ -8,6 +8,7 @@ import mmap
 import re
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -16,17 +17,27 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fnlm.params import _pickle, hub
+from fnlm.params import _pickle, folder, hub
 from fnlm.params._pickle import Made, Pairs, Strided
-from fnlm.tokenize import _files
+from fnlm.tokenize import _files, _settings
 
 CONFIG = "tokenizer_config.json"
 CLASS = "TransfoXLTokenizer"
 Ids = npt.NDArray[np.int64]
 
+# The ancestor's class looks at no `never_split`, and counts words by the others of these.
+FAMILY = _settings.Family(
+    "Transformer-XL",
+    (CLASS, "TransfoXLTokenizerFast"),
+    {
+        "lower_case": ("lower_case", bool),
+        "delimiter": ("delimiter", str),
+        "unknown": ("unknown", str),
+    },
+    ("<unk>", "<UNK>"),
+)
 _VOCABULARIES = (("vocab.txt", CONFIG), ("vocab.bin",), ("vocab.pkl",), ("vocab.txt",))
 _CORPORA = (("corpus.bin",), ("corpus.pkl",), ("cache.pt",), ("cache.pkl",))
-_SETTINGS = {"lower_case": bool, "delimiter": str | None, "unknown": str | None}
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file of torch.save before 1.6
 _ARRAYS = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
 _ANCESTOR = "pytorch_pretrained_bert.tokenization_transfo_xl"
@@ -36,6 +47,8 @@ _NAMES = _ARRAYS | {
     *("data_utils Corpus", "vocabulary Vocab", "utils.vocabulary Vocab"),
     *(f"{_ANCESTOR} TransfoXLCorpus", f"{_ANCESTOR} TransfoXLTokenizer"),
 }
+_BESIDE = (_files.CONFIG, _files.MAP, _files.ADDED)
+_OPTIONAL = (*_BESIDE, _files.WHOLE)
 _T = TypeVar("_T")
 
 
@@ -62,11 +75,60 @@ def read_vocabulary(name_or_path: str | Path) -> Vocabulary:
         FileNotFoundError: there are none; the message says where they were looked for.
         ValueError: a file is not what its name says, or a pickle asks to run code.
     """
-    path, *config = _find(name_or_path, _VOCABULARIES)
+    beside: dict[str, Path] = {}
+    path = Path(name_or_path).expanduser()
+    others: list[tuple[Path, ...]] = []
+    if path.is_file():
+        home = folder.current(path.parent, "tokenizer")
+        path = home / path.name if (home / path.name).is_file() else path
+        if path.suffix in (".txt", ".bin", ".pkl"):
+            beside = {name: home / name for name in _BESIDE if (home / name).is_file()}
+    else:
+        (path, *config), beside, others = _files.find(name_or_path, _VOCABULARIES, _OPTIONAL)
+        beside |= {file.name: file for file in config}
+    if whole := beside.pop(_files.WHOLE, None):
+        raise ValueError(f"{whole} and {path}: a tokenizer.json of Transformer-XL is not read here")
+    said = _said(path, beside)
+    for other, *_ in others:
+        if other != path:
+            _files.check_agreement(path, other, _said(other, {}).symbols == said.symbols)
+    return said
+
+
+def _said(path: Path, beside: dict[str, Path]) -> Vocabulary:
+    """Return what a vocabulary and the settings beside it say."""
     if _is_pickle(path):
-        return _unpickle(path, _vocabulary, "write its symbols to a vocab.txt, one a line")
-    if config:
-        return _saved(path, config[0])
+        found = _unpickle(path, _vocabulary, "write its symbols to a vocab.txt, one a line")
+    elif _files.CONFIG in beside:
+        found = _saved(path, beside[_files.CONFIG])
+    else:
+        found = _first_words(path)
+    vocab = {symbol: at for at, symbol in enumerate(found.symbols)}
+    if len(vocab) < len(found.symbols):
+        twice = Counter(found.symbols).most_common(1)[0][0]
+        raise ValueError(f"{path} holds {twice!r} twice")
+    said = _settings.read(FAMILY, vocab, beside, None)
+    new = said.vocab.keys() - vocab.keys()
+    if strange := new - {*FAMILY.special, said.named.get("unk_token")}:
+        raise ValueError(
+            f"the files beside {path} add {sorted(strange)[0]!r}, which the vocabulary lacks: "
+            "write it into a vocab.txt, a symbol a line"
+        )
+    symbols = sorted(said.vocab, key=said.vocab.__getitem__)
+    settings = {**said.settings}
+    if "unk_token" in said.named:
+        settings.setdefault("unknown", said.named["unk_token"])
+    told = found._asdict()
+    for name, value in settings.items():
+        if _is_pickle(path) and told[name] != value and not (name == "unknown" and new):
+            raise ValueError(
+                f"{path} has {name}={told[name]!r}, and the settings beside it {value!r}"
+            )
+    return found._replace(**settings)._replace(symbols=symbols)
+
+
+def _first_words(path: Path) -> Vocabulary:
+    """Read a text file, each line of which begins with a symbol."""
     symbols = []
     for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
@@ -85,17 +147,11 @@ def read_corpus(name_or_path: str | Path) -> dict[str, list[Ids]]:
         FileNotFoundError: there is no such file; the message says where it was looked for.
         ValueError: it is no pickle of a corpus, or asks to run code.
     """
-    path = _find(name_or_path, _CORPORA)[0]
-    make = partial(_corpus, most=path.stat().st_size)
-    return _unpickle(path, make, "encode the text again")
-
-
-def _find(name_or_path: str | Path, choices: tuple[tuple[str, ...], ...]) -> tuple[Path, ...]:
     path = Path(name_or_path).expanduser()
     if not path.is_file():
-        return hub.find(name_or_path, choices)
-    beside = path.with_name(CONFIG)
-    return (path, beside) if path.suffix == ".txt" and beside.is_file() else (path,)
+        path = hub.find(name_or_path, _CORPORA)[0]
+    make = partial(_corpus, most=path.stat().st_size)
+    return _unpickle(path, make, "encode the text again")
 
 
 def _is_pickle(path: Path) -> bool:
@@ -105,7 +161,7 @@ def _is_pickle(path: Path) -> bool:
 
 def _lines(path: Path) -> list[str]:
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 (byte {error.start}); convert it") from None
     lines = text.replace("\r\n", "\n").split("\n")
@@ -113,15 +169,10 @@ def _lines(path: Path) -> list[str]:
 
 
 def _saved(path: Path, config: Path) -> Vocabulary:
-    """Read what `Tokenizer.save` wrote."""
-    said = _files.read_json(config)
-    if not isinstance(said, dict) or said.get("tokenizer_class") != CLASS:
+    """Read the symbols that `Tokenizer.save` wrote."""
+    if _files.read_object(config).get("tokenizer_class") != CLASS:
         raise ValueError(f"{config} is not of a {CLASS}; give the vocabulary a folder of its own")
-    settings = {name: said[name] for name in _SETTINGS if name in said}
-    for name, value in settings.items():
-        if not isinstance(value, _SETTINGS[name]):
-            raise ValueError(f"{config} has {name}={value!r}, which is not {_SETTINGS[name]}")
-    return Vocabulary(_lines(path), **settings)
+    return Vocabulary(_lines(path))
 
 
 def _unpickle(path: Path, make: Callable[[_Pickled], _T], remedy: str) -> _T:

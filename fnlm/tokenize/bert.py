@@ -11,42 +11,18 @@ Source: `tokenization.py` of google-research/bert. Deviation: the originals ask 
 for the categories of characters, which change with its version; here they are Unicode 14.0.0's.
 """
 
-import json
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from operator import index
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from fnlm.tokenize import _batch, _bert_files, wordpiece
-from fnlm.tokenize._bert_words import (
-    CARE,
-    DEFAULT,
-    PROFILES,
-    SPECIAL,
-    Spacing,
-    chunk_pattern,
-    make_rules,
-    words,
-)
-from fnlm.tokenize._byte_level import Offsets, cut, places
-from fnlm.tokenize.bpe import WordCache
-
-
-class _Tables(NamedTuple):
-    """What a tokenizer looks up, made once from its vocabulary and settings."""
-
-    ids: dict[str, int]  # token -> id
-    tokens: tuple[str, ...]  # id -> token
-    anywhere: tuple[str, ...]  # tokens that are cut out of the text before all else
-    spacing: Spacing
-    guards: tuple[str, ...]  # what is in a spaced text if a token that is never split was in it
-    words: WordCache  # word -> ids
-    chunks: WordCache  # match of `chunk` -> id, start and end of each token in it
-    chunk: re.Pattern[str]
+from fnlm.tokenize import _added, _batch, _bert_files, _bert_tables, wordpiece
+from fnlm.tokenize._added import Added
+from fnlm.tokenize._bert_words import CARE, DEFAULT, PROFILES, SPECIAL, Special
+from fnlm.tokenize._byte_level import Offsets, places
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -61,6 +37,10 @@ class Tokenizer:
             whole words between spaces; under "transformers", wherever they are.
         strip_accents: whether accents are taken away; None for as `lower_case`.
         tokenize_chinese_chars: whether each ideograph is a word by itself.
+        added: further tokens, with the ids that follow, or tokens of `vocab`, that are looked for
+            in a text before it is cut into words, under every profile; `Added` are those that
+            count in some places only.
+        special: the names of the special tokens, where they are not "[UNK]", "[SEP]" and so on.
 
     Raises:
         ValueError: "[UNK]" is missing, ids have gaps, or there is no such profile.
@@ -78,59 +58,38 @@ class Tokenizer:
     never_split: tuple[str, ...] | None = None
     strip_accents: bool | None = None
     tokenize_chinese_chars: bool = True
-    _tables: _Tables = field(init=False, compare=False)
+    added: Sequence[str | Added] = ()
+    special: Special = SPECIAL
+    _tables: _bert_tables.Tables = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.profile not in PROFILES:
             raise ValueError(f"profile={self.profile!r} must be one of {[*PROFILES]}")
-        if isinstance(self.never_split, str):
-            raise ValueError(f"never_split={self.never_split!r} is one string; give a tuple")
-        tokens = (
-            PROFILES[self.profile].never_split if self.never_split is None else self.never_split
-        )
-        object.__setattr__(self, "vocab", MappingProxyType(dict(self.vocab)))
-        object.__setattr__(self, "never_split", tuple(tokens))
-        object.__setattr__(self, "_tables", self._make_tables(tuple(tokens)))
-
-    def _make_tables(self, never_split: tuple[str, ...]) -> _Tables:
-        profile = PROFILES[self.profile]
-        ids = dict(self.vocab)
-        if sorted(ids.values()) != list(range(len(ids))):
-            raise ValueError(f"vocab must give its {len(ids)} tokens the ids 0 to {len(ids) - 1}")
+        for name, value in (("never_split", self.never_split), ("added", self.added)):
+            if isinstance(value, str):
+                raise ValueError(f"{name}={value!r} is one string; give a tuple")
+        never_split = self.never_split
+        if never_split is None:
+            never_split = self.special if PROFILES[self.profile].never_split else ()
         strip = self.lower_case if self.strip_accents is None else self.strip_accents
-        rules = make_rules(
-            profile, self.lower_case, strip, self.tokenize_chinese_chars, never_split
+        case = (self.lower_case, strip, self.tokenize_chinese_chars)
+        vocab, never_split = dict(self.vocab), tuple(never_split)
+        tables = _bert_tables.make_tables(
+            vocab, self.profile, case, never_split, self.added, self.special
         )
-        known = wordpiece.pieces(ids, max_characters=profile.max_characters)
-        spacing = Spacing(rules)
-
-        def encode_word(word: str) -> tuple[int, ...]:
-            return tuple([at for at, _, _ in wordpiece.split(word, known)])
-
-        def encode_chunk(chunk: str) -> tuple[int, ...]:
-            flat: list[int] = []
-            for word, starts, ends in words(chunk, rules):
-                for at, begin, end in wordpiece.split(word, known):
-                    flat += at, min(starts[begin:end]), max(ends[begin:end])
-            return tuple(flat)
-
-        return _Tables(
-            ids,
-            tuple(sorted(ids, key=ids.__getitem__)),
-            tuple(token for token in never_split if token in ids) if profile.anywhere else (),
-            spacing,
-            tuple(token.translate(spacing) for token in never_split),
-            WordCache(encode_word),
-            WordCache(encode_chunk),
-            chunk_pattern(rules),
-        )
+        object.__setattr__(self, "vocab", MappingProxyType(vocab))
+        object.__setattr__(self, "never_split", never_split)
+        object.__setattr__(self, "added", tuple(map(_added.simplest, tables.added)))
+        object.__setattr__(self, "special", Special(*self.special))
+        object.__setattr__(self, "_tables", tables)
 
     def __hash__(self) -> int:
         return hash((len(self.vocab), self.lower_case, self.profile, self.never_split))
 
     def __reduce__(self) -> tuple[Any, ...]:
         settings = (self.lower_case, self.profile, self.never_split, self.strip_accents)
-        return Tokenizer, (dict(self.vocab), *settings, self.tokenize_chinese_chars)
+        tokens = (self.tokenize_chinese_chars, self.added, self.special)
+        return Tokenizer, (dict(self.vocab), *settings, *tokens)
 
     def __repr__(self) -> str:
         return (
@@ -199,22 +158,9 @@ class Tokenizer:
             ([1, 2, 0], [(0, 4), (4, 5), (7, 11)])
         """
         _check_text(text)
-        tables = self._tables
         clean, origin = places(text)
-        ids: list[int] = []
-        offsets: Offsets = []
-        begin = 0
-        for part in cut(clean, tables.anywhere):
-            if part in tables.anywhere:
-                ids.append(tables.ids[part])
-                offsets.append((begin, begin + len(part)))
-            else:
-                for found in tables.chunk.finditer(part):
-                    flat, at = tables.chunks[found[0]], begin + found.start()
-                    for i in range(0, len(flat), 3):
-                        ids.append(flat[i])
-                        offsets.append((at + flat[i + 1], at + flat[i + 2]))
-            begin += len(part)
+        found = [*_bert_tables.places(clean, self._tables)]
+        ids, offsets = [at for at, _, _ in found], [(start, end) for _, start, end in found]
         if origin is not None:
             offsets = [(origin[start], origin[end]) for start, end in offsets]
         return ids, offsets
@@ -246,7 +192,7 @@ class Tokenizer:
             >>> tokenizer.join([3, 3], [3])
             ([1, 3, 3, 2, 3, 2], [0, 0, 0, 0, 1, 1])
         """
-        start, end = self.tokens_to_ids(["[CLS]", "[SEP]"])
+        start, end = self.tokens_to_ids([self.special.cls, self.special.sep])
         ids = [start, *first, end]
         token_types = [0] * len(ids)
         if second is not None:
@@ -307,31 +253,14 @@ class Tokenizer:
     def save(self, directory: str | Path) -> None:
         """Write vocab.txt and tokenizer_config.json, which `load` and `transformers` read.
 
+        What an earlier tokenizer left in the directory goes; a process that is killed leaves all
+        of the former files or all of the new ones.
+
         Raises:
             ValueError: a token cannot be a line of a file.
+            OSError: the disk is full or can't be written; the former files are as they were.
         """
-        for token in self._tables.tokens:
-            if token.strip(" \t") != token or not token or "\n" in token or "\r" in token:
-                raise ValueError(f"vocab holds {token!r}, which cannot be a line of vocab.txt")
-        ids, never_split = self._tables.ids, self.never_split or ()
-        further = [token for token in never_split if token in ids and token not in SPECIAL]
-        settings = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": self.lower_case,
-            "strip_accents": self.strip_accents,
-            "tokenize_chinese_chars": self.tokenize_chinese_chars,
-            "additional_special_tokens": further,
-            "never_split": never_split,
-            "profile": self.profile,
-        }
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        contents = {
-            "vocab.txt": "".join(f"{token}\n" for token in self._tables.tokens),
-            _bert_files.CONFIG: json.dumps(settings, indent=2) + "\n",
-        }
-        for name, content in contents.items():
-            (directory / name).write_text(content, encoding="utf-8", newline="\n")
+        _bert_files.write(self, directory)
 
 
 def load(
@@ -340,15 +269,16 @@ def load(
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
-        name_or_path: a vocabulary file (one token a line), or a directory that holds vocab.txt or
-            tokenizer.json and perhaps tokenizer_config.json; or the name of a model on the hub.
-        lower_case: whether letters are lower-cased. None: as the saved settings say; or else as
-            the name says ("cased" or "uncased"); or else if no token has a capital letter.
+        name_or_path: a vocabulary file (one token a line, or a tokenizer.json), or a directory that
+            holds one, and perhaps settings beside it; or the name of a model on the hub.
+        lower_case: whether letters are lower-cased. None: as the saved settings say; or else if no
+            token has a capital letter.
         profile: which published tokenizer to follow. None: the saved one, or else "ppb-0.6.2".
 
     Raises:
         FileNotFoundError: there is no vocabulary; the message says where it was looked for.
-        ValueError: a file is not what its name says, or the vocabulary has no "[UNK]".
+        ValueError: a file is not what its name says, or has a setting that is not supported here;
+            or the vocabulary has no "[UNK]"; or too few tokens with a capital to tell the case.
 
     Example:
         >>> load("./no/such/directory")
@@ -356,9 +286,7 @@ def load(
         ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
-    vocab, settings = _bert_files.read(name_or_path, profile)
-    if lower_case is not None:
-        settings["lower_case"] = lower_case
+    vocab, settings = _bert_files.read(name_or_path, lower_case, profile)
     return Tokenizer(vocab, **settings)
 
 

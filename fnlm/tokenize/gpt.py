@@ -23,17 +23,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fnlm.tokenize import _batch, _gpt_files, bpe
+from fnlm.tokenize import _batch, _files, _gpt_files, _settings, bpe
+from fnlm.tokenize._added import Added, simplest
 from fnlm.tokenize._byte_level import Offsets
-from fnlm.tokenize._gpt_words import WAYS, Mode, offsets_in, traced
-from fnlm.tokenize._tokens import Special, checked, ids_of, parts
+from fnlm.tokenize._gpt_files import END_OF_WORD
+from fnlm.tokenize._gpt_words import WAYS, Mode, normalized, offsets_in, traced
+from fnlm.tokenize._tokens import Special, SpecialTokens, checked, ids_of, with_ids
 
 UNKNOWN = "<unk>"
-END_OF_WORD = "</w>"
 
 # What `decode` puts in the place of what, one after the other, to undo the cutting of words.
 _CLEAN_UP = (
-    (UNKNOWN, ""), (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
+    (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
     (" n't", "n't"), (" 'm", "'m"), (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"),
     (" 're", "'re"),
 )  # fmt: skip
@@ -43,15 +44,21 @@ class _Tables(NamedTuple):
     """What a tokenizer looks up, made once from its vocabulary, merges and mode."""
 
     ids: dict[str, int]  # token -> id
+    symbols: dict[str, int]  # those of the vocabulary alone
     tokens: tuple[str, ...]  # id -> token
-    special: dict[str, int]  # token that is no symbol and that no merge makes -> id
+    added: tuple[Added, ...]  # in the order of their ids
+    special: SpecialTokens  # those that are no symbol and that no merge makes
     rules: bpe.Merges
     unknown: int
     chunks: bpe.WordCache  # chunk of a text -> ids
 
     def encode_word(self, word: str) -> list[int]:
         symbols = [*word[:-1], word[-1] + END_OF_WORD]
-        return bpe.merge([self.ids.get(symbol, self.unknown) for symbol in symbols], self.rules)
+        return bpe.merge([self.symbols.get(symbol, self.unknown) for symbol in symbols], self.rules)
+
+
+def _long(token: str) -> bool:
+    return len(token.removesuffix(END_OF_WORD)) != 1
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -63,11 +70,13 @@ class Tokenizer:
         merges: pairs of tokens that join, the first rule first; the last symbol of a word ends in
             "</w>".
         mode: "original" or "fallback": how the words of a text are found.
-        added: special tokens, with the ids that follow.
+        added: special tokens, with the ids that follow. `Added` are those that count in some places
+            only; they may also be of `vocab`.
+        unknown: the token that stands for unknown characters, of `vocab` or `added`.
 
     Raises:
-        ValueError: "<unk>" is missing, ids have gaps, merges do not fit, a token is there twice, or
-            there is no such mode.
+        ValueError: `unknown` is missing, ids have gaps, merges do not fit, a token is there twice,
+            or there is no such mode.
 
     Example:
         >>> vocab = {"<unk>": 0, "l": 1, "o": 2, "w</w>": 3, "lo": 4, "low</w>": 5, ".</w>": 6}
@@ -81,7 +90,8 @@ class Tokenizer:
     vocab: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
     mode: Mode = "original"
-    added: Sequence[str] = ()
+    added: Sequence[str | Added] = ()
+    unknown: str = UNKNOWN
     _tables: _Tables = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -89,24 +99,17 @@ class Tokenizer:
             raise ValueError(f"mode={self.mode!r} must be one of {[*WAYS]}")
         object.__setattr__(self, "vocab", MappingProxyType(dict(self.vocab)))
         object.__setattr__(self, "merges", tuple(self.merges))
-        object.__setattr__(self, "added", tuple(self.added))
-        object.__setattr__(self, "_tables", self._make_tables())
+        tables = self._make_tables()
+        object.__setattr__(self, "added", tuple(map(simplest, tables.added)))
+        object.__setattr__(self, "_tables", tables)
 
     def _make_tables(self) -> _Tables:
-        ids, rules = dict(self.vocab), bpe.merges(self.merges, self.vocab)
-        if UNKNOWN not in ids:
+        vocab = dict(self.vocab)
+        rules = bpe.merges(self.merges, vocab)
+        ids, added = with_ids(vocab, self.added)
+        if self.unknown not in ids:
             raise ValueError(
-                f"vocab lacks {UNKNOWN!r}, which stands for unknown characters; add it"
-            )
-        for token in self.added:
-            if token in ids or not token or bpe.well_formed(token) != token:
-                raise ValueError(
-                    f"added holds {token!r}, which is in the vocabulary already, empty or not text"
-                )
-            ids[token] = len(ids)
-        if sorted(ids.values()) != list(range(len(ids))):
-            raise ValueError(
-                f"vocab must give its {len(self.vocab)} tokens the ids from 0, in a row"
+                f"vocab lacks {self.unknown!r}, which stands for unknown characters; add it"
             )
         made = set(rules.made)
         way = WAYS[self.mode]
@@ -115,17 +118,23 @@ class Tokenizer:
             return tuple(chain.from_iterable(map(tables.encode_word, way.words(chunk))))
 
         tokens = tuple(sorted(ids, key=ids.__getitem__))
-        others = (t for t in tokens if len(t.removesuffix(END_OF_WORD)) != 1)
-        special = {token: ids[token] for token in others if ids[token] not in made}
+        new = ids.keys() - vocab.keys()
+        special = {t: ids[t] for t in tokens if t in new or (_long(t) and ids[t] not in made)}
+        for token in added:
+            if token.content not in special:
+                raise ValueError(f"added holds {token.content!r}, an ordinary token of vocab")
+        if self.unknown not in special:
+            raise ValueError(f"unknown={self.unknown!r} is an ordinary token of vocab")
+        found = SpecialTokens(special, added, normalized)
         chunks = bpe.WordCache(encode_chunk)
-        tables = _Tables(ids, tokens, special, rules, ids[UNKNOWN], chunks)
+        tables = _Tables(ids, vocab, tokens, tuple(added), found, rules, ids[self.unknown], chunks)
         return tables
 
     def __hash__(self) -> int:
         return hash((len(self.vocab), len(self.merges), self.mode, self.added))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (dict(self.vocab), self.merges, self.mode, self.added)
+        return Tokenizer, (dict(self.vocab), self.merges, self.mode, self.added, self.unknown)
 
     def __repr__(self) -> str:
         return (
@@ -141,7 +150,7 @@ class Tokenizer:
     @property
     def special(self) -> tuple[str, ...]:
         """The special tokens, in order of their ids; "<unk>" is one of them."""
-        return tuple(self._tables.special)
+        return tuple(self._tables.special.ids)
 
     def encode(self, text: str, *, allowed_special: Special = ()) -> list[int]:
         """Return the ids of a text.
@@ -167,7 +176,7 @@ class Tokenizer:
             )
         ids: list[int] = []
         chunks, held = WAYS[self.mode].chunks, self._tables.chunks
-        for part, special in parts(text, self._tables.special, allowed_special):
+        for part, special in self._tables.special.parts(text, allowed_special):
             if special is None:
                 ids += chain.from_iterable(map(held.__getitem__, chunks(part)))
             else:
@@ -221,7 +230,7 @@ class Tokenizer:
         ids: list[int] = []
         offsets: Offsets = []
         at = 0
-        for part, special in parts(text, self._tables.special, allowed_special):
+        for part, special in self._tables.special.parts(text, allowed_special):
             if special is None:
                 for word in traced(part, way):
                     found = tables.encode_word(word.text)
@@ -287,9 +296,10 @@ class Tokenizer:
         """
         tokens = self.ids_to_tokens(ids)
         if skip_special:
-            tokens = [token for token in tokens if token not in self.added]
+            added = {token.content for token in self._tables.added}
+            tokens = [token for token in tokens if token not in added]
         text = "".join(tokens).replace(END_OF_WORD, " ").strip()
-        for old, new in _CLEAN_UP if clean_up else ():
+        for old, new in ((self.unknown, ""), *_CLEAN_UP) if clean_up else ():
             text = text.replace(old, new)
         return text
 
@@ -321,43 +331,52 @@ class Tokenizer:
         """
         if isinstance(tokens, str):
             raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens")
-        return Tokenizer(self.vocab, self.merges, self.mode, (*self.added, *tokens))
+        added = (*self.added, *tokens)
+        return Tokenizer(self.vocab, self.merges, self.mode, added, self.unknown)
 
     def save(self, directory: str | Path) -> None:
         """Write vocab.json, merges.txt, the mode and, if tokens were added, these.
 
         They go into tokenizer_config.json, added_tokens.json and special_tokens.txt, the last for
-        pytorch-pretrained-bert, which knows no modes.
+        pytorch-pretrained-bert, which knows no modes. What an earlier tokenizer left in the
+        directory goes; a process that is killed leaves all of the former files or all of the new.
+
+        Raises:
+            ValueError: a merge cannot be a line of a file.
+            OSError: the disk is full or can't be written; the former files are as they were.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        merges = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges), ""]
-        config = {"tokenizer_class": "OpenAIGPTTokenizer", "mode": self.mode}
+        tables = self._tables
+        settings: dict[str, Any] = {"tokenizer_class": "OpenAIGPTTokenizer", "mode": self.mode}
+        if self.unknown != UNKNOWN:
+            settings["unk_token"] = self.unknown
         contents = {
-            "vocab.json": json.dumps(dict(self.vocab)),
-            "merges.txt": "\n".join(merges),
-            _gpt_files.CONFIG: json.dumps(config, indent=2) + "\n",
+            "vocab.json": _files.write_vocab(self.vocab),
+            "merges.txt": _files.write_merges(self.merges),
         }
-        if self.added:
-            contents[_gpt_files.ADDED] = json.dumps({t: self._tables.ids[t] for t in self.added})
-            contents[_gpt_files.ADDED_LINES] = "".join(f"{token}\n" for token in self.added)
-        for name, content in contents.items():
-            (directory / name).write_text(content, encoding="utf-8", newline="\n")
+        if new := [token.content for token in tables.added if token.content not in self.vocab]:
+            contents[_files.ADDED] = _files.write_vocab({token: tables.ids[token] for token in new})
+            if lines := _files.write_lines(new):
+                contents[_files.ADDED_LINES] = lines
+        unmade = map(Added, _files.unmade(self.vocab, self.merges, END_OF_WORD))
+        if rows := _settings.write_rows([*unmade, *tables.added], tables.ids):
+            settings[_settings.ROWS] = rows
+        contents[_files.CONFIG] = json.dumps(settings, indent=2) + "\n"
+        _files.save(directory, contents)
 
 
 def load(name_or_path: str | Path, mode: Mode | None = None) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
-        name_or_path: a directory (or a file in it) that holds vocab.json and merges.txt, or
-            OpenAI's encoder_bpe_40000.json and vocab_40000.bpe, and perhaps special_tokens.txt or
-            added_tokens.json; or the name of a model on the hub.
+        name_or_path: a directory (or the file in it that is meant) that holds tokenizer.json; or
+            else vocab.json and merges.txt, or OpenAI's encoder_bpe_40000.json and vocab_40000.bpe;
+            and perhaps lists of added tokens and settings; or the name of a model on the hub.
         mode: "original" or "fallback"; None for the one that was saved, "original" if none was.
 
     Raises:
         FileNotFoundError: the files are not there; the message says where they were looked for.
-        ValueError: a file is not what its name says, the files do not fit each other, or there is
-            no such mode.
+        ValueError: a file is not what its name says, the files do not fit each other, there is no
+            such mode, or a setting that is not supported here.
 
     Example:
         >>> load("./no/such/directory")
@@ -365,5 +384,5 @@ def load(name_or_path: str | Path, mode: Mode | None = None) -> Tokenizer:
         ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
-    vocab, merges, saved, added = _gpt_files.read(name_or_path)
-    return Tokenizer(vocab, merges, mode or saved, added)
+    said = _gpt_files.read(name_or_path)
+    return Tokenizer(said.vocab, said.merges, mode or said.mode, said.added, said.unknown)

@@ -20,8 +20,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fnlm.params import hub
-from fnlm.tokenize import _batch, _files, bpe
+from fnlm.tokenize import _batch, _files, _gpt2_files, _settings, bpe
+from fnlm.tokenize._added import Added, simplest
 from fnlm.tokenize._byte_level import (
     ALPHABET,
     PATTERN,
@@ -33,10 +33,9 @@ from fnlm.tokenize._byte_level import (
     units_of,
     words_of,
 )
-from fnlm.tokenize._tokens import Special, checked, ids_of, parts
+from fnlm.tokenize._tokens import Special, checked, ids_of
 
 END_OF_TEXT = "<|endoftext|>"
-FILES = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"), ("tokenizer.json",))
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -48,7 +47,10 @@ class Tokenizer:
             that is neither a byte nor made by a merge is special, and stands for itself.
         merges: pairs of tokens that join, the first rule first.
         added: more special tokens, with the ids that follow. They are kept as they are, so they
-            may hold spaces or any characters.
+            may hold spaces or any characters. `Added` are those that count in some places only;
+            they may also be of `vocab`.
+        add_prefix_space: whether text that does not begin with a space is given one, at its
+            beginning and after each special token; it is then part of what `decode` returns.
 
     Raises:
         ValueError: bytes are missing, ids have gaps, merges do not fit, or a token is there twice.
@@ -63,20 +65,22 @@ class Tokenizer:
 
     vocab: Mapping[str, int]
     merges: Sequence[tuple[str, str]]
-    added: Sequence[str] = ()
+    added: Sequence[str | Added] = ()
+    add_prefix_space: bool = False
     _tables: Tables = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vocab", MappingProxyType(dict(self.vocab)))
         object.__setattr__(self, "merges", tuple(self.merges))
-        object.__setattr__(self, "added", tuple(self.added))
-        object.__setattr__(self, "_tables", make_tables(self.vocab, self.merges, self.added))
+        tables = make_tables(self.vocab, self.merges, self.added)
+        object.__setattr__(self, "added", tuple(map(simplest, tables.added)))
+        object.__setattr__(self, "_tables", tables)
 
     def __hash__(self) -> int:
         return hash((len(self.vocab), len(self.merges), self.added))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (dict(self.vocab), self.merges, self.added)
+        return Tokenizer, (dict(self.vocab), self.merges, self.added, self.add_prefix_space)
 
     def __repr__(self) -> str:
         return f"gpt2.Tokenizer(vocab_size={self.vocab_size}, special={[*self.special]})"
@@ -89,7 +93,7 @@ class Tokenizer:
     @property
     def special(self) -> tuple[str, ...]:
         """The special tokens, in order of their ids."""
-        return tuple(self._tables.special)
+        return tuple(self._tables.special.ids)
 
     def encode(self, text: str, *, allowed_special: Special = ()) -> list[int]:
         """Return the ids of a text.
@@ -111,7 +115,7 @@ class Tokenizer:
         if not allowed_special:
             return self._encode(text)
         ids: list[int] = []
-        for part, special in parts(places(text)[0], self._tables.special, allowed_special):
+        for part, special in self._tables.special.parts(places(text)[0], allowed_special):
             ids += self._encode(part) if special is None else (special,)
         return ids
 
@@ -119,6 +123,8 @@ class Tokenizer:
         """Return the ids of a text without special tokens."""
         tables = self._tables
         try:
+            if self.add_prefix_space and text and not str.startswith(text, " "):
+                text = f" {text}"
             first, *rest = units_of(text)
             ids = list(chain.from_iterable(map(tables.words.__getitem__, words_of(first))))
             ids.extend(chain.from_iterable(map(tables.units.__getitem__, rest)))
@@ -178,13 +184,20 @@ class Tokenizer:
         ids: list[int] = []
         offsets: Offsets = []
         at = 0
-        for part, special in parts(clean, self._tables.special, allowed_special):
+        for part, special in self._tables.special.parts(clean, allowed_special):
             if special is None:
-                for word in words_of(part):
+                start, at = at, at + len(part)
+                spaced = self.add_prefix_space and part[0] != " "
+                place = start - spaced
+                for word in words_of(f" {part}" if spaced else part):
                     found = self._tables.words[word]
                     ids += found
-                    offsets += offsets_in(word, at, [len(self._tables.content[i]) for i in found])
-                    at += len(word)
+                    offsets += offsets_in(
+                        word, place, [len(self._tables.content[i]) for i in found]
+                    )
+                    place += len(word)
+                if spaced:
+                    offsets = [(max(begin, start), end) for begin, end in offsets]
             else:
                 ids.append(special)
                 offsets.append((at, at := at + len(part)))
@@ -273,35 +286,51 @@ class Tokenizer:
         """
         if isinstance(tokens, str):
             raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens")
-        return Tokenizer(self.vocab, self.merges, (*self.added, *tokens))
+        return Tokenizer(self.vocab, self.merges, (*self.added, *tokens), self.add_prefix_space)
 
     def save(self, directory: str | Path) -> None:
-        """Write vocab.json, merges.txt and, if tokens were added, added_tokens.json.
+        """Write vocab.json, merges.txt and, where need be, lists of added tokens and settings.
 
-        These are the files that `load`, `transformers` and `tokenizers` read.
+        These are the files that `load`, `transformers` and `tokenizers` read. What an earlier
+        tokenizer left in the directory goes; a process that is killed leaves all of the former
+        files or all of the new ones.
+
+        Raises:
+            ValueError: a merge cannot be a line of a file.
+            OSError: the disk is full or can't be written; the former files are as they were.
         """
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        merges = ["#version: 0.2", *(f"{left} {right}" for left, right in self.merges), ""]
-        contents = {"vocab.json": json.dumps(dict(self.vocab)), "merges.txt": "\n".join(merges)}
-        if self.added:
-            contents["added_tokens.json"] = json.dumps({t: self._tables.ids[t] for t in self.added})
-        for name, content in contents.items():
-            (directory / name).write_text(content, encoding="utf-8", newline="\n")
+        tables = self._tables
+        contents = {
+            "vocab.json": _files.write_vocab(self.vocab),
+            "merges.txt": _files.write_merges(self.merges),
+        }
+        if new := [token.content for token in tables.added if token.content not in self.vocab]:
+            contents[_files.ADDED] = _files.write_vocab({token: tables.ids[token] for token in new})
+        settings: dict[str, Any] = {"tokenizer_class": "GPT2Tokenizer"}
+        if self.add_prefix_space:
+            settings["add_prefix_space"] = True
+        unmade = [*map(Added, _files.unmade(self.vocab, self.merges))]
+        if unmade or not all(token.plain for token in tables.added):
+            rows = [*unmade, *tables.added]
+            settings[_settings.ROWS] = _settings.write_rows(rows, tables.ids)
+        if len(settings) > 1:
+            contents[_files.CONFIG] = json.dumps(settings, indent=2) + "\n"
+        _files.save(directory, contents)
 
 
 def load(name_or_path: str | Path) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
-        name_or_path: a directory (or a file in it) that holds vocab.json and merges.txt, or
-            encoder.json and vocab.bpe (their first names), and perhaps added_tokens.json; or else
-            tokenizer.json. Or the name of a model inside the package, or of one on the hub, which
-            is asked only when its cache lacks the files.
+        name_or_path: a directory (or the file in it that is meant) that holds tokenizer.json; or
+            else vocab.json and merges.txt, or encoder.json and vocab.bpe (their first names); and
+            perhaps lists of added tokens and settings. Or the name of a model inside the package,
+            or of one on the hub, which is asked only when its cache lacks the files.
 
     Raises:
         FileNotFoundError: the files are not there; the message says where they were looked for.
-        ValueError: a file is not what its name says, or the files do not fit each other.
+        ValueError: a file is not what its name says, the files do not fit each other, or there is
+            a setting that is not supported here.
 
     Example:
         >>> load("./no/such/directory")
@@ -309,16 +338,7 @@ def load(name_or_path: str | Path) -> Tokenizer:
         ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
-    paths = hub.find(name_or_path, FILES)
-    added: dict[str, int] = {}
-    if len(paths) == 1:
-        vocab, merges, added = _files.read_tokenizer_json(paths[0])
-    else:
-        vocab, merges = _files.read_vocab(paths[0]), _files.read_merges(paths[1])
-        extra = paths[0].with_name("added_tokens.json")
-        if extra.is_file():
-            added = _files.read_vocab(extra)
-    return Tokenizer(vocab, merges, _files.in_order(added, vocab, paths[0].parent))
+    return Tokenizer(*_gpt2_files.read(name_or_path))
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fnlm.tokenize import _batch, _transfo_xl_files, bpe, words
+from fnlm.tokenize import _batch, _files, _transfo_xl_files, bpe, words
 from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._transfo_xl_files import Ids
 
@@ -264,7 +264,12 @@ class Tokenizer:
             ValueError: a symbol cannot be a line of a file.
         """
         for symbol in self._symbols:
-            if "\n" in symbol or "\r" in symbol or symbol != bpe.well_formed(symbol):
+            if (
+                self._symbols[0].startswith("\ufeff")
+                or "\n" in symbol
+                or "\r" in symbol
+                or symbol != bpe.well_formed(symbol)
+            ):
                 raise ValueError(f"vocab holds {symbol!r}, which cannot be a line of vocab.txt")
         settings = {
             "tokenizer_class": _transfo_xl_files.CLASS,
@@ -272,14 +277,11 @@ class Tokenizer:
             "delimiter": self.delimiter,
             "unknown": self.unknown,
         }
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         contents = {
             "vocab.txt": "".join(f"{symbol}\n" for symbol in self._symbols),
             _transfo_xl_files.CONFIG: json.dumps(settings, indent=2) + "\n",
         }
-        for name, content in contents.items():
-            (directory / name).write_text(content, encoding="utf-8", newline="\n")
+        _files.save(directory, contents)
 
 
 def load(name_or_path: str | Path, *, lower_case: bool | None = None) -> Tokenizer:
@@ -304,9 +306,6 @@ def load(name_or_path: str | Path, *, lower_case: bool | None = None) -> Tokeniz
     """
     said = _transfo_xl_files.read_vocabulary(name_or_path)
     vocab = {symbol: at for at, symbol in enumerate(said.symbols)}
-    if len(vocab) != len(said.symbols):
-        twice = Counter(said.symbols).most_common(1)[0][0]
-        raise ValueError(f"the vocabulary of {str(name_or_path)!r} holds {twice!r} twice")
     lower_case = said.lower_case if lower_case is None else lower_case
     return Tokenizer(vocab, lower_case, said.delimiter, said.unknown)
 

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from fnlm.tokenize import _files
+from fnlm.tokenize.bpe import well_formed
+
 CONTINUED = "##"
 
 Piece = tuple[int, int, int]  # id, and where in its word it begins and ends
@@ -96,10 +99,7 @@ def read_vocab(path: Path) -> dict[str, int]:
     Raises:
         ValueError: the file is not UTF-8, a line within it is empty, or two lines are the same.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").rstrip("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not text in UTF-8 ({error}); is it a vocabulary?") from None
+    lines = _files.read_text(path).rstrip("\n").split("\n")
     vocab: dict[str, int] = {}
     for at, line in enumerate(lines):
         token = line.strip(" \t")
@@ -111,3 +111,9 @@ def read_vocab(path: Path) -> dict[str, int]:
                 "one id only; give one of them another name, such as '[unused-2]'"
             )
     return vocab
+
+
+def is_line(token: str) -> bool:
+    """Whether a token can be written as a line of a vocab.txt, and read again."""
+    whole = token == token.strip(" \t") == well_formed(token) and "\n" not in token
+    return bool(token) and whole and "\r" not in token

@@ -1,0 +1,70 @@
+"""Reading GPT-2's vocabulary and settings, as OpenAI, its successors and fnlm wrote them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from fnlm.tokenize import _files, _settings, _whole
+from fnlm.tokenize._added import Added
+from fnlm.tokenize._settings import Row
+from fnlm.tokenize._tokens import arguments
+
+FAMILY = _settings.Family(
+    "GPT-2",
+    ("GPT2Tokenizer", "GPT2TokenizerFast"),
+    {"add_prefix_space": ("add_prefix_space", bool)},
+    ("<|endoftext|>",),
+)
+_FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+
+
+class Files(NamedTuple):
+    """What the files say: the arguments of `gpt2.Tokenizer`."""
+
+    vocab: dict[str, int]
+    merges: list[tuple[str, str]]
+    added: list[str | Added]
+    add_prefix_space: bool
+
+
+def read(name_or_path: str | Path) -> Files:
+    """Return what the files of a tokenizer say.
+
+    Raises:
+        FileNotFoundError: there are none; the message says where they were looked for.
+        ValueError: a file is not what its name says, or has a setting that is not supported.
+    """
+    found = _files.find(name_or_path, _FORMS)
+    paths = found.paths
+    vocab, merges, rows, spaced = _read(paths)
+    for other in found.others:
+        _files.check_agreement(paths[0], other[0], _read(other)[:2] == (vocab, merges))
+    said = _settings.read(FAMILY, vocab, found.beside, rows)
+    if spaced and "add_prefix_space" not in said.settings:
+        raise ValueError(
+            f"{paths[0]} has add_prefix_space=True, which `tokenizers` heeds and the class of "
+            f"`transformers` does not: say in a {_files.CONFIG} beside it whether it is meant"
+        )
+    _files.check_merges(paths[-1], vocab, merges, said.added)
+    made = {left + right for left, right in merges}
+    if common := [
+        token for token in said.added if token in made or len(token) == 1 and token in vocab
+    ]:
+        raise ValueError(
+            f"the files beside {paths[0]} call {common[0]!r} an added or special token, which is "
+            "an ordinary one of the vocabulary; take it out there"
+        )
+    added = arguments(said.added.values(), vocab)
+    return Files(vocab, merges, added, said.settings.get("add_prefix_space", False))
+
+
+def _read(
+    paths: tuple[Path, ...],
+) -> tuple[dict[str, int], list[tuple[str, str]], list[Row] | None, bool]:
+    if len(paths) == 2:
+        return _files.read_vocab(paths[0]), _files.read_merges(paths[1]), None, False
+    whole = _whole.read(paths[0], "GPT-2", _whole.GPT2)
+    _whole.check_surrounds(paths[0], whole.around, ["A"])
+    spaced = whole.sections["pre_tokenizer"].get("add_prefix_space", True)
+    if not isinstance(spaced, bool):
+        raise ValueError(f"{paths[0]}, pre_tokenizer.add_prefix_space is {spaced!r}, not a bool")
+    return whole.vocab, whole.merges, whole.rows, spaced

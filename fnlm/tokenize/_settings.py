@@ -1,0 +1,293 @@
+"""What the settings beside a vocabulary say: each is heeded, harmless, or refused by its name.
+
+The settings are those of `transformers` and of pytorch-pretrained-BERT. What neither knows changes
+no ids there, and none here.
+"""
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fnlm.tokenize import _files
+from fnlm.tokenize._added import Added
+from fnlm.tokenize.bpe import well_formed
+
+# In the order in which `transformers` gives new ids to those that a vocabulary lacks.
+NAMED = (
+    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
+)  # fmt: skip
+LISTED = ("additional_special_tokens", "extra_special_tokens", "model_specific_special_tokens")
+ROWS = "added_tokens_decoder"
+_CUTS, _PADS = "`encode` cuts nothing off", "`encode` pads nothing"
+_DECODES, _CHAT = "it is for decoding", "it is for chats"
+_ORIGIN = "it says where the tokenizer was; the files that were found are read"
+
+HARMLESS = {
+    "model_max_length": _CUTS, "max_len": _CUTS, "max_length": _CUTS, "stride": _CUTS,
+    "truncation_side": _CUTS, "truncation_strategy": _CUTS, "tokenizer_truncation": _CUTS,
+    "_json_truncation": _CUTS,
+    "padding_side": _PADS, "pad_token_type_id": _PADS, "pad_to_multiple_of": _PADS,
+    "tokenizer_padding": _PADS, "_json_padding": _PADS,
+    "errors": _DECODES, "clean_up_tokenization_spaces": _DECODES,
+    "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output": _DECODES,
+    "chat_template": _CHAT, "response_template": _CHAT, "response_schema": _CHAT,
+    "chat_control_tokens": _CHAT,
+    "name_or_path": _ORIGIN, "vocab_file": _ORIGIN, "merges_file": _ORIGIN,
+    "tokenizer_file": _ORIGIN, "files_loaded": _ORIGIN, "is_local": _ORIGIN,
+    "local_files_only": _ORIGIN, "processor_class": _ORIGIN, "backend": _ORIGIN,
+    "model_input_names": "it names the arrays of a batch",
+    "verbose": "it is about messages",
+    "tokenizer": "it is an object of a running program",
+    "trust_remote_code": "no code is run",
+    "_spm_precompiled_charsmap": "no tokenizer read here has one",
+}  # fmt: skip
+# A value other than these is refused.
+REFUSED: dict[str, tuple[Any, ...]] = {
+    "split_special_tokens": (None, False),
+    "add_bos_token": (None, False),
+    "add_eos_token": (None, False),
+    "do_basic_tokenize": (None, True),
+    "wordpieces_prefix": (None, "##"),
+    "clean_text": (None, True),
+    "fix_mistral_regex": (None, False),
+    "auto_map": (None,),
+    "init_inputs": (None, [], ()),
+    "fast_tokenizer_files": (None, []),
+    "gguf_file": (None,),
+    "vocab": (None,),
+    "merges": (None,),
+    "post_processor": (None,),
+    "tokenizer_object": (None,),
+}
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+
+
+class Family(NamedTuple):
+    """What the settings of a family of tokenizers are."""
+
+    name: str
+    classes: Collection[str]  # values of tokenizer_class
+    heeded: Mapping[str, tuple[str, Any]]  # their name -> that of our argument, and its type
+    special: Collection[str] = ()  # special tokens of these names need not be called so
+
+
+class Row(NamedTuple):
+    """An added token as a file has it."""
+
+    token: Added
+    at: int | None  # its id; None if the file gives none
+    where: str
+
+
+class Said(NamedTuple):
+    """What settings and lists of added tokens say."""
+
+    settings: dict[str, Any]  # arguments of the tokenizer
+    named: dict[str, str]  # such as "unk_token" -> the token
+    vocab: dict[str, int]  # with the added tokens
+    added: dict[str, Added]  # all added tokens, by content, in the order of their ids
+    listed: frozenset[str]  # those of them that are listed, and not only called special
+
+
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # told by tokenizer.json alone
+
+
+def read(
+    family: Family, vocab: Mapping[str, int], beside: Mapping[str, Path], rows: Iterable[Row] | None
+) -> Said:
+    """Return what the files beside a vocabulary say.
+
+    Args:
+        family: whose tokenizer it is.
+        vocab: token -> id.
+        beside: name -> path, of those of `_files.BESIDE` that are there.
+        rows: the added tokens of a tokenizer.json; None if there is none.
+
+    Raises:
+        ValueError: a file is not what its name says, or a setting is refused.
+    """
+    config = _object(beside, _files.CONFIG)
+    where = str(beside.get(_files.CONFIG, _files.CONFIG))
+    _check(family, config, where, rows is not None)
+    settings = _settings(family, config, where)
+    items = [(key, value, where) for key, value in config.items()]
+    if ROWS not in config:  # `transformers` reads the older file only then
+        path = str(beside.get(_files.MAP, _files.MAP))
+        later = _object(beside, _files.MAP)
+        items = [item for item in items if item[0] not in later]
+        items += [(key, value, path) for key, value in later.items()]
+    named, extra = _special(items)
+    listed = [*(rows or ()), *_rows(config, where)]
+    known = {row.token.content for row in listed}
+    special = {*family.special, *(row.token.content for row in (*named.values(), *extra))}
+    listed += [row for row in _older(beside, vocab, special) if row.token.content not in known]
+    extra = [*named.values(), *extra]
+    known |= {row.token.content for row in listed}
+    ids, added = _number(vocab, listed, extra, known)
+    names = {key: row.token.content for key, row in named.items()}
+    return Said(settings, names, ids, added, frozenset(known))
+
+
+def row(value: Any, where: str, at: Any = None, special: bool = False) -> Row:
+    """Return an added token that came out of JSON.
+
+    Args:
+        value: its content, or an object of content and flags.
+        where: file and key, for errors.
+        at: its id.
+        special: whether it is special where the object does not say so.
+    """
+    if isinstance(value, str):
+        value = {"content": value, "special": True}
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} has {value!r}, which is no added token")
+    told = {key: item for key, item in value.items() if key not in ("id", "__type")}
+    content = told.pop("content", None)
+    flags = {key: told.pop(key, False) for key in _FLAGS if key in told}
+    if told or not isinstance(content, str) or {*map(type, flags.values())} - {bool}:
+        raise ValueError(
+            f"{where} has {value!r}, which is no added token: it has a content, a text, and may "
+            f"have the flags {', '.join(_FLAGS)}, true or false"
+        )
+    if not content or well_formed(content) != content:
+        raise ValueError(f"{where} has an added token {content!r}, which is empty or not text")
+    special = flags.pop("special", special)
+    return Row(Added(content, **{"normalized": not special} | flags), at, where)
+
+
+def _object(beside: Mapping[str, Path], name: str) -> dict[str, Any]:
+    return _files.read_object(beside[name]) if name in beside else {}
+
+
+def _check(family: Family, config: Mapping[str, Any], where: str, whole: bool) -> None:
+    """Raise an error for a setting that is refused."""
+    for key, allowed in REFUSED.items():
+        if key not in family.heeded and (value := config.get(key)) not in allowed:
+            raise ValueError(
+                f"{where} has {key}={value!r}, which changes the ids of a text and is not "
+                f"supported here; if the model was not trained so, set it to {allowed[-1]!r}"
+            )
+    name = config.get("tokenizer_class")
+    classes = (*family.classes, *(GENERIC if whole else ()))
+    if name is not None and name not in classes:
+        raise ValueError(
+            f"{where} has tokenizer_class={name!r}, which is none of {family.name}'s "
+            f"({', '.join(classes)}); load it as what it is, or, if it gives the same ids, name "
+            "one of these there"
+        )
+
+
+def _settings(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    found = {}
+    for theirs, (ours, kind) in family.heeded.items():
+        value = config.get(theirs)
+        if value is None:
+            continue
+        if not isinstance(value, kind):
+            raise ValueError(f"{where} has {theirs}={value!r}, not a {kind.__name__} or null")
+        if kind is list and not all(isinstance(item, str) for item in value):
+            raise ValueError(f"{where} has {theirs}={value!r}, not a list of texts")
+        found[ours] = value
+    return found
+
+
+def _special(items: Iterable[tuple[str, Any, str]]) -> tuple[dict[str, Row], list[Row]]:
+    """Return the special tokens that have a name, in their order, and the others."""
+    named: dict[str, Row] = {}
+    others: list[Row] = []
+    for key, value, where in items:
+        place = f"{where}, {key}"
+        if key in NAMED and value is not None:
+            named[key] = row(value, place, special=where.endswith(_files.MAP))
+        elif key in LISTED and value is not None:
+            values = list(value.values()) if isinstance(value, dict) else value
+            if not isinstance(values, list):
+                raise ValueError(f"{place} is {value!r}, not a list of tokens")
+            others += [row(item, place, special=True) for item in values]
+        elif key.endswith("_token") and isinstance(value, str):
+            others.append(row(value, place))
+    return {key: named[key] for key in NAMED if key in named}, others
+
+
+def _rows(config: Mapping[str, Any], where: str) -> list[Row]:
+    """Return the added tokens of a tokenizer_config.json that gives their ids."""
+    told = config.get(ROWS)
+    if told is None:
+        return []
+    if not isinstance(told, dict):
+        raise ValueError(f"{where} has {ROWS}={str(told)[:80]}, not an object of id: token")
+    found = []
+    for at, value in told.items():
+        if not at.isdecimal() or not at.isascii() or len(at) > 9 or not isinstance(value, dict):
+            raise ValueError(f"{where}, {ROWS} has {at!r}: {value!r}, not an id and its token")
+        found.append(row(value, f"{where}, {ROWS}", int(at)))
+    return found
+
+
+def _older(
+    beside: Mapping[str, Path], vocab: Mapping[str, int], special: Collection[str]
+) -> Iterable[Row]:
+    """Yield the added tokens of added_tokens.json, or of the ancestor's special_tokens.txt."""
+    lines: list[str] = []
+    if path := beside.get(_files.ADDED_LINES):
+        lines = [line for line in _files.read_text(path).split("\n") if line]
+        if len(set(lines)) < len(lines):
+            raise ValueError(f"{path} has a token twice")
+    if listing := beside.get(_files.ADDED):
+        ids = _files.read_vocab(listing)
+        new = sorted(ids.keys() - vocab.keys(), key=ids.__getitem__)
+        if lines and lines != new:
+            raise ValueError(f"{listing} and {path} list other tokens; remove the one that is old")
+        for token, at in ids.items():
+            told = {"content": token, "special": token in special or token in lines}
+            yield row(told, str(listing), at)
+    else:
+        for at, line in enumerate(lines, start=len(vocab)):
+            yield row(line, str(path), at)
+
+
+def _number(
+    vocab: Mapping[str, int], rows: Iterable[Row], extra: Iterable[Row], known: Collection[str]
+) -> tuple[dict[str, int], dict[str, Added]]:
+    """Return the vocabulary with all added tokens, and these, in the order of their ids."""
+    found: dict[str, Row] = {}
+    for new in rows:
+        content = new.token.content
+        old = found.setdefault(content, new)
+        at = vocab.get(content, old.at)
+        if new.at is not None and new.at != at:
+            raise ValueError(
+                f"{new.where} gives the added token {content!r} the id {new.at}, but its id "
+                f"in {'the vocabulary' if content in vocab else old.where} is {at}"
+            )
+        if old.token != new.token:
+            raise ValueError(
+                f"{old.where} and {new.where} contradict each other: {old.token}, {new.token}"
+            )
+    new_rows = [row for content, row in found.items() if content not in vocab]
+    numbered = sorted((row.at, row.token.content) for row in new_rows if row.at is not None)
+    wanted = range(len(vocab), len(vocab) + len(numbered))
+    if [at for at, _ in numbered] != [*wanted]:
+        raise ValueError(
+            f"added tokens {[content for _, content in numbered]} in {new_rows[0].where} must have "
+            f"the {len(numbered)} ids that follow the {len(vocab)} of the vocabulary, and have "
+            f"{[at for at, _ in numbered]}; name a token for each id that is left out"
+        )
+    unnumbered = [row.token.content for row in new_rows if row.at is None]
+    for other in extra:
+        if other.token.content not in known and other.token.content not in found:
+            found[other.token.content] = other
+            if other.token.content not in vocab:
+                unnumbered.append(other.token.content)
+    tokens = [*vocab, *(content for _, content in numbered), *unnumbered]
+    ids = dict(vocab) | {token: at for at, token in enumerate(tokens) if token not in vocab}
+    order = sorted(found, key=ids.__getitem__)
+    return ids, {content: found[content].token for content in order}
+
+
+def write_rows(tokens: Iterable[Added], ids: Mapping[str, int]) -> dict[str, dict[str, Any]]:
+    """Return what `transformers` and `read` take for added tokens with their ids."""
+    return {
+        str(ids[token.content]): token._asdict() | {"special": not token.normalized}
+        for token in tokens
+    }
