@@ -162,7 +162,7 @@ def convert(
     directory, file = Path(target), None
     if directory.suffix in (".bin", ".safetensors"):
         directory, file = directory.parent, directory.name
-    written = io.save(params, directory, rules, to, file=file)
+    written = io.save(params, directory, rules, module.spec, to, file=file)
     written += _copy_vocabulary(Path(weights).parent, directory)
     yield f"wrote {', '.join(written)} in {directory}\n"
 

@@ -2,10 +2,12 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 __all__ = ["Checkpoint", "Entry", "replace"]
@@ -54,6 +56,34 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Count the tensors."""
         return len(self.entries)
+
+    def without(self, names: Container[str]) -> "Checkpoint":
+        """Return the same file without some of its tensors.
+
+        >>> file = Checkpoint(Path("w.bin"), "toy", {"w": Entry("bool", (), torch.Tensor)})
+        >>> file.without({"w"}).entries
+        {}
+        """
+        left = {name: entry for name, entry in self.entries.items() if name not in names}
+        return Checkpoint(self.path, self.format, left)
+
+    def outlined(self) -> "Checkpoint":
+        """Return the same names with tensors on the meta device: shapes and types, nothing read.
+
+        >>> file = Checkpoint(Path("w.bin"), "toy", {"w": Entry("float32", (2,), torch.Tensor)})
+        >>> file.outlined()["w"]
+        tensor(..., device='meta', size=(2,))
+        """
+        outlines = {n: e._replace(read=partial(_outline, e)) for n, e in self.entries.items()}
+        return Checkpoint(self.path, self.format, outlines)
+
+
+def _outline(entry: Entry) -> Tensor:
+    """Make a tensor without memory; what no tensor can hold is read, which is refused."""
+    dtype = getattr(torch, entry.dtype, None)
+    if not isinstance(dtype, torch.dtype) or entry.dtype.startswith("q"):
+        return entry.read()
+    return torch.empty((), dtype=dtype, device="meta").expand(entry.shape)
 
 
 def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
