@@ -9,7 +9,7 @@ Deviations: dropout is on when a key is given; losses are apart, in `fnlm.train.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -394,7 +394,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     Raises:
         ValueError: no such dialect, heads that it cannot hold together, a leaf that does not fit.
     """
-    if tuple(params.get("heads", {})) == ("question_answering",):
-        # `transformers` gives this head, too, as many outputs as config.json has labels.
-        params = {**params, "config": replace(params["config"], num_labels=2)}
     io.save(params, directory, rules.FAMILY, spec, dialect)

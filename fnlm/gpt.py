@@ -359,8 +359,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     Raises:
         ValueError: no such dialect, or a leaf that does not fit it or the config.
     """
-    config: Config = params["config"]
-    if dialect == "transformers":
-        rows = config.total_tokens_embeddings
-        params = params | {"config": dataclasses.replace(config, vocab_size=rows, n_special=0)}
     io.save(params, directory, rules.FAMILY, spec, dialect)

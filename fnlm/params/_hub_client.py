@@ -20,7 +20,7 @@ from urllib.parse import quote
 T = TypeVar("T")
 
 # Bytes of what comes from strangers.
-_LARGEST_INDEX = 1 << 26
+_LARGEST_INDEX = 1 << 22
 _LARGEST_LISTING = 1 << 22
 _LARGEST_UNANNOUNCED = 1 << 30  # of a file whose size the hub does not say
 

@@ -1,7 +1,7 @@
 """What is looked at before parameters are written: `load` must take them again."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -37,9 +37,9 @@ def check(params: Tree, spec: Callable[..., Tree], family: Family) -> set[str]:
     return set(found)
 
 
-def config_text(config: BaseConfig, family: Family, heads: Iterable[str]) -> str:
+def config_text(config: BaseConfig, family: Family, heads: tuple[str, ...]) -> str:
     """Return the content of the config.json of a model with some heads."""
-    classes, heads = family.architectures, tuple(sorted(heads))
+    classes = family.architectures
     content = config.to_dict() | {
         "model_type": family.name,
         "architectures": [classes[h] for h in ([heads] if heads in classes else zip(heads))],

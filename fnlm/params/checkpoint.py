@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fnlm.params._text import printable_errors
+
 __all__ = ["Checkpoint", "Entry", "replace"]
 
 
@@ -47,7 +49,8 @@ class Checkpoint(Mapping[str, Tensor]):
             KeyError: there is none of that name.
             ValueError: its bytes are damaged, or it is no tensor of numbers.
         """
-        return self.entries[name].read()
+        with printable_errors():
+            return self.entries[name].read()
 
     def __iter__(self) -> Iterator[str]:
         """Give the names in the order of the file."""

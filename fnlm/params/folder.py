@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["current", "replace_files"]
+__all__ = ["current", "directory_of", "replace_files"]
 
 Files = Mapping[str, Callable[[Path], object]]  # how each is written, by name
 
@@ -37,6 +37,16 @@ def current(directory: Path, kind: str) -> Path:
         if place.is_dir() and not place.is_symlink():
             return place
     return directory
+
+
+def directory_of(file: Path) -> Path:
+    """Return the directory of a file of a model, even if that is in a hidden folder of it.
+
+    >>> directory_of(Path("my-model/.model.saved/config.json")).name
+    'my-model'
+    """
+    hidden = file.parent.name in (".model.saved", ".tokenizer.saved")
+    return file.parent.parent if hidden else file.parent
 
 
 def replace_files(

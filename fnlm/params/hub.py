@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fnlm.params import _hub_client, folder
+from fnlm.params._text import printable_errors
 
 __all__ = ["BUNDLED", "CONFIGS", "PUBLISHED", "WEIGHTS", "Source", "find", "locate", "weights"]
 
@@ -65,6 +66,7 @@ class Source(NamedTuple):
     config: Path
 
 
+@printable_errors()
 def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
     """Find the weights of a model and the configuration beside them.
 
@@ -100,6 +102,7 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
     )
 
 
+@printable_errors()
 def weights(name_or_path: _Path) -> Path:
     """Find the weights of a model, with a configuration beside them or without; see `locate`.
 

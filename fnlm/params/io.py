@@ -14,8 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.params import _saving, arrays, folder, hub, pickled, rename, safe, tensorflow, tree
+from fnlm.params import (
+    _archive,
+    _saving,
+    arrays,
+    folder,
+    hub,
+    pickled,
+    rename,
+    safe,
+    tensorflow,
+    tree,
+)
 from fnlm.params import spec as describe
+from fnlm.params._text import printable_errors
 from fnlm.params.checkpoint import Checkpoint
 from fnlm.params.config import BaseConfig
 from fnlm.params.rename import Dialect, Family
@@ -35,6 +47,7 @@ _SHARDS = re.compile(
 )
 
 
+@printable_errors()
 def read(path: str | Path) -> Checkpoint:
     """Describe the tensors of a file of any format; each is read when asked for.
 
@@ -54,6 +67,8 @@ def read(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     path = path.parent if path.name == arrays.SHAPES else path
+    if not path.is_dir():
+        _archive.check_regular(path)
     if not path.is_dir() or arrays.recognises(path):
         for reader in (tensorflow, safe, arrays, pickled):
             if reader.recognises(path):
@@ -80,6 +95,7 @@ def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
         safe.write(tensors, path)
 
 
+@printable_errors()
 def load(
     name_or_path: str | Path,
     family: Family,
@@ -104,6 +120,7 @@ def load(
     )
 
 
+@printable_errors()
 def assemble(
     tensors: Mapping[str, Tensor],
     config: BaseConfig,
@@ -208,7 +225,8 @@ def save(
     dialects = {d.name: d for d in family.dialects if d.file}
     if dialect not in dialects:
         raise ValueError(f"dialect={dialect!r} is not one of {', '.join(dialects)}")
-    directory, config = Path(directory), params["config"]
+    directory, heads = Path(directory), tuple(sorted(params.get("heads", {})))
+    config = family.stated(params["config"], heads, dialect)
     leaves = {name: value for name, value in params.items() if name != "config"}
     paths = _saving.check(params, spec, family)
     foreign = rename.to_foreign(leaves, dialects[dialect])
@@ -217,7 +235,7 @@ def save(
         owned = {*owned, *hub.WEIGHTS, *filter(_SHARDS.fullmatch, _names_in(directory))}
     else:
         _check_beside(directory, file, config, family)
-    text = _saving.config_text(config, family, params.get("heads", {}))
+    text = _saving.config_text(config, family, heads)
 
     def write_config(path: Path) -> None:
         path.write_text(text, encoding="utf-8")
@@ -246,12 +264,14 @@ def _names_in(directory: Path) -> list[str]:
     return sorted(os.listdir(directory)) if directory.is_dir() else []
 
 
+@printable_errors()
 def config_from(path: Path, family: Family, config_class: type[BaseConfig]) -> Any:
     """Read a config.json of a family.
 
     Raises:
         ValueError: it is of another family, or asks for arithmetic that fnlm does not do.
     """
+    _archive.check_regular(path)
     config = config_class.from_json_file(path)
     values = config.to_dict()
     if (found := values.get("model_type", family.name)) != family.name:

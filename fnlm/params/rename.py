@@ -6,10 +6,10 @@ substring, and nothing is dropped in silence.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import einops
 from torch import Tensor
@@ -88,6 +88,8 @@ class Family(NamedTuple):
     optional: Mapping[str, tuple[str, ...]] = {}  # what a file may lack, and the heads that need it
     ties: Mapping[str, tuple[str, ...]] = {}  # leaves that a config may tie, and to which leaf
     stacks: Mapping[str, str] = {}  # leaves that may come stacked, all layers in one, and where
+    # the config as a file of a dialect states it, of a model with some heads
+    stated: Callable[[Any, tuple[str, ...], str], Any] = lambda config, heads, dialect: config
 
 
 def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:

@@ -1,5 +1,8 @@
 """BERT's names in `transformers`, pytorch-pretrained-bert and Google's TensorFlow files."""
 
+from dataclasses import replace
+from typing import Any
+
 from fnlm.params.rename import Dialect, Family, Rule
 
 # Ours, PyTorch's and TensorFlow's names of layers: a weight and a bias each, or a scale and a bias.
@@ -91,6 +94,11 @@ def _tensorflow() -> Dialect:
     )
 
 
+def _stated(config: Any, heads: tuple[str, ...], dialect: str) -> Any:
+    """Count labels as `transformers` does, which gives question answering as many outputs."""
+    return replace(config, num_labels=2) if heads == ("question_answering",) else config
+
+
 _TRANSFORMERS = _torch("transformers", "model.safetensors")
 
 FAMILY = Family(
@@ -126,5 +134,6 @@ FAMILY = Family(
         "add_cross_attention": False,
         "tie_word_embeddings": True,
     },
+    stated=_stated,
     optional={"pooler": ("multiple_choice", "next_sentence_prediction", "sequence_classification")},
 )
