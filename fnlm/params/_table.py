@@ -26,7 +26,7 @@ from fnlm.params._wire import varint
 MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER = 48
 _TRAILER = 5  # of a block: compression and checksum
-_FULL = 1 << 22  # bytes after which a block takes no more entries; TensorFlow's end after 1 << 18
+_FULL = 1 << 20  # bytes after which a block takes no more entries; TensorFlow closes at 1 << 18
 _RECENT = 4  # blocks that are kept
 _POLYNOMIAL = 0x82F63B78  # CRC-32C; the highest power is the lowest bit
 _LANES = 1 << 14  # words of 8 bytes; with them the tables stay in the cache of a core

@@ -85,8 +85,9 @@ def replace_files(
     """
     directory, tokenizer = Path(directory), tokenizer or {}
     directory.mkdir(parents=True, exist_ok=True)
-    for remains in directory.glob(f".{kind}.*.part"):  # of saves that were killed
-        shutil.rmtree(remains, ignore_errors=True)
+    for begun in (kind, "tokenizer") if tokenizer else (kind,):
+        for remains in directory.glob(f".{begun}.*.part"):  # of saves that were killed
+            shutil.rmtree(remains, ignore_errors=True)
     if _committed(_committed(directory, "model"), "tokenizer").is_dir():
         _publish(directory, "model")
     _publish(directory, kind)
