@@ -10,7 +10,7 @@ Deviations: dropout is on when a key is given; losses are apart, in `fnlm.train.
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -51,6 +51,7 @@ HEADS = (
 )
 Params = dict[str, Any]
 Maybe = Tensor | None  # an argument that may be left out
+Names = Sequence[str] | None
 Sites = Sequence[Maybe]  # keys of dropouts
 
 
@@ -356,7 +357,7 @@ def _check(config: Config, ids: Tensor, token_types: Maybe, mask: Maybe) -> None
 
 
 def load(
-    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Maybe = None
+    name_or_path: str | Path, *, heads: Names = None, key: Maybe = None, ignore: Names = ()
 ) -> Params:
     """Read parameters from a directory, a file or the hub.
 
@@ -366,17 +367,17 @@ def load(
         heads: the heads wanted; None takes those of the file.
         key: lets wanted heads that the file lacks be initialised, and the pooler where one of the
             wanted heads needs it; without it they are an error.
+        ignore: patterns, as of a shell, of the file's names of tensors that are left out.
 
     Returns:
         params; where the format allows, a tensor is read from disk when it is first used.
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: a tensor is missing, unexpected or of another shape; a head that the file does
-            not tell from others, and that `heads` does not name; another family's config; a damaged
-            file.
+        ValueError: a tensor is missing, unexpected or of another shape; a head that neither file
+            nor `heads` tell from others; another family's config; a damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
+    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
@@ -384,16 +385,12 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
 
     Args:
         params: from `init`, `load` or training.
-        directory: made if need be; files of the same names are replaced, each at once.
-        dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
-            pytorch_model.bin; both hold the heads of one of their classes. "fnlm" writes
-            model.safetensors with any heads, for fnlm alone.
+        directory: made if need be; a model in it is replaced, at once or not at all.
+        dialect: "transformers" (model.safetensors) or "pytorch-pretrained-bert" (pytorch_model.bin)
+            for the heads of one of their classes; "fnlm" for any heads, to be read by fnlm alone.
 
     Raises:
-        ValueError: no such dialect, or heads that it cannot hold together.
+        ValueError: no such dialect, heads that it cannot hold together, a leaf that does not fit.
     """
     config_of(params, Config)
-    if tuple(params.get("heads", {})) == ("question_answering",):
-        # `transformers` gives this head, too, as many outputs as config.json has labels.
-        params = {**params, "config": replace(params["config"], num_labels=2)}
-    io.save(params, directory, rules.FAMILY, dialect)
+    io.save(params, directory, rules.FAMILY, spec, dialect)

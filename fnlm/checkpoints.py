@@ -1,18 +1,19 @@
 """Checkpoints of any origin and format: what one holds, and the same one in another form."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from fnlm import bert, gpt, gpt2, transfo_xl
-from fnlm.params import hub, io, rename, tree
-from fnlm.params.checkpoint import Checkpoint, Entry, replace
+from fnlm import bert, gpt, gpt2, random, transfo_xl
+from fnlm.params import _archive, folder, hub, io, rename, tree
+from fnlm.params._text import printable
+from fnlm.params.checkpoint import Checkpoint, Entry
 
 __all__ = ["FAMILIES", "check_vocabulary", "convert", "family_of", "inspect"]
 
@@ -76,11 +77,19 @@ def check_vocabulary(name: str | Path, found: int, wanted: int) -> None:
         )
 
 
-def inspect(path: str | Path) -> Iterator[str]:
+def inspect(
+    path: str | Path,
+    *,
+    heads: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    seed: int | None = None,
+) -> Iterator[str]:
     """Yield lines on a checkpoint: its tensors, its family, and what fnlm would load from it.
 
     Args:
         path: a file or directory of any format, a bundled model or a hub name.
+        heads: as in every family's `load`, like `ignore`.
+        seed: of the key with which heads that the file lacks would be initialised.
 
     Raises:
         ValueError: the file is damaged, or of no known format.
@@ -92,7 +101,7 @@ def inspect(path: str | Path) -> Iterator[str]:
     for name, entry in checkpoint.entries.items():
         shape = " x ".join(map(str, entry.shape)) or "one number"
         match = account.matches[name]
-        rows.append((name, entry.dtype, shape, _bytes(_size(entry)), _reading(match)))
+        rows.append((printable(name), entry.dtype, shape, _bytes(_size(entry)), _reading(match)))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
@@ -101,7 +110,8 @@ def inspect(path: str | Path) -> Iterator[str]:
     size = _bytes(sum(map(_size, checkpoint.entries.values())))
     yield f"\n{checkpoint.path}: {checkpoint.format}, {len(checkpoint)} tensors, "
     yield f"{numbers:,} numbers, {size}\n"
-    yield from _verdict(path, checkpoint, account)
+    options = {"heads": heads, "ignore": ignore, "key": _key(seed)}
+    yield from _verdict(path, checkpoint, account, options)
 
 
 def convert(
@@ -112,6 +122,9 @@ def convert(
     config: str | Path | None = None,
     family: str | None = None,
     dtype: str | None = None,
+    heads: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    seed: int | None = None,
 ) -> Iterator[str]:
     """Write a checkpoint in another form, and yield lines on what was read and written.
 
@@ -125,9 +138,13 @@ def convert(
             family is named and there is none, that of its published model.
         family: module of the family; by default the one that knows the names of the tensors.
         dtype: floating type to cast to, such as "float16"; by default that of the source.
+        heads: the heads to be written; by default those of the source.
+        ignore: patterns of names of tensors of the source that are left out.
+        seed: of the key with which heads that the source lacks are initialised.
 
     Raises:
-        ValueError: the checkpoint is damaged, or does not fit its family or config.
+        ValueError: the checkpoint is damaged, or does not fit its family or config; a file beside
+            it is a link to somewhere else.
         FileNotFoundError: no such file.
     """
     if family is not None:
@@ -141,7 +158,7 @@ def convert(
     module = _module(account.family)
     rules = module.rules.FAMILY
     try:
-        found = Path(config) if config is not None else hub.locate(source).config
+        found = Path(config) if config is not None else _own(hub.locate(source).config)
     except FileNotFoundError:
         if family is None:
             raise
@@ -152,7 +169,10 @@ def convert(
         total=account.count("leaf", "tie"), unit=" tensors", leave=False, disable=None
     ) as bar:
         watched = _watched(checkpoint, bar, dtype)
-        params = io.assemble(watched, settings, rules, module.spec, source=str(weights))
+        params = io.assemble(
+            watched, settings, rules, module.spec,
+            source=str(weights), heads=heads, key=_key(seed), ignore=ignore,
+        )  # fmt: skip
         strange = [
             f"{path} has {count:,} values that are not finite\n"
             for path, leaf in tree.named_leaves(params)
@@ -160,13 +180,18 @@ def convert(
         ]
     yield f"read {weights} ({checkpoint.format}) as {account.family}: "
     yield f"{tree.count(params):,} parameters in {account.count('leaf')} tensors; not needed: "
-    yield f"{account.count('training')} of a trainer, {account.count('buffer', 'tie')} others\n"
+    yield f"{account.count('training')} of a trainer, {account.count('buffer', 'tie')} others"
+    ignored = account.count("unknown")  # or they would be errors
+    yield f", {ignored} to be ignored\n" if ignored else "\n"
     yield from strange
     directory, file = Path(target), None
     if directory.suffix in (".bin", ".safetensors"):
         directory, file = directory.parent, directory.name
-    written = io.save(params, directory, rules, to, file=file)
-    written += _copy_vocabulary(Path(weights).parent, directory)
+    vocabulary = _vocabulary(folder.current(folder.directory_of(weights), "tokenizer"))
+    written = io.save(
+        params, directory, rules, module.spec, to,
+        file=file, tokenizer=vocabulary, owned=_VOCABULARIES.values() if vocabulary else (),
+    )  # fmt: skip
     yield f"wrote {', '.join(written)} in {directory}\n"
 
 
@@ -181,7 +206,7 @@ def _account(checkpoint: Checkpoint, family: str | None = None) -> _Account:
     accounts = []
     for name in FAMILIES if family is None else [family]:
         table = _module(name).rules.FAMILY
-        accounts.append(_Account(name, {n: rename.classify(n, table) for n in checkpoint}))
+        accounts.append(_Account(name, rename.account(checkpoint, table)))
     return max(accounts, key=lambda account: account.count("leaf", "tie"))
 
 
@@ -194,7 +219,9 @@ def _reading(match: rename.Match) -> str:
     }.get(match.kind, "unknown")
 
 
-def _verdict(path: str | Path, checkpoint: Checkpoint, account: _Account) -> Iterator[str]:
+def _verdict(
+    path: str | Path, checkpoint: Checkpoint, account: _Account, options: dict[str, Any]
+) -> Iterator[str]:
     known = account.count("leaf", "tie", "buffer")
     if not known:
         yield f"family: unknown, by 0 of {len(checkpoint)} names\n"
@@ -203,7 +230,7 @@ def _verdict(path: str | Path, checkpoint: Checkpoint, account: _Account) -> Ite
     if skipped := account.count("training"):
         yield f"of a trainer: {skipped} tensors, never read as parameters\n"
     try:
-        params = _module(account.family).load(path)
+        params = _module(account.family).load(path, **options)
     except (ValueError, OSError) as error:
         yield f"fnlm.{account.family}.load refuses it: {error}\n"
         return
@@ -221,20 +248,31 @@ def _watched(checkpoint: Checkpoint, bar: "tqdm[None]", dtype: str | None) -> Ch
             x = entry.read()
             return x.to(getattr(torch, dtype)) if dtype and x.is_floating_point() else x
 
+        kind = getattr(torch, entry.dtype, None)
+        if dtype and isinstance(kind, torch.dtype) and kind.is_floating_point:
+            return Entry(dtype, entry.shape, read)
         return entry._replace(read=read)
 
     entries = {name: watch(entry) for name, entry in checkpoint.entries.items()}
     return Checkpoint(checkpoint.path, checkpoint.format, entries)
 
 
-def _copy_vocabulary(source: Path, target: Path) -> list[str]:
-    copied = []
-    for name, new in _VOCABULARIES.items():
-        found, wanted = source / name, target / new
-        if found.is_file() and wanted.resolve() != found.resolve():
-            replace(wanted, partial(shutil.copyfile, found))
-            copied.append(new)
-    return copied
+def _key(seed: int | None) -> torch.Tensor | None:
+    return None if seed is None else random.key(seed)
+
+
+def _own(file: Path) -> Path:
+    """Return a file whose content is to be copied; it must be one of its folder."""
+    if _archive.leads_out(file):
+        raise ValueError(f"{file} is a link out of its folder: copy the file there, or remove it")
+    return file
+
+
+def _vocabulary(directory: Path) -> folder.Files:
+    """Return how the files of a tokenizer are copied, by their new names."""
+    found = {new: directory / name for name, new in _VOCABULARIES.items()
+             if (directory / name).is_file()}  # fmt: skip
+    return {new: partial(shutil.copyfile, _own(file)) for new, file in found.items()}
 
 
 def _size(entry: Entry) -> int:

@@ -5,6 +5,8 @@ when a command runs, so that help comes at once.
 """
 
 import os
+import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
@@ -16,9 +18,16 @@ import jsonargparse
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["convert", "generate", "inspect", "main", "progress", "run"]
+__all__ = ["as_flags", "convert", "generate", "inspect", "main", "progress", "run"]
 
 Flags = TypeVar("Flags")
+
+# Arguments that errors name, and the flags of `fnlm convert` for them; those of `fnlm inspect`.
+FLAGS = {
+    "heads": "heads", "ignore": "ignore", "key": "seed", "dialect": "to", "family": "family",
+    "dtype": "dtype", "config": "config",
+}  # fmt: skip
+_READ = ("heads", "ignore", "seed")
 
 # The four commands of pytorch-pretrained-bert: the family, and the words in their order.
 VERBS = {
@@ -47,7 +56,10 @@ def main(args: list[str] | None = None) -> int:
 
     def work() -> None:
         for piece in commands.get(given.subcommand, convert)(**options):
-            print(_printable(piece), end="", flush=True)
+            if given.subcommand != "generate":
+                piece = as_flags(piece, given.subcommand)
+            raw = given.subcommand == "generate" and not sys.stdout.isatty()  # as the model made it
+            print(_encodable(piece) if raw else _shown(piece), end="", flush=True)
 
     return _exit_code(f"fnlm {given.subcommand}", work)
 
@@ -96,7 +108,8 @@ def _exit_code(program: str, work: Callable[[], None]) -> int:
         return 130  # as shells have it: 128 and the number of the signal
     except (ValueError, LookupError, TypeError, OSError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
-        print(f"{program}: {' '.join(str(text).split())}", file=sys.stderr)
+        line = as_flags(" ".join(str(text).split()), program.removeprefix("fnlm "))
+        print(_shown(f"{program}: {line}"), file=sys.stderr)
         return 2
     return 0
 
@@ -171,11 +184,43 @@ def generate(
         yield "\n"
 
 
-def inspect(path: str) -> Iterator[str]:
+def as_flags(text: str, command: str) -> str:
+    """Return a message in which the arguments of functions are the flags of a command.
+
+    Args:
+        text: in which an argument stands as in Python: `heads=('masked_lm',)`.
+        command: "inspect", for example; of one without these flags, those of `fnlm convert`.
+
+    >>> as_flags("pass ignore=('score.*', 'b'), or key=fnlm.random.key(seed)", "convert")
+    "pass --ignore 'score.*' b, or --seed 0"
+    >>> as_flags("pass heads=('masked_lm',)", "generate")
+    'pass fnlm convert --heads masked_lm'
+    """
+
+    def flag(match: re.Match[str]) -> str:
+        name, value = FLAGS[match[1]], match[2]
+        words = re.findall(r"'((?:[^'\\]|\\.)*)'", value) if name != "seed" else ["0"]
+        given = command in ("convert", "inspect", *VERBS) and (
+            command != "inspect" or name in _READ
+        )
+        return f"{'' if given else 'fnlm convert '}--{name} {shlex.join(words)}"
+
+    text_of = r"'(?:[^'\\]|\\.)*'"
+    values = rf"{text_of}|\((?:{text_of},? ?)+\)|fnlm\.random\.key\(seed\)"
+    return re.sub(rf"\b({'|'.join(FLAGS)})=({values})", flag, text)
+
+
+def inspect(
+    path: str,
+    *,
+    heads: list[str] | None = None,
+    ignore: list[str] | None = None,
+    seed: int | None = None,
+) -> Iterator[str]:
     """Yield lines on a checkpoint: see `fnlm.checkpoints.inspect`."""
     from fnlm import checkpoints
 
-    yield from checkpoints.inspect(path)
+    yield from checkpoints.inspect(path, heads=heads, ignore=ignore or (), seed=seed)
 
 
 def convert(
@@ -186,11 +231,17 @@ def convert(
     config: str | None = None,
     family: str | None = None,
     dtype: str | None = None,
+    heads: list[str] | None = None,
+    ignore: list[str] | None = None,
+    seed: int | None = None,
 ) -> Iterator[str]:
     """Write a checkpoint in another form: see `fnlm.checkpoints.convert`."""
     from fnlm import checkpoints
 
-    yield from checkpoints.convert(source, target, to=to, config=config, family=family, dtype=dtype)
+    yield from checkpoints.convert(
+        source, target, to=to, config=config, family=family, dtype=dtype,
+        heads=heads, ignore=ignore or (), seed=seed,
+    )  # fmt: skip
 
 
 def _parser() -> jsonargparse.ArgumentParser:
@@ -211,6 +262,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the arithmetic")
     viewer = jsonargparse.ArgumentParser(description="Show what a checkpoint holds.")
     viewer.add_argument("path", type=str, help="file, directory, bundled model or hub name")
+    _add_reading(viewer)
     converter = jsonargparse.ArgumentParser(description="Write a checkpoint in another form.")
     add = converter.add_argument
     add("source", type=str, help="file or directory of any format, or hub name")
@@ -220,6 +272,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     add("--family", type=str, help="bert, gpt, gpt2 or transfo_xl; by default told by the names")
     types = ["float32", "float16", "bfloat16", "float64"]
     add("--dtype", choices=types, help="cast to this type; by default nothing is cast")
+    _add_reading(converter)
     commands.add_subcommand("generate", writer, help="write text with a model")
     commands.add_subcommand("inspect", viewer, help="show what a checkpoint holds")
     commands.add_subcommand("convert", converter, help="write a checkpoint in another form")
@@ -228,11 +281,27 @@ def _parser() -> jsonargparse.ArgumentParser:
         for word in words:
             last = word == "config" and word == words[-1]
             alias.add_argument(word, type=str, nargs="?" if last else None)
+        _add_reading(alias)
         commands.add_subcommand(verb, alias, help=f"convert --family {family}, as it was called")
     return parser
 
 
-def _printable(text: str) -> str:
+def _add_reading(parser: jsonargparse.ArgumentParser) -> None:
+    """Add the flags that tell how a checkpoint is read."""
+    add = parser.add_argument
+    add("--heads", type=str, nargs="+", help="task heads wanted; by default those of the source")
+    add("--ignore", type=str, nargs="+", help="patterns of names of tensors to leave out")
+    add("--seed", type=int, help="lets heads that the source lacks be initialised at random")
+
+
+def _shown(text: str) -> str:
+    """Escape what would do more to a terminal than show."""
+    from fnlm.params._text import printable
+
+    return _encodable(printable(text, keep="\n\t"))
+
+
+def _encodable(text: str) -> str:
     """Replace what the terminal can't show."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)

@@ -353,7 +353,11 @@ def double_heads(
 
 
 def load(
-    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None
+    name_or_path: str | Path,
+    *,
+    heads: Sequence[str] | None = None,
+    key: Tensor | None = None,
+    ignore: Sequence[str] = (),
 ) -> Params:
     """Read parameters from a directory, a file or the hub.
 
@@ -363,6 +367,7 @@ def load(
             exists wins.
         heads: the heads wanted; None takes those of the file.
         key: lets wanted heads that the file lacks be initialised; without it they are an error.
+        ignore: patterns, as of a shell, of the file's names of tensors that are left out.
 
     Returns:
         params; where the format allows, a tensor is read from disk when it is first used.
@@ -372,7 +377,7 @@ def load(
         ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
             damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
+    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
@@ -380,16 +385,13 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
 
     Args:
         params: from `init`, `load` or training.
-        directory: made if need be; files of the same names are replaced, each at once.
+        directory: made if need be; a model in it is replaced, at once or not at all.
         dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
             pytorch_model.bin. The first knows no `n_special`, so its config.json counts special
             tokens in `vocab_size`.
 
     Raises:
-        ValueError: no such dialect, or a leaf that it has no name for.
+        ValueError: no such dialect, or a leaf that does not fit it or the config.
     """
-    config = config_of(params, Config)
-    if dialect == "transformers":
-        rows = config.total_tokens_embeddings
-        params = params | {"config": dataclasses.replace(config, vocab_size=rows, n_special=0)}
-    io.save(params, directory, rules.FAMILY, dialect)
+    config_of(params, Config)
+    io.save(params, directory, rules.FAMILY, spec, dialect)

@@ -318,7 +318,11 @@ def double_heads(
 
 
 def load(
-    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None
+    name_or_path: str | Path,
+    *,
+    heads: Sequence[str] | None = None,
+    key: Tensor | None = None,
+    ignore: Sequence[str] = (),
 ) -> Params:
     """Read parameters from a directory, a file, the package or the hub.
 
@@ -327,6 +331,7 @@ def load(
             its config.json; the name of a bundled model; or a hub name. A path that exists wins.
         heads: the heads wanted; None takes those of the file.
         key: lets wanted heads that the file lacks be initialised; without it they are an error.
+        ignore: patterns, as of a shell, of the file's names of tensors that are left out.
 
     Returns:
         params; where the format allows, a tensor is read from disk when it is first used.
@@ -336,7 +341,7 @@ def load(
         ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
             damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
+    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
@@ -344,12 +349,12 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
 
     Args:
         params: from `init`, `load` or training.
-        directory: made if need be; files of the same names are replaced, each at once.
+        directory: made if need be; a model in it is replaced, at once or not at all.
         dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
             pytorch_model.bin.
 
     Raises:
-        ValueError: no such dialect, or a leaf that it has no name for.
+        ValueError: no such dialect, or a leaf that does not fit it or the config.
     """
     config_of(params, Config)
-    io.save(params, directory, rules.FAMILY, dialect)
+    io.save(params, directory, rules.FAMILY, spec, dialect)

@@ -43,6 +43,7 @@ __all__ = [
 
 HEADS: tuple[str, ...] = ()
 Params = dict[str, Any]
+Names = Sequence[str] | None
 Sites = Sequence[Tensor | None]  # keys of dropouts
 _OTHER_ATTENTION = "no published model has another; the ancestor's fail, or change their memory"
 
@@ -367,7 +368,7 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
 
 
 def load(
-    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None
+    name_or_path: str | Path, *, heads: Names = None, key: Tensor | None = None, ignore: Names = ()
 ) -> Params:
     """Read parameters from a directory, a file or the hub.
 
@@ -376,13 +377,14 @@ def load(
             knows beside its config.json, their directory, or a hub name. A path that exists wins.
         heads: None or (), as Transformer-XL has none; `key` is not needed either.
         key: see `heads`.
+        ignore: patterns, as of a shell, of the file's names of tensors that are left out.
 
     Raises:
         FileNotFoundError: nothing there.
         ValueError: a tensor is missing, unexpected, of another shape, or unlike the one that the
             config ties it to; another family's config; a damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
+    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
@@ -390,12 +392,11 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
 
     Args:
         params: from `init`, `load` or training.
-        directory: made if need be; files of the same names are replaced, each at once.
-        dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
-            pytorch_model.bin, which that library loads.
+        directory: made if need be; a model in it is replaced, at once or not at all.
+        dialect: "transformers", or "pytorch-pretrained-bert" for a file that library reads, too.
 
     Raises:
-        ValueError: no such dialect.
+        ValueError: no such dialect, or a leaf that does not fit the config.
     """
     config_of(params, Config)
-    io.save(params, directory, rules.FAMILY, dialect)
+    io.save(params, directory, rules.FAMILY, spec, dialect)

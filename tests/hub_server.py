@@ -38,6 +38,7 @@ class Repository:
     files: dict[str, bytes]
     gated: bool = False  # may be listed, its files need the token
     private: bool = False  # to be seen with the token only
+    after: dict[str, bytes] | None = None  # the files of the branch once it was listed
 
 
 @dataclass
@@ -59,6 +60,11 @@ class Hub:
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     cuts: dict[str, Cut] = field(default_factory=dict)  # by the name of the file
+    listings: bytes | None = None  # the answer to all questions for files
+    encoding: str = ""  # that of the listings
+    commit: str = COMMIT  # what files are said to be of
+    tag: str = ""  # of all files, if not their own
+    announced: int | None = None  # the size of large files, if not their own
     url: str = ""
     stalled: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -120,23 +126,29 @@ class _Handler(BaseHTTPRequestHandler):
             return self.listing(match[1], repository)
         if repository.gated and not token:
             return self.fail(401, "GatedRepo")
-        if match[3] not in repository.files:
+        files = repository.files
+        if match[2] != COMMIT and repository.after is not None:
+            files = repository.after
+        if match[3] not in files:
             return self.fail(404, "EntryNotFound")
-        return self.file(match[1], match[3], repository.files[match[3]])
+        return self.file(match[1], match[3], files[match[3]])
 
     def listing(self, name: str, repository: Repository) -> None:
         siblings = [{"rfilename": file} for file in repository.files]
         about: dict[str, Any] = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings}
         about |= {"private": repository.private, "gated": repository.gated, "tags": []}
-        self.answer(200, json.dumps(about).encode(), {"Content-Type": "application/json"})
+        content = self.hub.listings if self.hub.listings is not None else json.dumps(about).encode()
+        headers = {"Content-Type": "application/json", "Content-Encoding": self.hub.encoding}
+        self.answer(200, content, headers)
 
     def file(self, repository: str, name: str, content: bytes) -> None:
-        tag = f'"{etag(name, content)}"'
-        headers = {"X-Repo-Commit": COMMIT, "ETag": tag}
+        tag = f'"{self.hub.tag or etag(name, content)}"'
+        headers = {"X-Repo-Commit": self.hub.commit, "ETag": tag}
         if not name.endswith(LARGE):
             return self.answer(200, content, headers)
         host = self.hub.url.replace("127.0.0.1", "localhost")
-        headers |= {"X-Linked-Etag": tag, "X-Linked-Size": str(len(content))}
+        size = len(content) if self.hub.announced is None else self.hub.announced
+        headers |= {"X-Linked-Etag": tag, "X-Linked-Size": str(size)}
         return self.answer(302, b"", headers | {"Location": f"{host}/cdn/{repository}@{name}"})
 
     def content(self, name: str, content: bytes) -> None:

@@ -222,7 +222,7 @@ def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "text.bin").write_text("hello " * 100)
     (tmp_path / "config.json").write_text("{}")
     for words, parts in {
-        ("good", "t", "--family", "gpt3"): ["family='gpt3'", "gpt2"],
+        ("good", "t", "--family", "gpt3"): ["--family gpt3 is not one of", "gpt2"],
         ("empty", "t"): ["empty", "model.safetensors"],
         ("lonely", "t"): ["config.json"],
         ("other", "t"): ["'llama'"],

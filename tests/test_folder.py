@@ -24,7 +24,7 @@ def save(place: Path, contents: dict[str, str]) -> None:
 
 def read(place: Path) -> dict[str, str]:
     found = folder.current(place, "model")
-    return {path.name: path.read_text() for path in found.iterdir() if path.is_file()}
+    return {path.name: path.read_text() for path in found.glob("[!.]*") if path.is_file()}
 
 
 def killed_at(operation: int, place: Path, contents: dict[str, str]) -> bool:

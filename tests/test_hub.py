@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ import safetensors.torch
 import torch
 from conftest import ROOT, was_refused
 from families import GPT2, make_params
+from hostile import little_memory
 from hub_server import COMMIT, TOKEN, Cut, Hub, Repository, etag
 from huggingface_hub import constants, file_download
 
@@ -504,7 +506,7 @@ def test_a_silent_network_costs_as_long_as_allowed(
     client: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_hub_client, "_patience", lambda: 0.2)
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *a, **k: time.sleep(20))
+    monkeypatch.setattr(_hub_client, "_listing", lambda *a: time.sleep(20))
     start = time.perf_counter()
     assert "no answer in 0.2 s (HF_HUB_ETAG_TIMEOUT sets the limit)" in failure()
     assert time.perf_counter() - start < 10
@@ -518,12 +520,75 @@ def test_how_long_the_hub_may_take(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _hub_client._patience() == 30
 
 
-def test_what_is_no_hub_is_told(server: Hub, client: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def page(*args: Any, **kwargs: Any) -> None:
-        raise json.JSONDecodeError("Expecting value", "<html>", 0)
+NOT_A_LIST = "its answer is no list of files: is HF_ENDPOINT a hub?"
+LISTINGS = {
+    b"<html>": NOT_A_LIST,
+    b"": NOT_A_LIST,
+    b"[]": NOT_A_LIST,
+    b"null": NOT_A_LIST,
+    b"[" * 100_000: NOT_A_LIST,
+    b"\xff\xfe": NOT_A_LIST,
+    b'{"id": "owner/name"}': NOT_A_LIST,
+    b'{"sha": "COMMIT", "siblings": 5}': NOT_A_LIST,
+    b'{"sha": "COMMIT", "siblings": [5]}': NOT_A_LIST,
+    b'{"sha": "COMMIT", "siblings": [{"name": "a"}]}': NOT_A_LIST,
+    b'{"sha": "COMMIT", "siblings": [{"rfilename": 5}]}': "has names that are no text",
+    b'{"sha": "../../x", "siblings": []}': "is of commit '../../x', which is none",
+    b'{"sha": null, "siblings": []}': "is of commit None, which is none",
+    b'{"sha": "COMMIT", "siblings": null}': "it holds no files",
+    b" " * (1 << 23): "its list of files has more than 4,194,304 bytes",
+}
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", page)
-    assert "its answer is no list of files: is HF_ENDPOINT a hub?" in failure()
+
+@pytest.mark.parametrize("listing", LISTINGS, ids=lambda content: repr(content[:60]))
+def test_what_is_no_listing_is_told(listing: bytes, server: Hub, client: Path) -> None:
+    server.listings = listing.replace(b"COMMIT", COMMIT.encode())
+    assert LISTINGS[listing] in failure()
+    assert not list(client.glob("models--*/*/*"))
+
+
+def test_a_compressed_listing_is_not_inflated(server: Hub, client: Path) -> None:
+    engine = zlib.compressobj(9, zlib.DEFLATED, 31)
+    pieces = [engine.compress(bytes(1 << 24)) for _ in range(64)]
+    server.listings, server.encoding = b"".join([*pieces, engine.flush()]), "gzip"
+    with little_memory(8 << 20):
+        assert "its list of files is compressed, which was not asked for" in failure()
+
+
+def test_all_files_are_of_one_commit(server: Hub, client: Path) -> None:
+    """The branch moves after the listing; what was listed is what comes, and what is remembered."""
+    server.repositories["owner/name"].after = {"config.json": b"[]", "model.safetensors": b"new"}
+    found = hub.locate("owner/name")
+    assert found.weights.read_bytes() == BIG and found.config.read_bytes() == CONFIG
+    asked = [r.path for r in server.requests if "/resolve/" in r.path]
+    assert asked and all(f"/resolve/{COMMIT}/" in path for path in asked)
+    assert (client / "models--owner--name" / "refs" / "main").read_text() == COMMIT
+    assert found.weights.parent.name == COMMIT
+
+
+def test_a_file_of_another_commit_is_refused(server: Hub, client: Path) -> None:
+    server.commit = "6" * 40
+    assert f"it gives model.safetensors of commit '{'6' * 40}', not of {COMMIT}" in failure()
+
+
+TAGS = ["../../../evil", "/tmp/evil", "..", ".", ".hidden", "a/b", "a\\b", "x" * 300, "a b", "C:a"]
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_tag_names_no_file_elsewhere(tag: str, server: Hub, client: Path, tmp_path: Path) -> None:
+    server.tag = tag
+    before = sorted(tmp_path.rglob("*"))
+    assert "which is no tag of a file" in failure()
+    assert [p for p in tmp_path.rglob("*") if not p.is_relative_to(client)] == [
+        p for p in before if not p.is_relative_to(client)
+    ]
+    assert not list(client.rglob("*evil*"))
+
+
+def test_more_bytes_than_were_announced_are_refused(server: Hub, client: Path) -> None:
+    server.announced = 1000
+    assert "it sends more than the 1,000 bytes that it announced" in failure()
+    assert all(path.stat().st_size <= 1000 for path in client.rglob("*") if path.is_file())
 
 
 # The whole way, and nothing on the way in.

@@ -2,6 +2,7 @@
 
 import json
 import mmap
+import os
 import struct
 import zipfile
 import zlib
@@ -13,8 +14,10 @@ from torch import Tensor
 
 __all__ = [
     "Member",
+    "check_regular",
     "content",
     "is_zip",
+    "leads_out",
     "map_file",
     "members",
     "read_json",
@@ -24,7 +27,7 @@ __all__ = [
 ]
 
 _LOCAL = struct.Struct("<4s5H3L2H")  # the header in front of a member
-_LARGEST_JSON = 1 << 26
+_LARGEST_JSON = 1 << 22
 _BLOCK = 1 << 20
 _INPUT = 1 << 16
 # Deflate can't do better than 258 bytes for 2 bits.
@@ -42,8 +45,25 @@ class Member(NamedTuple):
     deflated: bool
 
 
+def check_regular(path: str | Path) -> None:
+    """Raise ValueError where a path is a pipe, a device or the like: reading may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path} is no regular file: copy what it gives into one")
+
+
+def leads_out(path: Path) -> bool:
+    """Tell whether a file is a link out of its folder; the hub's cache, made of links, is one.
+
+    >>> leads_out(Path(__file__))
+    False
+    """
+    home, real = path.parent.resolve(), path.resolve()
+    return real.parent not in (home, *(above / "blobs" for above in home.parents))
+
+
 def map_file(path: str | Path) -> mmap.mmap:
     """Map a file into memory, privately: what is written there never reaches the file."""
+    check_regular(path)
     with open(path, "rb") as file:
         if file.seek(0, 2) == 0:
             raise ValueError("the file is empty: copy or download it again")
@@ -56,6 +76,7 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: it is damaged.
     """
+    check_regular(path)
     if path.stat().st_size > _LARGEST_JSON:
         raise ValueError(f"{path} is larger than any list of shapes or shards: download it again")
     try:

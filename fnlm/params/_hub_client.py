@@ -5,6 +5,7 @@ huggingface_hub is imported inside the functions: whoever loads from a directory
 
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -13,11 +14,15 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
+from urllib.parse import quote
 
 T = TypeVar("T")
 
-_LARGEST_INDEX = 1 << 26  # bytes; it comes from strangers
+# Bytes of what comes from strangers.
+_LARGEST_INDEX = 1 << 22
+_LARGEST_LISTING = 1 << 22
+_LARGEST_UNANNOUNCED = 1 << 30  # of a file whose size the hub does not say
 
 
 class Reason(Exception):
@@ -66,28 +71,71 @@ def cached(repository: str, revision: str) -> Callable[[str], Path | None]:
 def download(
     repository: str, revision: str, choices: Sequence[tuple[str, ...]]
 ) -> tuple[Path, ...]:
-    """Ask which files there are, once and not for long, and download the first complete set."""
-    from huggingface_hub import HfApi
+    """Ask which files there are, once and not for long, and download the first complete set.
 
+    All files are of the commit that the answer names, however the branch moves meanwhile.
+    """
     seconds = _patience()
-    try:
-        about = _within(
-            seconds, lambda: HfApi().model_info(repository, revision=revision, timeout=seconds)
-        )
-    except json.JSONDecodeError as error:
-        raise Reason("its answer is no list of files: is HF_ENDPOINT a hub?") from error
-    there = [file.rfilename for file in about.siblings or ()]
+    commit, there = listed(_within(seconds, lambda: _listing(repository, revision, seconds)))
 
     def get(name: str) -> Path:
         if name not in there:
             raise Reason(f"{repository} lacks {name}, which its index names")
-        return _file(repository, revision, name)
+        return _file(repository, commit, name)
 
     for names in choices:
         if set(names) <= set(there) and (paths := whole(names, get)):
+            if revision != commit:
+                ref = _folder(repository) / "refs" / revision
+                ref.parent.mkdir(parents=True, exist_ok=True)
+                ref.write_text(commit)
             return paths
-    some = ", ".join(there[:8]) or "no files"
+    some = ", ".join(there[:8])[:400] or "no files"
     raise Reason(f"it holds {some}{' ...' if len(there) > 8 else ''}")
+
+
+def _listing(repository: str, revision: str, seconds: float) -> bytes:
+    """What the hub says about a repository, as it came: neither long nor compressed."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        build_hf_headers,
+        get_session,
+        hf_raise_for_status,
+    )
+
+    url = f"{constants.ENDPOINT}/api/models/{repository}/revision/{quote(revision, safe='')}"
+    headers = build_hf_headers(library_name="fnlm") | {"Accept-Encoding": "identity"}
+    session: Any = get_session()
+    if callable(getattr(session, "stream", None)):  # httpx; before huggingface_hub 1.0, requests
+        answer = session.stream("GET", url, headers=headers, timeout=seconds)
+    else:
+        answer = session.get(url, headers=headers, timeout=seconds, stream=True)
+    content = bytearray()
+    with answer as response:
+        hf_raise_for_status(response)
+        if response.headers.get("Content-Encoding", "identity") != "identity":
+            raise Reason("its list of files is compressed, which was not asked for")
+        pieces = response.iter_bytes if hasattr(response, "iter_bytes") else response.iter_content
+        for piece in pieces(1 << 16):
+            content += piece
+            if len(content) > _LARGEST_LISTING:
+                raise Reason(f"its list of files has more than {_LARGEST_LISTING:,} bytes")
+    return bytes(content)
+
+
+def listed(content: bytes) -> tuple[str, list[str]]:
+    """The commit and the names of the files in what a hub says about a repository."""
+    try:
+        about = json.loads(content)
+        commit = about["sha"]
+        names = [file["rfilename"] for file in about["siblings"] or ()]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise Reason("its answer is no list of files: is HF_ENDPOINT a hub?") from error
+    if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
+        raise Reason(f"its list of files is of commit {commit!r:.80}, which is none")
+    if not all(isinstance(name, str) for name in names):
+        raise Reason("its list of files has names that are no text")
+    return commit, names
 
 
 def _patience() -> int:
@@ -120,54 +168,95 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
         raise Reason(f"no answer in {seconds} s (HF_HUB_ETAG_TIMEOUT sets the limit)") from error
 
 
-def _file(repository: str, revision: str, name: str) -> Path:
-    """Download a file into the hub's cache.
+def _file(repository: str, commit: str, name: str) -> Path:
+    """Bring a file of a commit into the hub's cache, in the layout of huggingface_hub.
 
-    huggingface_hub begins again what an earlier run left unfinished. A large file, whose tag is
-    its SHA-256, is therefore fetched here; hf_hub_download then finds it among the cache's blobs.
+    huggingface_hub itself begins again what an earlier run left unfinished, and takes what the
+    server calls a tag for the name of a file.
     """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    url = hf_hub_url(repository, name, revision=revision)
+    if there := cached(repository, commit)(name):
+        return there
+    url = hf_hub_url(repository, name, revision=commit)
     about = get_hf_file_metadata(url, timeout=_patience(), library_name="fnlm")
-    if about.size and re.fullmatch(r"[0-9a-f]{64}", about.etag or ""):
-        _resume(url, repository, name, str(about.etag), about.size)
-    path = hf_hub_download(repository, name, revision=revision, library_name="fnlm")
-    return Path(path)
+    tag = about.etag or ""
+    if about.commit_hash != commit:
+        raise Reason(f"it gives {name} of commit {about.commit_hash!r:.80}, not of {commit}")
+    if not re.fullmatch(r"[0-9A-Za-z][\w+=-]{0,199}", tag, re.ASCII):
+        raise Reason(f"it tags {name} as {tag!r:.200}, which is no tag of a file")
+    if about.size is not None and about.size < 0:
+        raise Reason(f"it says that {name} has {about.size} bytes")
+    blob = _folder(repository) / "blobs" / tag
+    _fetch(url, blob, name, about.size)
+    pointer = _folder(repository) / "snapshots" / commit / name
+    pointer.parent.mkdir(parents=True, exist_ok=True)
+    made = pointer.with_name(f".{name}.{os.getpid()}.part")
+    try:
+        os.symlink(os.path.relpath(blob, pointer.parent), made)
+    except OSError:  # a file system without links
+        shutil.copyfile(blob, made)
+    os.replace(made, pointer)
+    return pointer
 
 
-def _resume(url: str, repository: str, name: str, tag: str, size: int) -> None:
-    """Bring a file of a known SHA-256 into the cache, going on where an earlier run stopped."""
+def _folder(repository: str) -> Path:
+    """Where the hub's cache keeps a repository."""
     from huggingface_hub import constants
-    from huggingface_hub.file_download import http_get, repo_folder_name
+    from huggingface_hub.file_download import repo_folder_name
+
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model")
+
+
+class _Bounded(io.FileIO):
+    """A file that refuses to grow beyond what was announced."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        super().__init__(path, "ab")
+        self.most = most
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > self.most:
+            raise Reason(f"it sends more than the {self.most:,} bytes that it announced")
+        return super().write(data)
+
+
+def _fetch(url: str, blob: Path, name: str, size: int | None) -> None:
+    """Bring a file into the cache; one whose tag is its SHA-256 goes on where a run stopped."""
+    from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
-    cache = Path(constants.HF_HUB_CACHE)
-    folder = repo_folder_name(repo_id=repository, repo_type="model")
-    blob = cache / folder / "blobs" / tag
-    part = blob.with_name(f"{tag}.fnlm.incomplete")
-    lock = cache / ".locks" / folder / f"{tag}.lock"
+    checked = re.fullmatch(r"[0-9a-f]{64}", blob.name) is not None
+    part = blob.with_name(f"{blob.name}.fnlm.incomplete")
+    lock = blob.parents[2] / ".locks" / blob.parents[1].name / f"{blob.name}.lock"
     blob.parent.mkdir(parents=True, exist_ok=True)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if blob.exists():
             return
-        with part.open("ab") as file:
-            _check_room(part, size - file.tell(), name)
-            while (have := file.tell()) < size:
+        if not checked:
+            part.unlink(missing_ok=True)
+        with _Bounded(part, _LARGEST_UNANNOUNCED if size is None else size) as file:
+            _check_room(part, (size or 0) - file.tell(), name)
+            while size is None or file.tell() < size:
+                have = file.tell()
                 try:
                     http_get(
-                        url, file, resume_size=have, expected_size=size, displayed_filename=name,
-                        headers=build_hf_headers(library_name="fnlm"),
+                        url, cast(Any, file), resume_size=have, expected_size=size,
+                        displayed_filename=name, headers=build_hf_headers(library_name="fnlm"),
                     )  # fmt: skip
                 except failures():
-                    if file.tell() == have:
+                    if file.tell() == have or not checked:
                         raise
-        with part.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != tag:
+                if size is None:
+                    break
+        with part.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if checked and digest != blob.name:
             part.unlink()
-            raise OSError(f"the bytes of {url} have SHA-256 {digest}, not {tag}: download it again")
+            raise OSError(
+                f"the bytes of {url} have SHA-256 {digest}, not {blob.name}: download it again"
+            )
         os.replace(part, blob)
 
 

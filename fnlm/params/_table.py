@@ -18,6 +18,7 @@ Snappy and RFC 3720 (CRC-32C); ordered_code.h of TensorFlow.
 from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from fnlm.params._wire import varint
 MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER = 48
 _TRAILER = 5  # of a block: compression and checksum
+_FULL = 1 << 20  # bytes after which a block takes no more entries; TensorFlow closes at 1 << 18
+_RECENT = 4  # blocks that are kept
 _POLYNOMIAL = 0x82F63B78  # CRC-32C; the highest power is the lowest bit
 _LANES = 1 << 14  # words of 8 bytes; with them the tables stay in the cache of a core
 
@@ -54,8 +57,11 @@ class Table:
         start, size, _ = _handle(footer, at)
         index = dict(_entries(self._block(start, size)))
         self._last = list(index)
-        self._recent: tuple[int, dict[bytes, memoryview]] = -1, {}
+        self._recent: dict[int, dict[bytes, memoryview]] = {}
         self._handles = [_handle(value, 0)[:2] for value in index.values()]
+        for (start, size), (following, _) in pairwise(self._handles):
+            if start + size + _TRAILER > following:  # else a few bytes could be read for ever
+                raise ValueError(f"the block at {following:,} lies in the one at {start:,}")
 
     def __iter__(self) -> Iterator[tuple[bytes, memoryview]]:
         """Give every key with its value.
@@ -65,25 +71,27 @@ class Table:
         """
         before: bytes | None = None
         for handle, last in zip(self._handles, self._last, strict=True):
-            for key, value in _entries(self._block(*handle)):
+            for key, value in _entries(self._block(*handle), _FULL):
                 if (before is not None and key <= before) or key > last:
                     raise ValueError(f"key {key!r:.200} is out of order")
                 before = key
                 yield key, value
 
     def find(self, key: bytes) -> memoryview:
-        """Give the value of one key; reads its block, unless the call before read the same.
+        """Give the value of one key; reads its block, unless one of the last calls read the same.
 
         Raises:
             ValueError: there is no such key, or its block is damaged.
         """
-        block, entries = bisect_left(self._last, key), dict[bytes, memoryview]()
-        if block == self._recent[0]:
-            entries = self._recent[1]
-        elif block < len(self._last):
-            entries = dict(_entries(self._block(*self._handles[block])))
-            self._recent = block, entries
-        if key not in entries:
+        block = bisect_left(self._last, key)
+        entries = self._recent.pop(block, None)
+        if entries is None and block < len(self._last):
+            entries = dict(_entries(self._block(*self._handles[block]), _FULL))
+        if entries is not None:
+            self._recent[block] = entries
+            if len(self._recent) > _RECENT:
+                del self._recent[next(iter(self._recent))]
+        if entries is None or key not in entries:
             raise ValueError(f"there is no entry of key {key!r:.200}")
         return entries[key]
 
@@ -107,8 +115,8 @@ def _handle(data: memoryview, at: int) -> tuple[int, int, int]:
     return start, size, at
 
 
-def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
-    """Give the entries of a block, whose keys must increase."""
+def _entries(block: memoryview, full: int = 1 << 62) -> Iterator[tuple[bytes, memoryview]]:
+    """Give the entries of a block, whose keys must increase; none begins where it is full."""
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 - 4 * restarts
     if end < 0:
@@ -116,6 +124,8 @@ def _entries(block: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     at, key, first = 0, b"", True
     room = 64 * len(block)  # for keys: sharing must not blow a small block up
     while at < end:
+        if at > full:
+            raise ValueError(f"a block has entries after its first {full:,} bytes")
         shared, at = varint(block, at)
         rest, at = varint(block, at)
         size, at = varint(block, at)

@@ -25,6 +25,7 @@ SHARDS = 10  # of the published GPT
 
 _MAGIC = b"\x93NUMPY"
 _HEADER = 1 << 16
+_SHORT = 512  # most headers
 _LARGEST = 1 << 62
 _PATTERN = re.compile(
     r"\{ ?'descr': '([<>|=]?)([a-zA-Z][0-9]{0,9}(?:\[[a-z]{1,9}\])?)', ?"
@@ -162,7 +163,10 @@ def _file(path: Path, data: mmap) -> Entry:
 def _member(path: Path, data: mmap, member: _archive.Member) -> Entry:
     """Describe an array of an .npz file."""
     try:
-        array = _parse(_archive.start(data, member, _HEADER))
+        head = _archive.start(data, member, _SHORT)
+        if int.from_bytes(head[8:10], "little") > _SHORT - 10:
+            head = _archive.start(data, member, _HEADER)
+        array = _parse(head)
         if isinstance(array, str):
             return Entry(array, (), partial(_refuse, path, array))
         _whole(array, member.size)

@@ -4,12 +4,16 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
+
+from fnlm.params._text import printable_errors
 
 __all__ = ["Checkpoint", "Entry", "half_written", "replace"]
 
@@ -48,7 +52,8 @@ class Checkpoint(Mapping[str, Tensor]):
             KeyError: there is none of that name.
             ValueError: its bytes are damaged, or it is no tensor of numbers.
         """
-        return self.entries[name].read()
+        with printable_errors():
+            return self.entries[name].read()
 
     def __iter__(self) -> Iterator[str]:
         """Give the names in the order of the file."""
@@ -57,6 +62,34 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         """Count the tensors."""
         return len(self.entries)
+
+    def without(self, names: Container[str]) -> "Checkpoint":
+        """Return the same file without some of its tensors.
+
+        >>> file = Checkpoint(Path("w.bin"), "toy", {"w": Entry("bool", (), torch.Tensor)})
+        >>> file.without({"w"}).entries
+        {}
+        """
+        left = {name: entry for name, entry in self.entries.items() if name not in names}
+        return Checkpoint(self.path, self.format, left)
+
+    def outlined(self) -> "Checkpoint":
+        """Return the same names with tensors on the meta device: shapes and types, nothing read.
+
+        >>> file = Checkpoint(Path("w.bin"), "toy", {"w": Entry("float32", (2,), torch.Tensor)})
+        >>> file.outlined()["w"]
+        tensor(..., device='meta', size=(2,))
+        """
+        outlines = {n: e._replace(read=partial(_outline, e)) for n, e in self.entries.items()}
+        return Checkpoint(self.path, self.format, outlines)
+
+
+def _outline(entry: Entry) -> Tensor:
+    """Make a tensor without memory; what no tensor can hold is read, which is refused."""
+    dtype = getattr(torch, entry.dtype, None)
+    if not isinstance(dtype, torch.dtype) or entry.dtype.startswith("q"):
+        return entry.read()
+    return torch.empty((), dtype=dtype, device="meta").expand(entry.shape)
 
 
 def replace(path: str | Path, fill: Callable[[Path], object]) -> None:

@@ -3,7 +3,8 @@
 A model is its weights and its configuration, a tokenizer is up to four files, and one file of each
 of two saves would load as something that nobody saved. So the new files are written into a hidden
 folder, which takes its final name in one rename: from then on they count. Afterwards they are
-linked into the directory, where other libraries look for them.
+linked into the directory, where other libraries look for them. A tokenizer that is saved with its
+model lies in the model's hidden folder until then, so that one rename commits both.
 """
 
 import os
@@ -12,7 +13,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-__all__ = ["current", "replace_files"]
+__all__ = ["current", "directory_of", "replace_files"]
+
+Files = Mapping[str, Callable[[Path], object]]  # how each is written, by name
+
+_REMOVED = ".removed"  # in a hidden folder: names in the directory that are not to stay
 
 
 def current(directory: Path, kind: str) -> Path:
@@ -25,15 +30,32 @@ def current(directory: Path, kind: str) -> Path:
     >>> current(Path("my-model"), "model").name
     'my-model'
     """
-    committed = _committed(directory, kind)
-    return committed if committed.is_dir() else directory
+    places = [_committed(directory, kind)]
+    if kind == "tokenizer" and not _committed(directory, "model").is_symlink():
+        places.insert(0, _committed(_committed(directory, "model"), kind))
+    for place in places:
+        if place.is_dir() and not place.is_symlink():
+            return place
+    return directory
+
+
+def directory_of(file: Path) -> Path:
+    """Return the directory of a file of a model, even if that is in a hidden folder of it.
+
+    >>> directory_of(Path("my-model/.model.saved/config.json")).name
+    'my-model'
+    """
+    hidden = file.parent.name in (".model.saved", ".tokenizer.saved")
+    return file.parent.parent if hidden else file.parent
 
 
 def replace_files(
     directory: str | Path,
     kind: str,
-    files: Mapping[str, Callable[[Path], object]],
+    files: Files,
     owned: Iterable[str] = (),
+    *,
+    tokenizer: Files | None = None,
 ) -> list[str]:
     """Write files that belong together; those of an earlier save that are not among them go.
 
@@ -43,8 +65,10 @@ def replace_files(
     Args:
         directory: made if need be.
         kind: "model" or "tokenizer"; saves of the two kinds know nothing of each other.
-        files: for each name, a function that writes the file at the path that it is given.
+        files: for each name, a function that writes the file at the path that it is given; they
+            are called in this order, in one folder.
         owned: names that another save of this kind may have left; whatever else is there stays.
+        tokenizer: more files, of the kind "tokenizer", to be saved with those of a model.
 
     Returns:
         the names of the files.
@@ -59,34 +83,43 @@ def replace_files(
     ['b.txt']
     ['b.txt']
     """
-    directory, owned = Path(directory), set(owned)
+    directory, tokenizer = Path(directory), tokenizer or {}
     directory.mkdir(parents=True, exist_ok=True)
-    for remains in directory.glob(f".{kind}.*.part"):  # of saves that were killed
-        shutil.rmtree(remains, ignore_errors=True)
-    _publish(directory, kind, owned)
+    for begun in (kind, "tokenizer") if tokenizer else (kind,):
+        for remains in directory.glob(f".{begun}.*.part"):  # of saves that were killed
+            shutil.rmtree(remains, ignore_errors=True)
+    if _committed(_committed(directory, "model"), "tokenizer").is_dir():
+        _publish(directory, "model")
+    _publish(directory, kind)
     staged = Path(tempfile.mkdtemp(dir=directory, prefix=f".{kind}.", suffix=".part"))
     try:
-        for name, write in files.items():
-            write(staged / name)
+        for folder, contents in ((staged, files), (_committed(staged, "tokenizer"), tokenizer)):
+            if contents:
+                folder.mkdir(exist_ok=True)
+            for name, write in contents.items():
+                write(folder / name)
+        gone = set(owned).difference(files, tokenizer)
+        (staged / _REMOVED).write_text("\n".join(sorted(gone)), encoding="utf-8")
         os.rename(staged, _committed(directory, kind))
     except BaseException:
         shutil.rmtree(staged, ignore_errors=True)
         raise
-    _publish(directory, kind, owned)
-    return list(files)
+    _publish(directory, kind)
+    return [*files, *tokenizer]
 
 
 def _committed(directory: Path, kind: str) -> Path:
     return directory / f".{kind}.saved"
 
 
-def _publish(directory: Path, kind: str, owned: set[str]) -> None:
+def _publish(directory: Path, kind: str) -> None:
     """Give committed files their places in the directory, then remove the hidden folder."""
     committed = _committed(directory, kind)
-    if not committed.is_dir():
+    if not committed.is_dir() or committed.is_symlink():
         return
-    names = os.listdir(committed)
-    for name in names:  # the hidden folder stays whole until all have their places
+    for name in os.listdir(committed):  # the hidden folder stays whole until all have their places
+        if name.startswith("."):
+            continue
         place = directory / f".{kind}.{name}.part"
         place.unlink(missing_ok=True)
         try:
@@ -94,8 +127,15 @@ def _publish(directory: Path, kind: str, owned: set[str]) -> None:
         except OSError:  # a file system without hard links
             shutil.copyfile(committed / name, place)
         os.replace(place, directory / name)
-    for name in owned.difference(names):
-        (directory / name).unlink(missing_ok=True)
+    removed = committed / _REMOVED
+    for name in removed.read_text(encoding="utf-8").split("\n") if removed.is_file() else ():
+        if name and Path(name).name == name:
+            (directory / name).unlink(missing_ok=True)
+    tokenizer = _committed(committed, "tokenizer")
+    if tokenizer.is_dir():
+        _publish(directory, "tokenizer")
+        os.rename(tokenizer, _committed(directory, "tokenizer"))
+        _publish(directory, "tokenizer")
     emptied = Path(tempfile.mkdtemp(dir=directory, prefix=f".{kind}.", suffix=".part"))
     os.rename(committed, emptied)
     shutil.rmtree(emptied, ignore_errors=True)

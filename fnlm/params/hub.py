@@ -1,8 +1,12 @@
 """Where the files of a model are: a path, a model inside the package, or a name on the hub.
 
-Paths win, the network is asked last. Nothing here knows tensors, and huggingface_hub is imported
-only when a name is asked for; its environment variables (HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
-HF_TOKEN, HF_ENDPOINT, HF_HUB_DISABLE_PROGRESS_BARS ...) work as in its own documentation.
+Paths win, the network is asked last. A file that is named is the one that is read; of a directory,
+the first of: the names of `WEIGHTS` in their order, the only other .safetensors file, TensorFlow's
+latest checkpoint, OpenAI's ten arrays, the only .npz file.
+
+Nothing here knows tensors, and huggingface_hub is imported only when a name is asked for; its
+environment variables (HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT ...) work as in
+its own documentation.
 """
 
 import difflib
@@ -15,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fnlm.params import _hub_client, folder
+from fnlm.params._text import printable_errors
 
 __all__ = ["BUNDLED", "CONFIGS", "PUBLISHED", "WEIGHTS", "Source", "find", "locate", "weights"]
 
@@ -46,6 +51,7 @@ CONFIGS = ("config.json", "bert_config.json", "hparams.json")
 
 # Of OpenAI's first GPT, whose release of NumPy arrays states its configuration nowhere.
 _ARRAYS = "params_shapes.json"
+_LARGEST_NOTE = 1 << 16  # bytes of TensorFlow's file `checkpoint` that are looked at
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", re.ASCII)
 _WANTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
@@ -63,6 +69,7 @@ class Source(NamedTuple):
     config: Path
 
 
+@printable_errors()
 def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
     """Find the weights of a model and the configuration beside them.
 
@@ -74,7 +81,8 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
 
     Raises:
         FileNotFoundError: says what was looked for, where, why it is not there, and how to get it.
-        ValueError: several files could be meant; or an index names files outside its directory.
+        ValueError: several files could be meant; what is named is no regular file; or an index
+            names files outside its directory.
         OSError: the disk is too small for the download.
 
     Example:
@@ -97,6 +105,7 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
     )
 
 
+@printable_errors()
 def weights(name_or_path: _Path) -> Path:
     """Find the weights of a model, with a configuration beside them or without; see `locate`.
 
@@ -108,7 +117,13 @@ def weights(name_or_path: _Path) -> Path:
     if path is None:
         return _from_hub(str(name_or_path), [(name,) for name in WEIGHTS], _WANTED)[0]
     if path.is_dir():
-        path = _weights_in(path)
+        path = _weights_in(folder.current(path, "model"))
+    elif (saved := folder.current(path.parent, "model") / path.name).is_file():
+        path = saved
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is no regular file: copy what it gives into a file, and name that"
+        )
     if path.name.endswith(_ARCHIVES):
         raise FileNotFoundError(_unpack(path))
     return path
@@ -186,15 +201,15 @@ def _weights_in(directory: Path) -> Path:
     found = (
         _only(directory.glob("*.safetensors"))
         or _tensorflow(directory)
+        or _arrays(directory)
         or _only(directory.glob("*.npz"))
-        or _only(directory.glob(_ARRAYS))
     )
     if found is not None:
         return found
     for path in sorted(directory.iterdir()):
         if path.name.endswith(_ARCHIVES):
             raise FileNotFoundError(_unpack(path))
-    others = (*WEIGHTS[1:], "a TensorFlow checkpoint", "an .npz file", _ARRAYS)
+    others = (*WEIGHTS[1:], "a TensorFlow checkpoint", _ARRAYS, "an .npz file")
     raise FileNotFoundError(
         f"{directory / WEIGHTS[0]} is missing{_and_so(others)}: copy the weights there, or give "
         "the path of the directory or file that holds them"
@@ -205,7 +220,8 @@ def _tensorflow(directory: Path) -> Path | None:
     """The checkpoint that TensorFlow's file `checkpoint` calls the latest, or else the only one."""
     note = directory / "checkpoint"
     if note.is_file():
-        text = note.read_text(encoding="utf-8", errors="replace")
+        with note.open("rb") as file:
+            text = file.read(_LARGEST_NOTE).decode("utf-8", errors="replace")
         if said := re.search(r'^model_checkpoint_path: "([^"\n]+)"', text, re.MULTILINE):
             prefix = re.split(r"[/\\]", said[1])[-1]  # written where it was made: the name counts
             for path in (directory / f"{prefix}.index", directory / prefix):
@@ -213,6 +229,13 @@ def _tensorflow(directory: Path) -> Path | None:
                     return path
     indexes = directory.glob("*.index")
     return _only(path for path in indexes if any(directory.glob(f"{path.stem}.data-*")))
+
+
+def _arrays(directory: Path) -> Path | None:
+    """The shapes of OpenAI's arrays, where there is an array or nothing else to be read."""
+    shapes = directory / _ARRAYS
+    there = any(directory.glob("params_*.npy")) or not any(directory.glob("*.npz"))
+    return shapes if shapes.is_file() and there else None
 
 
 def _only(paths: Iterable[Path]) -> Path | None:

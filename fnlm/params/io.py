@@ -4,17 +4,32 @@ Opening a file costs its headers; where the format allows, tensors are mapped in
 from disk when they are first used.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+import fnmatch
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fnlm.params import _settings, arrays, hub, pickled, rename, safe, tensorflow, tree
+from fnlm.params import (
+    _archive,
+    _saving,
+    _settings,
+    arrays,
+    folder,
+    hub,
+    pickled,
+    rename,
+    safe,
+    tensorflow,
+    tree,
+)
 from fnlm.params import spec as describe
-from fnlm.params.checkpoint import Checkpoint, replace
+from fnlm.params._text import printable_errors
+from fnlm.params.checkpoint import Checkpoint
 from fnlm.params.config import BaseConfig
 from fnlm.params.rename import Dialect, Family
 from fnlm.params.tree import Tree
@@ -28,8 +43,12 @@ _READERS = {
     **dict.fromkeys((".npz", ".npy"), arrays),
     ".index": tensorflow,
 }
+_SHARDS = re.compile(
+    r"model-[0-9]{5}-of-[0-9]{5}\.safetensors|pytorch_model-[0-9]{5}-of-[0-9]{5}\.bin"
+)
 
 
+@printable_errors()
 def read(path: str | Path) -> Checkpoint:
     """Describe the tensors of a file of any format; each is read when asked for.
 
@@ -49,6 +68,8 @@ def read(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     path = path.parent if path.name == arrays.SHAPES else path
+    if not path.is_dir():
+        _archive.check_regular(path)
     if not path.is_dir() or arrays.recognises(path):
         for reader in (tensorflow, safe, arrays, pickled):
             if reader.recognises(path):
@@ -75,6 +96,7 @@ def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
         safe.write(tensors, path)
 
 
+@printable_errors()
 def load(
     name_or_path: str | Path,
     family: Family,
@@ -83,6 +105,7 @@ def load(
     *,
     heads: Sequence[str] | None,
     key: Tensor | None,
+    ignore: Iterable[str] | None = (),
 ) -> Tree:
     """Read a family's parameters; the body of every family's `load`, which documents it."""
     weights, config = hub.locate(name_or_path)
@@ -95,9 +118,11 @@ def load(
         source=str(weights),
         heads=heads,
         key=key,
+        ignore=ignore,
     )
 
 
+@printable_errors()
 def assemble(
     tensors: Mapping[str, Tensor],
     config: BaseConfig,
@@ -107,8 +132,11 @@ def assemble(
     source: str = "tensors",
     heads: Sequence[str] | None = None,
     key: Tensor | None = None,
+    ignore: Iterable[str] | None = (),
 ) -> Tree:
     """Make parameters of a family from tensors by foreign name, every one accounted for.
+
+    The names, shapes and types of a file are compared with the spec before a tensor is read.
 
     Args:
         tensors: from `read`, for example.
@@ -116,12 +144,33 @@ def assemble(
         family: its tables.
         spec: its `spec`.
         source: what an error calls the tensors.
-        heads: as in every family's `load`, like `key`.
+        heads: as in every family's `load`, like `key` and `ignore`.
 
     Raises:
-        ValueError: a tensor is missing, unexpected, or of another shape or type.
+        ValueError: a tensor is missing, unexpected, or of another shape or type; a pattern of
+            `ignore` matches nothing.
     """
     heads = (heads,) if isinstance(heads, str) else heads
+    left = _without_ignored(tensors, ignore, source)
+
+    def made(tensors: Mapping[str, Tensor]) -> Tree:
+        return _assembled(tensors, config, family, spec, source=source, heads=heads, key=key)
+
+    if isinstance(left, Checkpoint):
+        made(left.outlined())
+    return made(left)
+
+
+def _assembled(
+    tensors: Mapping[str, Tensor],
+    config: BaseConfig,
+    family: Family,
+    spec: SpecOf,
+    *,
+    source: str,
+    heads: Sequence[str] | None,
+    key: Tensor | None,
+) -> Tree:
     known = rename.for_heads(family, _settings.heads_of(config.to_dict(), family) or heads or ())
     known = known if getattr(config, "tie_word_embeddings", True) else rename.untied(known)
     found, unexpected = rename.from_foreign(tensors, known, source)
@@ -136,7 +185,7 @@ def assemble(
         config, sorted({_part(path) for path in found} - {""}) if heads is None else heads
     )
     _settings.check_use(config, family, tuple(wanted.get("heads", ())), source)
-    wanted = _without_absent(wanted, found, family)
+    wanted = rename.without_absent(wanted, found, family)
     found = rename.fit(found, [path for path, _ in tree.named_leaves(wanted)], family, source)
     found |= _new_parts(wanted, found, family, key, source)
     describe.check(wanted, found, source, _names(wanted, dialect))
@@ -145,34 +194,82 @@ def assemble(
 
 
 def save(
-    params: Tree, directory: str | Path, family: Family, dialect: str, *, file: str | None = None
+    params: Tree,
+    directory: str | Path,
+    family: Family,
+    spec: SpecOf,
+    dialect: str,
+    *,
+    file: str | None = None,
+    tokenizer: folder.Files | None = None,
+    owned: Iterable[str] = (),
 ) -> list[str]:
     """Write weights and config.json; the body of every family's `save`, which documents it.
 
+    The folder then holds one model: weights of earlier saves go, whoever wrote them, by the names
+    that `load` looks for. Before anything counts, what was written is held to what `load` wants.
+
+    Args:
+        params: to be written.
+        directory: made if need be.
+        family: its tables.
+        spec: its `spec`.
+        dialect: the name of one of its dialects.
+        file: the name of the weights, if not the usual one; other weights then stay.
+        tokenizer: files of a tokenizer to be saved with them, see `folder.replace_files`.
+        owned: names in the directory that are to go unless they are written.
+
     Returns:
-        the names of the files; `file` is that of the weights, if not the usual one.
+        the names of the files.
+
+    Raises:
+        ValueError: no such dialect; a leaf that does not fit the config, that is no dense tensor of
+            floating type, or that the dialect has no name for; other weights in the directory that
+            would lose their configuration to those of `file`.
     """
     dialects = {d.name: d for d in family.dialects if d.file}
     if dialect not in dialects:
         raise ValueError(f"dialect={dialect!r} is not one of {', '.join(dialects)}")
-    directory = Path(directory)
-    config: BaseConfig = params["config"]
-    heads = tuple(sorted(params.get("heads", {})))
+    directory, heads = Path(directory), tuple(sorted(params.get("heads", {})))
+    config = family.stated(params["config"], heads, dialect)
     leaves = {name: value for name, value in params.items() if name != "config"}
+    paths = _saving.check(params, spec, family)
     foreign = rename.to_foreign(leaves, dialects[dialect])
-    directory.mkdir(parents=True, exist_ok=True)
-    file = file or dialects[dialect].file
-    write(foreign, directory / file)
-    classes = family.architectures
-    content = config.to_dict() | {
-        "model_type": family.name,
-        "architectures": [classes[h] for h in ([heads] if heads in classes else zip(heads))],
-    }
-    text = json.dumps(content, indent=2, sort_keys=True) + "\n"
-    replace(directory / "config.json", lambda path: path.write_text(text, encoding="utf-8"))
-    return [file, "config.json"]
+    name = file or dialects[dialect].file
+    if file is None:
+        owned = {*owned, *hub.WEIGHTS, *filter(_SHARDS.fullmatch, _names_in(directory))}
+    else:
+        _check_beside(directory, file, config, family)
+    text = _saving.config_text(config, family, heads)
+
+    def write_config(path: Path) -> None:
+        path.write_text(text, encoding="utf-8")
+        written = read(path.with_name(name)).outlined()
+        again = assemble(written, config_from(path, family, type(config)), family, spec)
+        if lost := paths.symmetric_difference(path for path, _ in tree.named_leaves(again)):
+            raise ValueError(f"params can't be saved: load would not give back {sorted(lost)[0]}")
+
+    files = {name: lambda path: write(foreign, path), "config.json": write_config}
+    return folder.replace_files(directory, "model", files, owned, tokenizer=tokenizer)
 
 
+def _check_beside(directory: Path, file: str, config: BaseConfig, family: Family) -> None:
+    """Raise where config.json, which is to be replaced, is that of other weights in a directory."""
+    ends = (".safetensors", ".bin")
+    others = [name for name in _names_in(directory) if name.endswith(ends) and name != file]
+    if others and (directory / "config.json").is_file():
+        if config_from(directory / "config.json", family, type(config)) != config:
+            raise ValueError(
+                f"{directory} holds {others[0]} with another config.json, which {file} would "
+                "replace: choose another directory"
+            )
+
+
+def _names_in(directory: Path) -> list[str]:
+    return sorted(os.listdir(directory)) if directory.is_dir() else []
+
+
+@printable_errors()
 def config_from(
     path: Path,
     family: Family,
@@ -192,6 +289,7 @@ def config_from(
     Raises:
         ValueError: it is of another family, invalid, or asks for arithmetic that fnlm does not do.
     """
+    _archive.check_regular(path)
     heads = (heads,) if isinstance(heads, str) else heads
     return _settings.read_config(path, family, config_class, tensors or {}, heads)
 
@@ -215,7 +313,29 @@ def _report_unexpected(
     heads = _names({"heads": wanted.get("heads", {})}, dialect).values()
     problems += [f"missing {name}" for name in foreign if name not in heads]
     text = describe.listed(problems)
-    raise ValueError(f"{source} does not fit family {family.name!r}: {text}")
+    shared = os.path.commonprefix(names) + "*"
+    patterns = names if len(names) < 4 else [shared] if shared != "*" else [*names[:3], "..."]
+    raise ValueError(
+        f"{source} does not fit family {family.name!r}: {text}; to leave out what is unexpected, "
+        f"pass ignore={tuple(patterns)}"
+    )
+
+
+def _without_ignored(
+    tensors: Mapping[str, Tensor], ignore: Iterable[str] | None, source: str
+) -> Mapping[str, Tensor]:
+    """Leave out the tensors whose names match a pattern."""
+    ignored: set[str] = set()
+    for pattern in (ignore,) if isinstance(ignore, str) else ignore or ():
+        if not (matching := [name for name in tensors if fnmatch.fnmatchcase(name, pattern)]):
+            near = rename.nearest(pattern, list(tensors))
+            raise ValueError(f"{source} holds no tensor that ignore={pattern!r} matches{near}")
+        ignored.update(matching)
+    if not ignored:
+        return tensors
+    if isinstance(tensors, Checkpoint):
+        return tensors.without(ignored)
+    return {name: x for name, x in tensors.items() if name not in ignored}
 
 
 def _names(wanted: Tree, dialect: Dialect) -> dict[str, str]:
@@ -239,15 +359,6 @@ def _report_shared(names: list[str], family: Family, source: str) -> None:
                 f"{source}: {name} may belong to {', '.join(owners)}, and config.json names no "
                 f"class that tells which: pass heads=({owners[0]!r},), for example"
             )
-
-
-def _without_absent(wanted: Tree, found: Mapping[str, Tensor], family: Family) -> Tree:
-    """Leave out what a file may lack, does lack, and no wanted head needs."""
-    there = {path.split(".")[0] for path in found}
-    needed = {
-        part for part, needing in family.optional.items() if {*needing} & {*wanted.get("heads", {})}
-    }
-    return {k: v for k, v in wanted.items() if k not in {*family.optional} - there - needed}
 
 
 def _new_parts(

@@ -6,10 +6,10 @@ substring, and nothing is dropped in silence.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import einops
 from torch import Tensor
@@ -17,15 +17,31 @@ from torch import Tensor
 from fnlm.params.tree import Tree, named_leaves
 
 __all__ = [
-    "Dialect", "Family", "Match", "Rule", "classify", "dialect_of", "fit", "for_heads",
+    "Dialect", "Family", "Match", "Rule", "account", "classify", "dialect_of", "fit", "for_heads",
     "foreign_name", "from_foreign", "nearest", "nest", "to_foreign",
-    "untied",
+    "untied", "without_absent",
 ]  # fmt: skip
 
-# What TensorFlow's savers store beside a model: optimizer slots of a variable, and counters.
+# Modules that wrap others and leave their names in those of tensors: parallel, compiled, private.
+_WRAPPERS = re.compile(
+    r"(?<![^./])(module|_module|model|base_model|auto_model|net|network|_orig_mod|_forward_module|"
+    r"_fpw_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)[./]"
+)
+# What is stored beside a model under any scope: slots of TensorFlow's own optimizers, a trainer's
+# folders and TensorFlow's bookkeeping. Other optimizers' slots are told by their weight: `account`.
 _TRAINING = re.compile(
-    r"(.*/)?(adam_[mv]|Adam(_1)?|Momentum|ExponentialMovingAverage|global_step|beta[12]_power)"
-    r"|save_counter.*|_CHECKPOINTABLE_OBJECT_GRAPH"
+    r"(.*/)?(adam_[mv]|Adam(_1)?|Momentum|ExponentialMovingAverage)|save_counter.*"
+    r"|(optim|optimizer|scheduler|lr_scheduler|scaler)[./].*|_CHECKPOINTABLE_OBJECT_GRAPH"
+)
+# Single numbers of a trainer.
+_COUNTERS = re.compile(
+    r"(.*[./])?(global_step|step|iterations?|(beta_?[12]|\w*_power)(_[0-9]+)?|learning_rate|lr|"
+    r"\w*loss_scale|\w*(good|bad)_steps)"
+)
+# What torch's optimizers keep of a weight, as the last part of a name.
+_STATES = frozenset(
+    "exp_avg exp_avg_sq max_exp_avg_sq exp_avg_sq_row exp_avg_sq_col exp_inf momentum_buffer "
+    "square_avg grad_avg acc_delta sum prev step_size ax mu eta next_m next_v".split()
 )
 
 
@@ -44,7 +60,7 @@ class Match(NamedTuple):
     """What a foreign name stands for."""
 
     kind: str  # "leaf", "tie" (a second copy of a leaf), "buffer", "training" or "unknown"
-    path: str = ""  # of the leaf
+    path: str = ""  # of the leaf; of "training", the weight whose slot it is, if it is one
     layout: str = ""  # as in `Rule`
 
 
@@ -77,6 +93,8 @@ class Family(NamedTuple):
     optional: Mapping[str, tuple[str, ...]] = {}  # what a file may lack, and the heads that need it
     ties: Mapping[str, tuple[str, ...]] = {}  # leaves that a config may tie, and to which leaf
     stacks: Mapping[str, str] = {}  # leaves that may come stacked, all layers in one, and where
+    # the config as a file of a dialect states it, of a model with some heads
+    stated: Callable[[Any, tuple[str, ...], str], Any] = lambda config, heads, dialect: config
 
 
 def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
@@ -112,7 +130,7 @@ def foreign_name(path: str, dialect: Dialect) -> str | None:
 
 def dialect_of(names: Iterable[str], family: Family) -> Dialect:
     """Find the dialect that knows the most of some names, the first one when in doubt."""
-    names = list(names)
+    names = [_WRAPPERS.sub("", name) for name in names]
     return max(
         family.dialects, key=lambda dialect: sum(_match(n, dialect) is not None for n in names)
     )
@@ -180,8 +198,7 @@ def from_foreign(
     origin: dict[str, str] = {}
     copies: list[tuple[str, str]] = []
     unexpected = []
-    for name in tensors:
-        match = classify(name, family)
+    for name, match in account(tensors, family).items():
         if match.kind == "unknown":
             unexpected.append(name)
         elif match.kind == "tie":
@@ -241,19 +258,62 @@ def fit(
     return result
 
 
+def without_absent(wanted: Tree, found: Iterable[str], family: Family) -> Tree:
+    """Leave out what a file may lack, does lack (by the paths found), and no wanted head needs."""
+    there = {path.split(".")[0] for path in found}
+    needed = {
+        part for part, needing in family.optional.items() if {*needing} & {*wanted.get("heads", {})}
+    }
+    return {k: v for k, v in wanted.items() if k not in {*family.optional} - there - needed}
+
+
 def classify(name: str, family: Family) -> Match:
     """Say what a foreign name stands for in any dialect of a family.
 
     >>> from fnlm.params.rules.gpt2 import FAMILY
     >>> classify("module.transformer.h.3.ln_1.weight", FAMILY).path
     'blocks.3.norm_1.scale'
-    >>> classify("model/wte/Adam_1", FAMILY).kind
+    >>> classify("model/wte/LAMBOptimizer_1", FAMILY).kind
     'training'
     """
-    for dialect in family.dialects:
-        if match := _match(name, dialect):
-            return match
-    return Match("training" if _TRAINING.fullmatch(name) else "unknown")
+    if match := _known(name, family):
+        return match
+    if _TRAINING.fullmatch(name) or _COUNTERS.fullmatch(name):
+        return Match("training")
+    weight, _, slot = name.rpartition("/" if "/" in name else ".")
+    if "/" in name or slot in _STATES:
+        scopes = weight.split("/")
+        for start in range(min(3, len(scopes))):  # optimizers may put a scope in front
+            match = _known("/".join(scopes[start:]), family)
+            if match and match.kind in ("leaf", "tie"):
+                return Match("training", match.path)
+    return Match("unknown")
+
+
+def account(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Match]:
+    """Say what every tensor of a file stands for, as `classify` does, by its shape as well.
+
+    A slot of an optimizer, whatever its name, has the shape of its weight, or lacks one axis of it,
+    or is one number; a counter is one number. What is not so is unknown.
+
+    >>> import torch
+    >>> from fnlm.params.rules.gpt2 import FAMILY
+    >>> file = {"wte": torch.ones(3, 2), "wte/vr": torch.ones(3), "wte/lora": torch.ones(9)}
+    >>> [match.kind for match in account(file, FAMILY).values()]
+    ['leaf', 'training', 'unknown']
+    """
+    found = {name: classify(name, family) for name in tensors}
+    weights = {match.path: name for name, match in found.items() if match.kind in ("leaf", "tie")}
+    for name, match in found.items():
+        if match.kind != "training" or (not match.path and not _COUNTERS.fullmatch(name)):
+            continue
+        shape, fits = _shape(tensors, name), [(), (1,)]
+        if match.path in weights:
+            whole = _shape(tensors, weights[match.path])
+            fits += [whole, *(whole[:axis] + whole[axis + 1 :] for axis in range(len(whole)))]
+        if shape not in fits or (match.path and match.path not in weights):
+            found[name] = Match("unknown")
+    return found
 
 
 def nest(flat: Mapping[str, Tensor]) -> Tree:
@@ -283,8 +343,20 @@ def nearest(name: str, names: list[str]) -> str:
     return f" (nearest: {close[0]})" if close else ""
 
 
+def _known(name: str, family: Family) -> Match | None:
+    short = _WRAPPERS.sub("", name)
+    return next((match for d in family.dialects if (match := _match(short, d))), None)
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Return the shape of a tensor, unread where a file describes it."""
+    described = getattr(tensors, "entries", tensors)
+    return tuple(described[name].shape)
+
+
 def _match(name: str, dialect: Dialect) -> Match | None:
-    short = name.removeprefix("module.").removeprefix(dialect.prefix)
+    """Say what a name without wrappers stands for in a dialect."""
+    short = name.removeprefix(dialect.prefix)
     if short in dialect.ties:
         return Match("tie", dialect.ties[short])
     if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):
@@ -334,4 +406,7 @@ def _arranged(tensor: Tensor, layout: str, label: str) -> Tensor:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a == b).all())
+    """Compare two tensors; of those without memory (meta) the shapes, and NaN is like NaN."""
+    if a.shape != b.shape or a.is_meta or b.is_meta:
+        return a.shape == b.shape
+    return bool(((a == b) | (a != a) & (b != b)).all())

@@ -16,6 +16,7 @@ from fnlm.params.checkpoint import Checkpoint, Entry, replace
 __all__ = ["read", "recognises", "write"]
 
 _INDEX = ".index.json"
+_LARGEST_HEADER = 1 << 24
 _DTYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -95,6 +96,12 @@ def _alone(tensor: Tensor) -> Tensor:
 
 
 def _single(path: Path) -> Checkpoint:
+    _archive.check_regular(path)
+    with open(path, "rb") as opened:
+        if (size := int.from_bytes(opened.read(8), "little")) > _LARGEST_HEADER:
+            raise ValueError(
+                f"{path} is not a whole .safetensors file: its header has {size:,} bytes"
+            )
     try:
         file: Any = safetensors.safe_open(path, framework="pt")
         entries = {name: _entry(path, file, name) for name in file.keys()}  # noqa: SIM118
@@ -160,14 +167,14 @@ def _agree(path: Path, file: str, wanted: set[str], found: set[str]) -> None:
 
 def _beside(path: Path, file: str) -> Path:
     """Find a shard beside its index."""
-    place, home = path.parent / file, path.parent.resolve()
+    place = path.parent / file
     if file != place.name or file == ".." or "\\" in file or not file.isprintable():
         raise ValueError(f"{path} lists {file[:200]!r}: a shard is the name of a file beside it")
     try:
-        real = place.resolve()
+        outside = _archive.leads_out(place)
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path} lists {file[:200]!r}, a name of no file: {error}") from error
-    if real.parent != home and real.parent not in [above / "blobs" for above in home.parents]:
+    if outside:
         raise ValueError(f"{path} lists {file!r}, a link out of its folder: copy the file there")
     return place
 

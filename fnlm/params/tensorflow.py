@@ -26,6 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fnlm.params._archive import check_regular
 from fnlm.params._table import MAGIC, Table, crc32c, ordered, unmask
 from fnlm.params._wire import ANY, BYTES, FIXED32, VARINT, fields, integers, varints
 from fnlm.params.checkpoint import Checkpoint, Entry
@@ -77,6 +78,7 @@ def read(path: str | Path) -> Checkpoint:
     prefix, file = _files(Path(path))
     if not file.exists():
         raise FileNotFoundError(f"{file} is not there; a checkpoint is read by its index")
+    check_regular(file)
     with _naming(file):
         if file.stat().st_size == 0:
             raise ValueError("it is empty")
@@ -92,12 +94,12 @@ def recognises(path: str | Path) -> bool:
     >>> recognises("model.safetensors")
     False
     """
-    try:
-        with open(_files(Path(path))[1], "rb") as file:
-            file.seek(-len(MAGIC), 2)
-            return file.read() == MAGIC
-    except OSError:
+    table = _files(Path(path))[1]
+    if not table.is_file() or table.stat().st_size < len(MAGIC):
         return False
+    with open(table, "rb") as file:
+        file.seek(-len(MAGIC), 2)
+        return file.read() == MAGIC
 
 
 def _files(path: Path) -> tuple[Path | None, Path]:
@@ -202,6 +204,7 @@ def _shards(prefix: Path, header: memoryview) -> list[Path]:
         path = prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{count:05d}")
         if not path.exists():
             raise FileNotFoundError(f"{path} is not there; the checkpoint has {count:,} data files")
+        check_regular(path)
         shards.append(path)
     return shards
 

@@ -1,5 +1,8 @@
 """BERT's names in `transformers`, pytorch-pretrained-bert and Google's TensorFlow files."""
 
+from dataclasses import replace
+from typing import Any
+
 from fnlm.params.rename import Dialect, Family, Rule
 from fnlm.params.rules._generic import REQUIRED, harmless
 
@@ -92,6 +95,11 @@ def _tensorflow() -> Dialect:
     )
 
 
+def _stated(config: Any, heads: tuple[str, ...], dialect: str) -> Any:
+    """Count labels as `transformers` does, which gives question answering as many outputs."""
+    return replace(config, num_labels=2) if heads == ("question_answering",) else config
+
+
 _TRANSFORMERS = _torch("transformers", "model.safetensors")
 
 FAMILY = Family(
@@ -125,5 +133,6 @@ FAMILY = Family(
     | {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False},
     required_by_head={"masked_lm": {"tie_word_embeddings": True}},
     harmless=harmless("num_labels", "pad_token_id"),
+    stated=_stated,
     optional={"pooler": ("multiple_choice", "next_sentence_prediction", "sequence_classification")},
 )

@@ -1,5 +1,8 @@
 """GPT's names in `transformers` and pytorch-pretrained-bert files, and in OpenAI's release."""
 
+from dataclasses import replace
+from typing import Any
+
 from fnlm.params.rename import Dialect, Family, Rule
 from fnlm.params.rules._generic import REQUIRED, SUMMARY, harmless
 
@@ -76,6 +79,13 @@ def _dialect(name: str, file: str, rules: tuple[Rule, ...], head: str, bare: boo
     )
 
 
+def _stated(config: Any, heads: tuple[str, ...], dialect: str) -> Any:
+    """Count special tokens among the others for `transformers`, which knows no `n_special`."""
+    if dialect != "transformers":
+        return config
+    return replace(config, vocab_size=config.total_tokens_embeddings, n_special=0)
+
+
 _RULES = _named("weight", "weight", "bias")
 _FIRST_RULES = _named("w", "g", "b")
 _THEIR_HEAD = "multiple_choice_head.linear"
@@ -102,4 +112,5 @@ FAMILY = Family(
         predict_special_tokens="of its training script",
     ),
     optional={"output": ()},
+    stated=_stated,
 )  # fmt: skip

@@ -1,0 +1,37 @@
+"""Text that comes from files and servers, made safe for a terminal and for a message."""
+
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_KINDS = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of characters, separators of lines
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of direction
+
+
+def printable(text: str, keep: str = "") -> str:
+    r"""Return text without what could move a cursor, set a colour or reorder characters.
+
+    Args:
+        text: any.
+        keep: control characters that stay, such as the line feed.
+
+    >>> printable("\x1b[31mred"), printable("two\nlines", keep="\n")
+    ('\\x1b[31mred', 'two\nlines')
+    """
+
+    def shown(character: str) -> str:
+        odd = unicodedata.category(character) in _KINDS or character in _TURNS
+        return repr(character)[1:-1] if odd and character not in keep else character
+
+    return "".join(map(shown, text))
+
+
+@contextmanager
+def printable_errors() -> Iterator[None]:
+    """Escape the message of an error that passes: names in it may come from a file."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if len(error.args) == 1 and isinstance(error.args[0], str):
+            error.args = (printable(error.args[0]),)
+        raise
