@@ -202,7 +202,7 @@ FOLDER_ARGS = (FAMILY, gpt2.Config, gpt2.spec)
 
 
 def saving(params: Any, directory: Path) -> None:
-    io.save(params, directory, FAMILY, "transformers")
+    io.save(params, directory, FAMILY, gpt2.spec, "transformers")
 
 
 def state_there(folder: Path) -> Path:

@@ -1,11 +1,12 @@
 """Masks of tokens: integers and booleans say the same everywhere, a floating one is refused."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from families import BERT, FAMILIES, GPT, GPT2, make_batch, make_params
+from families import BERT, FAMILIES, GPT, GPT2, Family, Task, make_batch, make_params
 from torch import Tensor
 from torch.func import vmap
 
@@ -25,10 +26,15 @@ COUNTS: Any = lambda params, ids, cache=None, mask=None: (  # noqa: E731, a mode
 
 Call = Callable[[Tensor], Any]
 
+
+def run_task(family: Family, task: Task, mask: Tensor) -> Any:
+    return task(PARAMS[family.name], IDS, mask)
+
+
 # Whatever takes a mask of tokens: a new function adds a row.
 CALLS: dict[str, Call] = {
     **{
-        f"{family.name}.{name}": lambda mask, f=family, task=task: task(PARAMS[f.name], IDS, mask)
+        f"{family.name}.{name}": partial(run_task, family, task)
         for family in FAMILIES
         if family.name in PARAMS
         for name, task in family.tasks.items()
