@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import make_derivatives as made
 import pytest
 import torch
 from compositions import (
@@ -23,6 +24,7 @@ from compositions import (
     reference,
     slopes,
 )
+from conftest import ROOT
 from families import GPT, GPT2, IDS, TRANSFO_XL, VARIANTS, Family, make_params
 from torch import Tensor
 from torch.func import grad
@@ -272,3 +274,23 @@ def test_losses(name: str) -> None:
     checker = Checker(lambda p, i: LOSSES[name](p["x"], LABELS.index_select(0, i[None])[0]), x)
     for names in [*PAIRS, *triples(1, 20)]:
         checker.check(names)
+
+
+def test_the_page_of_derivatives_has_every_pair_and_nothing_of_fnlm_is_off() -> None:
+    page = (ROOT / "docs" / "derivatives.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if " of " in line and line[:2] == "| "]
+    found = [row[0].removeprefix("| ") for row in rows]
+    wanted = [" of ".join(names) for names in [*made.PAIRS, *made.TRIPLES]]
+    assert found == wanted * len(made.MODELS), "run `python tests/make_derivatives.py`"
+    assert all(row[1].removesuffix(" |") == "right" for row in rows)
+
+
+@pytest.mark.parametrize("name", [name for name, model in made.MODELS.items() if model.name])
+def test_the_page_of_derivatives_says_what_the_peer_gives(name: str) -> None:
+    """One row of it: that of the shortest composition which is wrong in silence."""
+    page, names = (ROOT / "docs" / "derivatives.md").read_text(encoding="utf-8"), ("grad", "jvp")
+    of = made.theirs(made.MODELS[name], attn_implementation="eager")
+    found = made.cell(name, of, names, [])
+    assert "off" in found, "the peer is right now: run `python tests/make_derivatives.py`"
+    table = page[page.index(f"| {name} |") :]
+    assert table[table.index("| grad of jvp |") :].splitlines()[0].endswith(f"| {found} |")
