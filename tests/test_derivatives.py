@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
+import make_derivatives as made
 import pytest
 import torch
 from compositions import (
@@ -23,11 +24,12 @@ from compositions import (
     reference,
     slopes,
 )
-from families import IDS, VARIANTS, Family, make_params
+from conftest import ROOT
+from families import GPT, GPT2, IDS, TRANSFO_XL, VARIANTS, Family, make_params
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import random
+from fnlm import random, train, transfo_xl
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.params import tree
 from fnlm.params.tree import Tree
@@ -154,6 +156,98 @@ def test_triples_of_transforms(seed: int) -> None:
         checker.check(names)
 
 
+OTHER_XLS: dict[str, dict[str, Any]] = {
+    "norm first, shared biases, nothing tied": {
+        "pre_lnorm": True, "untie_r": False, "tie_weight": False,
+    },
+    "plain softmax": {"cutoffs": (), "div_val": 1},
+    "sampled softmax": {"cutoffs": (), "div_val": 1, "sample_softmax": 3},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OTHER_XLS)
+def test_other_transformer_xls(name: str) -> None:
+    """With a key, which the sampled softmax needs."""
+    config = replace(TRANSFO_XL.config, **SMALL["transfo_xl"] | OTHER_XLS[name])
+    params = make_params(TRANSFO_XL._replace(config=config), dtype=torch.float64)
+    ids, targets = torch.randint(WORDS, (2, 2, 4), generator=torch.Generator().manual_seed(1))
+
+    def h(p: Tree, i: Tensor) -> Tensor:
+        own_ids, own_targets = (x.index_select(0, i[None])[0] for x in (ids, targets))
+        score = transfo_xl.negative_log_likelihood
+        first, mems = score(p, own_ids, own_targets, key=random.key(0), detach=False)
+        return number((first, score(p, own_targets, own_ids, mems, key=random.key(1))[0]))
+
+    checker = Checker(h, params)
+    for names in PAIRS:
+        checker.check(names)
+
+
+def test_the_sparse_road_of_transformer_xl() -> None:
+    """Its shapes depend on data, which `vmap` refuses."""
+    config = replace(TRANSFO_XL.config, **SMALL["transfo_xl"])
+    params = make_params(TRANSFO_XL._replace(config=config), dtype=torch.float64)
+    ids = torch.tensor([[1, 9, 4, 10], [0, 2, 3, 5]])
+
+    def h(p: Tree, i: Tensor) -> Tensor:
+        score = transfo_xl.negative_log_likelihood
+        return number(score(p, ids[i], ids[1 - i], sparse=True)[0])
+
+    checker = Checker(h, params)
+    for names in [*PAIRS, ("grad", "jvp", "grad"), ("jvp", "grad", "grad")]:
+        if "vmap" not in names:
+            checker.check(names)
+
+
+@pytest.mark.parametrize("family", [GPT, GPT2], ids=lambda family: family.name)
+@pytest.mark.parametrize("fixed", [False, True], ids=["growing", "fixed"])
+def test_through_a_cache(family: Family, fixed: bool) -> None:
+    """What is scored after a cache has the derivatives of the tokens in the cache, too."""
+    config = replace(family.config, **SMALL[family.name])
+    params = make_params(family._replace(config=config), dtype=torch.float64)
+    ids = torch.tensor([[[1, 9, 4, 10, 7]], [[0, 2, 3, 5, 8]]])
+
+    def h(p: Tree, i: Tensor) -> Tensor:
+        own, apply = ids.index_select(0, i[None])[0], family.module.apply
+        cache = family.module.init_cache(p, 1, CONTEXT) if fixed else None
+        first, cache = apply(p, own[:, :3], cache)
+        second, cache = apply(p, own[:, 3:4], cache)
+        return number((second, apply(p, own[:, 4:], cache)[0]))
+
+    checker = Checker(h, params)
+    for names in [*PAIRS, ("grad", "vmap", "grad"), ("jvp", "grad", "jvp")]:
+        checker.check(names)
+
+
+OPTIMIZERS: dict[str, Callable[[], train.Optimizer]] = {
+    "bert_adam": lambda: train.bert_adam(0.1, warmup=0.5, t_total=9, weight_decay=0.05),
+    "openai_adam": lambda: train.openai_adam(0.1, weight_decay=0.05, max_grad_norm=0.1),
+    "adamw": lambda: train.adamw(0.1, max_grad_norm=0.1),
+    "masked rows": lambda: train.mask_rows(train.adamw(0.1), {"w": 0}),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_through_steps_of_an_optimizer(name: str) -> None:
+    """The parameters after two steps, by the data that their gradients come from."""
+    start = {"w": random.normal(random.key(0), (3, 2), torch.float64), "b": torch.ones(2).double()}
+    data = {"x": random.normal(random.key(1), (4, 3), torch.float64)}
+    optimizer = OPTIMIZERS[name]()
+
+    def h(p: Tree, i: Tensor) -> Tensor:
+        def loss(params: Tree) -> Tensor:
+            return ((p["x"] @ params["w"]).tanh() + params["b"] * (i + 1)).pow(2).sum()
+
+        params, state = start, optimizer.init(start)
+        for _ in range(2):
+            params, state = optimizer.update(grad(loss)(params), state, params)
+        return number(params)
+
+    checker = Checker(h, data)
+    for names in PAIRS:
+        checker.check(names)
+
+
 @pytest.mark.parametrize("activation", [*ACTIVATIONS])
 def test_activations(activation: str) -> None:
     x = {"x": torch.linspace(-3, 3, 7, dtype=torch.float64) + 0.1}
@@ -180,3 +274,23 @@ def test_losses(name: str) -> None:
     checker = Checker(lambda p, i: LOSSES[name](p["x"], LABELS.index_select(0, i[None])[0]), x)
     for names in [*PAIRS, *triples(1, 20)]:
         checker.check(names)
+
+
+def test_the_page_of_derivatives_has_every_pair_and_nothing_of_fnlm_is_off() -> None:
+    page = (ROOT / "docs" / "derivatives.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if " of " in line and line[:2] == "| "]
+    found = [row[0].removeprefix("| ") for row in rows]
+    wanted = [" of ".join(names) for names in [*made.PAIRS, *made.TRIPLES]]
+    assert found == wanted * len(made.MODELS), "run `python tests/make_derivatives.py`"
+    assert all(row[1].removesuffix(" |") == "right" for row in rows)
+
+
+@pytest.mark.parametrize("name", [name for name, model in made.MODELS.items() if model.name])
+def test_the_page_of_derivatives_says_what_the_peer_gives(name: str) -> None:
+    """One row of it: that of the shortest composition which is wrong in silence."""
+    page, names = (ROOT / "docs" / "derivatives.md").read_text(encoding="utf-8"), ("grad", "jvp")
+    of = made.theirs(made.MODELS[name], attn_implementation="eager")
+    found = made.cell(name, of, names, [])
+    assert "off" in found, "the peer is right now: run `python tests/make_derivatives.py`"
+    table = page[page.index(f"| {name} |") :]
+    assert table[table.index("| grad of jvp |") :].splitlines()[0].endswith(f"| {found} |")

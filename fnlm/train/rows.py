@@ -46,8 +46,9 @@ def mask_rows(optimizer: Optimizer, rows: Mapping[str, int | None]) -> Optimizer
             if donate:
                 gradient.detach()[wanted[path]].zero_()
                 return gradient
-            zeros = torch.zeros_like(gradient[wanted[path]])
-            return gradient.select_scatter(zeros, 0, wanted[path])
+            numbers = torch.arange(len(gradient), device=gradient.device)
+            kept = (numbers != wanted[path]).view(-1, *[1] * (gradient.ndim - 1))
+            return torch.where(kept, gradient, 0)
 
         return optimizer.update(tree.map_with_path(mask, grads), state, params, donate=donate)
 

@@ -1,0 +1,116 @@
+"""Claim: right derivatives of every order cost no time at the first one.
+
+`fnlm.layers.norm.layer_norm` calls torch's kernel where one level of derivatives is taken, and
+plain arithmetic where levels meet. Here models run with it and with `F.layer_norm`, whose second
+derivatives are wrong (docs/torch_func.md), in turns in one process; a ratio is the median of the
+ratios of neighbours. Shapes: one block of BERT base, and a whole small BERT of two, both on
+[8, 128]. What it costs where levels meet is told, not barred.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+from torch.nn import functional as F
+
+import fnlm
+from fnlm import bert, random, train
+from fnlm.layers.norm import layer_norm
+from fnlm.params import tree
+
+BAR = 1.02
+ROWS, TOKENS = 8, 128
+SHAPES: dict[str, dict[str, Any]] = {
+    "BERT base, one block": {"num_hidden_layers": 1},
+    "a whole BERT of width 128": {
+        "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 512,
+    },
+}  # fmt: skip
+Call = Callable[[], object]
+
+
+def kernel(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
+    """Norm as fnlm did before: torch's kernel at every level."""
+    return F.layer_norm(x, (x.shape[-1],), scale, bias, epsilon)
+
+
+def calls(shape: dict[str, Any]) -> dict[str, tuple[Call, bool]]:
+    """Make what is timed, and say of each whether the bar holds for it."""
+    config = bert.Config(vocab_size=1000, **shape)
+    params = bert.init(config, random.key(0))
+    tracked = tree.map(lambda x: x.clone().requires_grad_(), params)
+    ids = torch.randint(1000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+
+    def loss(params: Any, ids: Tensor = ids) -> Tensor:
+        return bert.apply(params, ids)[0].square().mean()
+
+    def backward() -> object:
+        return torch.autograd.grad(loss(tracked), tree.leaves(tracked), allow_unused=True)
+
+    def forward() -> object:
+        with torch.no_grad():
+            return loss(params)
+
+    return {
+        "forward": (forward, True),
+        "backward()": (backward, True),
+        "torch.func.grad": (lambda: grad(loss)(params), True),
+        "fnlm.train.grad": (lambda: train.grad(loss)(params), True),
+        "per example": (lambda: vmap(grad(loss), (None, 0))(params, ids[:2]), True),
+        "jvp": (lambda: jvp(loss, (params,), (params,)), True),
+        "jvp of grad": (lambda: jvp(grad(loss), (params,), (params,)), False),
+    }
+
+
+def seconds(call: Call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def ratios(call: Call, rounds: int) -> list[float]:
+    """Time ours and the kernel in turns, and in both orders."""
+    found = []
+    for turn in range(rounds + 1):
+        times = {}
+        for ours in (True, False)[:: 1 if turn % 2 else -1]:
+            one = layer_norm if ours else kernel
+            with mock.patch.object(bert, "layer_norm", one):
+                times[ours] = seconds(call)
+        found += [times[True] / times[False]] if turn else []
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=60)
+    rounds = parser.parse_args().rounds
+    print(
+        f"python {platform.python_version()}, torch {torch.__version__}, fnlm {fnlm.__version__}, "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, float32 [{ROWS}, {TOKENS}], "
+        f"{rounds} rounds; time with layer_norm / with F.layer_norm"
+    )
+    met = True
+    for name, shape in SHAPES.items():
+        print(name)
+        for what, (call, barred) in calls(shape).items():
+            low, ratio, high = statistics.quantiles(ratios(call, rounds), n=4)
+            met &= ratio <= BAR or not barred
+            note = "" if barred else ", no bar: levels meet"
+            print(f"  {what:16} {ratio:.3f} (quartiles {low:.3f} to {high:.3f}){note}", flush=True)
+    print(f"bar: at most {BAR} where one level differentiates: {'met' if met else 'MISSED'}")
+    return not met
+
+
+if __name__ == "__main__":
+    sys.exit(main())
