@@ -152,7 +152,8 @@ def append(
         new_valid: bool [..., T].
 
     Raises:
-        ValueError: more tokens than the capacity of a `FixedCache`, where its length can be read.
+        ValueError: more tokens than the capacity of a `FixedCache`. Compiled, and on other devices
+            than the CPU, the kernel says instead that an index is out of bounds.
     """
     return cast("AnyCache", _grow(cache, Segment(keys, values), new_valid))
 
@@ -204,7 +205,8 @@ def truncate(cache: Cache, tokens: int) -> Cache:
 def outside_inference_mode(cache: Cache | FixedCache | None) -> Any:
     """Return a cache that autograd may save: what `torch.inference_mode` made is copied.
 
-    Inside that mode, and where no gradient is recorded, the cache is returned as it is.
+    Inside that mode, where no gradient is recorded, and while `torch.compile` traces (which does
+    not let anyone ask), the cache is returned as it is.
     """
     if cache is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return cache
