@@ -191,6 +191,22 @@ def test_positions_of_choices_that_do_not_fit_are_named(
         family.module.double_heads(SMALL[family.name], CHOICES[0], positions)
 
 
+@pytest.mark.parametrize("family", [GPT, GPT2], ids=lambda family: family.name)
+def test_positions_and_types_that_do_not_fit_are_named(family: Family) -> None:
+    params, ids = SMALL[family.name], torch.ones(2, 3, dtype=torch.int64)
+    apply = family.module.apply
+    for positions in ([2], [3, 3], [1, 2, 3]):
+        with pytest.raises(ValueError, match="positions has shape .* broadcast to that of ids"):
+            apply(params, ids, positions=torch.ones(positions, dtype=torch.int64))
+    for types in ([3], [2, 4]):
+        with pytest.raises(ValueError, match=r"token_types has shape .*, ids \[2, 3\]"):
+            apply(params, ids, token_types=torch.ones(types, dtype=torch.int64))
+    with pytest.raises(TypeError, match="token_types must be a tensor"):
+        apply(params, ids, token_types=[[1, 2, 3]] * 2)
+    for fitting in ([3], [1, 3], [2, 1], [2, 3], []):
+        apply(params, ids, positions=torch.ones(fitting, dtype=torch.int64))
+
+
 def test_the_check_costs_next_to_nothing() -> None:
     """Less than 20 microseconds: here two look-ups, whatever the size of the model."""
     params = SMALL["gpt2"]
