@@ -18,6 +18,7 @@ from fnlm import bert, gpt, gpt2, random, transfo_xl
 from fnlm.generate import beam_search, generate, stream
 from fnlm.params import tree
 from fnlm.params._check import config_of
+from fnlm.params.layout import for_decoding
 
 IDS = torch.tensor([[1, 2, 3]])
 CHOICES = (torch.ones(1, 2, 3, dtype=torch.int64), torch.tensor([[1, 2]]))
@@ -253,3 +254,9 @@ def test_the_check_passes_under_transforms_and_with_other_leaves() -> None:
     torch.testing.assert_close(gpt2.apply(half, IDS)[0], gpt2.apply(params, IDS)[0])
     fewer = params | {"config": dataclasses.replace(params["config"])}
     assert gpt2.apply(fewer, IDS)[0].equal(gpt2.apply(params, IDS)[0])
+
+
+@pytest.mark.parametrize("given", ["gpt2", None, nn.Linear(2, 2), IDS])
+def test_what_is_no_tree_is_not_laid_out(given: Any) -> None:
+    with pytest.raises(TypeError, match="params must be the parameters of a family, got"):
+        for_decoding(given)
