@@ -79,7 +79,23 @@ def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | Non
     switches = {f"--{field.name}" for field in fields(cast(Any, flags)) if field.type is bool}
     words = [f"{w}=true" if w in switches else w for w in (sys.argv[1:] if args is None else args)]
     given = jsonargparse.auto_cli(flags, args=words, as_positional=False)
-    return _exit_code(Path(sys.argv[0]).name, lambda: work(given))
+
+    def checked() -> None:
+        _check_device(getattr(given, "device", "cpu"))
+        work(given)
+
+    return _exit_code(Path(sys.argv[0]).name, checked)
+
+
+def _check_device(name: str) -> None:
+    """Raise ValueError, before any file is read, unless tensors can be made on a device."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--device {name} is none here ({reason}): use --device cpu") from error
 
 
 def progress(what: str) -> Callable[[int, int], None]:

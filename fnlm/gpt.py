@@ -23,6 +23,7 @@ from fnlm import heads as task_heads
 from fnlm import random
 from fnlm.layers import cache as kv
 from fnlm.layers import causal
+from fnlm.layers._inputs import check_broadcastable, check_same_shape
 from fnlm.layers.activation import ACTIVATIONS, gelu_tanh
 from fnlm.layers.attention import causal_mask
 from fnlm.layers.cache import AnyCache, Cache, FixedCache
@@ -248,9 +249,11 @@ def _hidden_states(
     if positions is None:
         positions = causal.positions(cache, new_valid)
     *sites, first = keys_of_sites(key, 3 * len(params["blocks"]) + 1)
+    check_broadcastable(ids.shape, positions=positions)
     embed = params["embed"]
     x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
     if token_types is not None:
+        check_same_shape(ids.shape, token_types=token_types)
         x = x + lookup(embed["token"], token_types, "token_types")
     x = dropout(x, config.embd_pdrop, first)
     allowed = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])

@@ -17,6 +17,10 @@ from fnlm.params.tree import Tree
 
 __all__ = ["choice_logits", "find", "output_table", "tied_logits", "word_logits"]
 
+# The leaves of a head.
+_LINEAR = ("weight", "bias")
+_TRANSFORMED = ("transform.weight", "transform.bias", "norm.scale", "norm.bias", "bias")
+
 
 def find(params: dict[str, Any], name: str, kind: type[BaseConfig]) -> Tree:
     """Return the parameters of a head.
@@ -29,6 +33,7 @@ def find(params: dict[str, Any], name: str, kind: type[BaseConfig]) -> Tree:
     Raises:
         TypeError: they are no parameters of that family.
         KeyError: there is no such head; says how to get one.
+        ValueError: the head lacks a leaf.
     """
     config_of(params, kind)
     if name not in params.get("heads", {}):
@@ -37,9 +42,10 @@ def find(params: dict[str, Any], name: str, kind: type[BaseConfig]) -> Tree:
             f"load(..., heads=({name!r},), key=key)"
         )
     head = params["heads"][name]
-    for leaf in ("bias",) if "transform" in head else ("weight", "bias"):
-        if leaf not in head:
-            raise KeyError(f"params have no leaf heads.{name}.{leaf}: the head is not whole")
+    for path in _TRANSFORMED if name == "masked_lm" else _LINEAR:
+        branch, _, leaf = path.rpartition(".")
+        if leaf not in (head.get(branch, ()) if branch else head):
+            raise ValueError(f"params have no leaf heads.{name}.{path}: the head is not whole")
     return head
 
 

@@ -1,5 +1,6 @@
 """The command line: its output, and its mistakes told in one line."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -188,3 +189,24 @@ def test_a_narrow_terminal_and_a_closed_pipe_are_no_errors(model: Path) -> None:
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
     )
     assert done.returncode == 0 and done.stdout.startswith("? ?")
+
+
+@dataclasses.dataclass
+class Flags:
+    """The flags of a program."""
+
+    device: str = "cpu"
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:99", "tpu", "mps"])
+def test_a_device_that_is_none_here_is_one_line(
+    device: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device.split(":")[0] in ("cuda", "mps") and torch.accelerator.is_available():
+        pytest.skip("this machine has an accelerator")
+    ran: list[Flags] = []
+    assert cli.run(ran.append, Flags, ["--device", device]) == 2
+    out, err = capsys.readouterr()
+    assert not out and not ran and err.count("\n") == 1
+    assert f"--device {device} is none here" in err and "--device cpu" in err
+    assert cli.run(ran.append, Flags, ["--device", "cpu"]) == 0 and ran

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_ids", "check_same_shape", "readable"]
+__all__ = ["check_broadcastable", "check_ids", "check_same_shape", "readable"]
 
 
 def check_ids(ids: Tensor, name: str = "ids") -> None:
@@ -51,6 +51,24 @@ def check_same_shape(shape: Sequence[int], **others: Tensor | None) -> None:
         if given.shape != torch.Size(shape):
             raise ValueError(
                 f"{name} has shape {list(given.shape)}, ids {list(shape)}: they must agree"
+            )
+
+
+def check_broadcastable(shape: Sequence[int], **others: Tensor) -> None:
+    """Refuse tensors that can't be broadcast to the shape of ids.
+
+    >>> check_broadcastable([2, 3], positions=torch.ones(2))
+    Traceback (most recent call last):
+    ValueError: positions has shape [2], which can't be broadcast to that of ids, [2, 3]
+    """
+    for name, given in others.items():
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{name} must be a tensor {list(shape)}, got {type(given).__name__}")
+        sizes = zip(reversed(given.shape), reversed(shape), strict=False)
+        if given.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
+            raise ValueError(
+                f"{name} has shape {list(given.shape)}, which can't be broadcast to that of ids, "
+                f"{list(shape)}"
             )
 
 

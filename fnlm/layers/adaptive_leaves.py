@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from fnlm.layers.adaptive_softmax import Cluster
+from fnlm.params.config import short
 from fnlm.params.spec import Spec
 from fnlm.params.tree import Tree
 
@@ -58,7 +59,7 @@ def check(config: _Vocabulary) -> None:
     ends = (0, *config.cutoffs, config.n_token)
     if any(stop <= start for start, stop in pairwise(ends)):
         raise ValueError(
-            f"cutoffs={config.cutoffs} must rise, above 0 and below n_token={config.n_token}"
+            f"cutoffs={short(config.cutoffs)} must rise, above 0 and below n_token={config.n_token}"
         )
     if clusters > MOST_CLUSTERS:
         raise ValueError(f"cutoffs make {clusters} clusters, more than {MOST_CLUSTERS}")
@@ -68,7 +69,9 @@ def check(config: _Vocabulary) -> None:
             f"narrower by div_val={config.div_val}: lower div_val"
         )
     if config.tie_projs is not None and len(config.tie_projs) != clusters:
-        raise ValueError(f"tie_projs={config.tie_projs} must say so of each of {clusters} clusters")
+        raise ValueError(
+            f"tie_projs={short(config.tie_projs)} must say so of each of {clusters} clusters"
+        )
     if config.sample_softmax > 0 and clusters > 1:
         raise ValueError(
             f"sample_softmax={config.sample_softmax} needs one softmax over all words: set "
@@ -113,23 +116,22 @@ def spec(config: _Vocabulary, weight: Any) -> tuple[Tree, Tree]:
         weight: makes the `Spec` of a table [rows, columns].
     """
     sizes = [stop - start for start, stop in pairwise((0, *config.cutoffs, config.n_token))]
-    widths = [config.d_embed // config.div_val**i for i in range(len(sizes))]
+    widths = [_width(config, i) for i in range(len(sizes))]
 
-    def projection(width: int) -> dict[str, Spec]:
-        same = width == config.d_model and (config.div_val == 1 or not config.proj_same_dim)
-        std = config.proj_init_std
-        return {} if same else {"projection": Spec((width, config.d_model), "normal", std)}
+    def projection(i: int) -> dict[str, Spec]:
+        shape, std = (_width(config, i), config.d_model), config.proj_init_std
+        return {"projection": Spec(shape, "normal", std)} if _is_projected(config, i) else {}
 
     embed: Tree = {}
     softmax: Tree = {}
     tables = [config.n_token] if config.div_val == 1 else sizes
     for i, (rows, width) in enumerate(zip(tables, widths, strict=False)):
         table = {"table": weight(rows, width)}
-        embed[f"cluster_{i}"] = table | projection(width)
+        embed[f"cluster_{i}"] = table | projection(i)
         softmax[f"cluster_{i}"] = {"bias": Spec((rows,))} | ({} if config.tie_weight else table)
-    for i, (width, tied) in enumerate(zip(widths, tied_projections(config), strict=True)):
-        if not tied and projection(width):
-            softmax[f"cluster_{i}"] = softmax.get(f"cluster_{i}", {}) | projection(width)
+    for i, tied in enumerate(tied_projections(config)):
+        if not tied and _is_projected(config, i):
+            softmax[f"cluster_{i}"] = softmax.get(f"cluster_{i}", {}) | projection(i)
     if gates := len(config.cutoffs):
         softmax["gates"] = {"table": weight(gates, config.d_embed), "bias": Spec((gates,))}
     return embed, softmax
@@ -137,8 +139,11 @@ def spec(config: _Vocabulary, weight: Any) -> tuple[Tree, Tree]:
 
 def embedding_clusters(params: Tree) -> list[Cluster]:
     """Return the clusters of `adaptive_embedding`, from "embed" of the parameters."""
-    leaves = params["embed"].values()
-    return [Cluster(own["table"], None, own.get("projection")) for own in leaves]
+    config, embed = params["config"], params["embed"]
+    return [
+        Cluster(embed[f"cluster_{i}"]["table"], None, _projection(config, i, embed))
+        for i in range(1 if config.div_val == 1 else len(config.cutoffs) + 1)
+    ]
 
 
 def softmax_clusters(params: Tree) -> tuple[list[Cluster], Cluster | None]:
@@ -159,7 +164,25 @@ def softmax_clusters(params: Tree) -> tuple[list[Cluster], Cluster | None]:
         shared = config.div_val == 1
         home = "cluster_0" if shared else f"cluster_{i}"
         rows = slice(start, stop) if shared else slice(None)
-        table = softmax[home].get("table", embed[home]["table"])
-        owner = embed[home] if tied else softmax.get(f"cluster_{i}", {})
-        clusters.append(Cluster(table[rows], softmax[home]["bias"][rows], owner.get("projection")))
-    return clusters, Cluster(**softmax["gates"]) if config.cutoffs else None
+        table = (embed if config.tie_weight else softmax)[home]["table"]
+        owner = {f"cluster_{i}": embed[home]} if tied else softmax
+        projection = _projection(config, i, owner)
+        clusters.append(Cluster(table[rows], softmax[home]["bias"][rows], projection))
+    if not config.cutoffs:
+        return clusters, None
+    return clusters, Cluster(softmax["gates"]["table"], softmax["gates"]["bias"])
+
+
+def _width(config: _Vocabulary, i: int) -> int:
+    """Return the width of the vectors of a cluster."""
+    return config.d_embed // config.div_val**i
+
+
+def _is_projected(config: _Vocabulary, i: int) -> bool:
+    same = _width(config, i) == config.d_model
+    return not (same and (config.div_val == 1 or not config.proj_same_dim))
+
+
+def _projection(config: _Vocabulary, i: int, owner: Tree) -> Any:
+    """Return the projection of a cluster; None where its vectors are as wide as the model."""
+    return owner[f"cluster_{i}"]["projection"] if _is_projected(config, i) else None

@@ -77,6 +77,8 @@ def raise_named(error: Exception, params: Tree, spec: Callable[..., Tree]) -> No
     Raises:
         ValueError: leaves are missing, and named; else the error itself is raised.
     """
+    if error.args and str(error.args[0]).startswith("params have no"):
+        raise error  # it says more than this function would
     found = {path for path, _ in tree.named_leaves(params)}
     wanted = spec(params["config"], tuple(params.get("heads", ())))
     blocks = params.get("blocks", wanted["blocks"])  # there may be fewer than the config says

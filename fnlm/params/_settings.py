@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from fnlm.params import rename
-from fnlm.params.config import BaseConfig, read_json
+from fnlm.params.config import BaseConfig, read_json, short
 from fnlm.params.rename import Family
 
 __all__ = ["check_use", "heads_of", "read_config"]
@@ -42,7 +42,8 @@ def read_config(
     values = read_json(path)
     if (found := values.get("model_type", family.name)) not in (family.name, None):
         raise ValueError(
-            f"{path} is of family {found!r}, not {family.name!r}: use the module of that family"
+            f"{path} is of family {short(found)}, not {family.name!r}: use the module of that "
+            "family"
         )
     _refuse(values, family.required, path)
     try:
@@ -87,7 +88,7 @@ def _refuse(
             use = f" of the head {head}" if head else ""
             other = ", or load without that head, heads=()" if head else ""
             raise ValueError(
-                f"{source} asks for {name}={found!r}, which changes the arithmetic{use}; fnlm "
+                f"{source} asks for {name}={short(found)}, which changes the arithmetic{use}; fnlm "
                 f"computes {name}={value!r} only: correct it if the model was trained so{other}"
             )
 

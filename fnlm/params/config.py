@@ -87,15 +87,15 @@ class BaseConfig:
                 continue
             if name in values and other not in names and values[name] != values[other]:
                 raise ValueError(
-                    f"{name}={values[name]!r} and {other}={values[other]!r} are two names of one "
-                    "thing: leave one out"
+                    f"{name}={short(values[name])} and {other}={short(values[other])} are two "
+                    "names of one thing: leave one out"
                 )
             values.setdefault(name, values[other])
             if other not in names:
                 del values[other]
         classes = values.get("architectures")
         if not (classes is None or _is_list_of(classes, str)):
-            raise ValueError(f"architectures must be a list of class names, got {_short(classes)}")
+            raise ValueError(f"architectures must be a list of class names, got {short(classes)}")
         known = {name: value for name, value in values.items() if name in names}
         extra = {name: value for name, value in values.items() if name not in names}
         try:
@@ -142,7 +142,7 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
     ValueError: activation='mish' is not one of gelu, relu
     """
     if value not in known:
-        raise ValueError(f"{name}={_short(value)} is not one of {', '.join(known)}")
+        raise ValueError(f"{name}={short(value)} is not one of {', '.join(known)}")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -162,7 +162,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for name, value in pairs:
             if name in values:
-                raise ValueError(f"{path} says {_short(name)} twice: leave one out")
+                raise ValueError(f"{path} says {short(name)} twice: leave one out")
             values[name] = value
         return values
 
@@ -208,7 +208,7 @@ def _checked(name: str, value: Any, kind: Any) -> Any:
     """
     made = _as(value, kind)
     if made is _NONE_SUCH:
-        raise ValueError(f"{name} must be {_words(kind)}, got {_short(value)}")
+        raise ValueError(f"{name} must be {_words(kind)}, got {short(value)}")
     return made
 
 
@@ -259,7 +259,7 @@ def _is_list_of(value: Any, kind: type) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(x, kind) for x in value)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """Show a value in an error, without its end where it has none."""
     try:
         text = repr(value)

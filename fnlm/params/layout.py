@@ -29,10 +29,18 @@ def for_decoding(params: Tree) -> Tree:
     Returns:
         a tree with equal values, shapes and types; gradients flow through it.
 
+    Raises:
+        TypeError: it is no tree.
+
     >>> params = {"weight": torch.eye(3).bfloat16()[:, :2]}
     >>> for_decoding(params)["weight"].stride()
     (1, 3)
     """
+    if not isinstance(params, dict | list | tuple):
+        raise TypeError(
+            f"params must be the parameters of a family, got {type(params).__name__}: make them "
+            "with its init or load"
+        )
     return tree.map_with_path(_lay_out, params)
 
 
