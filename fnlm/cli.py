@@ -167,6 +167,14 @@ def generate(
             f"num_samples={num_samples} and num_beams={num_beams} must be at least 1, "
             "and beams, where there are several, no fewer than samples"
         )
+    idle = {"top_k": (top_k, 0), "top_p": (top_p, 1.0)} if num_beams > 1 or not temperature else {}
+    if num_beams > 1:
+        idle |= {"repetition_penalty": (repetition_penalty, 1.0)}
+        idle |= {"temperature": (temperature or 1.0, 1.0)}
+    for name, (value, default) in idle.items():
+        if value != default:
+            reason = f"num_beams={num_beams}" if num_beams > 1 else "temperature=0"
+            raise ValueError(f"{name}={value} has no effect with {reason}: leave out one of them")
     import torch
 
     from fnlm import random, writer

@@ -25,9 +25,11 @@ from fnlm.layers import (
     dropout,
     embedding,
     linear,
+    mask,
     memory,
     mlp,
     norm,
+    precision,
     relative_attention,
     values,
 )
@@ -346,6 +348,8 @@ LAYERS: dict[str, Make] = {
     "embedding.check_range": lambda _: on(embedding.check_range, IDS, 41),
     "values.extremes": lambda _: on(values.extremes, IDS),
     "linear.linear": lambda _: on(linear.linear, X, **LINEAR),
+    "mask.check_mask": lambda _: on(mask.check_mask, MASK),
+    "precision.at_least_float32": lambda _: on(precision.at_least_float32, X.half()),
     "mlp.mlp": lambda _: on(mlp.mlp, X, LINEAR, BACK, activation=torch.tanh),
     "norm.layer_norm": lambda _: on(norm.layer_norm, X, X[0, 0], X[0, 1], epsilon=1e-3),
 }
@@ -442,6 +446,8 @@ DECODING: dict[str, Make] = {
     "take_rows": lambda _: on(decoding.take_rows, STARTED, torch.tensor([1, 1])),
     "state.pad_left": lambda _: on(reading.pad_left, IDS, MASK),
     "state.check_prompt": lambda _: on(reading.check_prompt, PARAMS, IDS, MASK, 4),
+    "state.check_highest": lambda _: on(reading.check_highest, torch.ones(3), 4),
+    "state.whole": lambda _: on(reading.whole, torch.tensor(3), "end"),
     "state.end_ids": lambda _: on(reading.end_ids, [3, 4], torch.device("cpu")),
     "state.pad_id": lambda _: on(reading.pad_id, torch.tensor([3, 4]), None),
 }
@@ -677,6 +683,7 @@ TASKS: dict[str, Make] = {
     "glue.features": lambda _: on(glue.features, GLUED, "RTE", MARKED),
     "glue.predict": lambda _: on(glue.predict, "RTE", np.array([[0.1, 0.7], [2.0, -1.0]])),
     "glue.evaluate": lambda _: on(glue.evaluate, "MRPC", *RATED),
+    "metrics.most_likely": lambda _: on(metrics.most_likely, np.array([[0.1, 0.7], [2.0, -1.0]])),
     **{
         f"metrics.{metric.__name__}": (lambda _, metric=metric: on(metric, *RATED))  # type: ignore[misc]
         for metric in (

@@ -121,6 +121,16 @@ def test_inspect_says_what_would_not_load(
         (["generate", "MODEL", "--temperature", "-1"], ["temperature", "-1"]),
         (["generate", "MODEL", "--num_samples", "0"], ["num_samples=0"]),
         (["generate", "MODEL", "--num_samples", "3", "--num_beams", "2"], ["num_beams=2"]),
+        (["generate", "MODEL", "--temperature", "0", "--top_k", "4"], ["top_k=4", "temperature=0"]),
+        (["generate", "MODEL", "--num_beams", "2", "--top_p", "0.5"], ["top_p=0.5", "num_beams=2"]),
+        (
+            ["generate", "MODEL", "--num_beams", "2", "--temperature", "0.5"],
+            ["temperature=0.5", "num_beams=2"],
+        ),
+        (
+            ["generate", "MODEL", "--num_beams", "2", "--repetition_penalty", "1.5"],
+            ["repetition_penalty=1.5", "num_beams=2"],
+        ),
         (["generate", "./nowhere"], ["nowhere"]),
         (["inspect", "./nowhere"], ["nowhere"]),
         (["inspect", "MODEL/config.json"], ["config.json is no checkpoint", "safetensors"]),

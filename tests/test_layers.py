@@ -26,7 +26,7 @@ from fnlm.layers.attention import (
     padding_bias,
     split_heads,
 )
-from fnlm.layers.dropout import dropout
+from fnlm.layers.dropout import drop, dropout
 from fnlm.layers.embedding import check_range, lookup
 from fnlm.layers.linear import linear
 from fnlm.layers.mlp import mlp
@@ -314,6 +314,30 @@ def test_dropout_follows_the_bits_of_bernoulli(dtype: torch.dtype, rate: float) 
 def test_dropout_without_key_or_rate_is_the_identity() -> None:
     x = draw(3, 4)
     assert dropout(x, 0.5, None) is x and dropout(x, 0.0, random.key(0)) is x
+
+
+def test_dropout_of_everything_is_zero_with_a_derivative_of_zero() -> None:
+    """As torch's at rate 1, of what `dropout`, `kept` and `drop` give, and inside of attention."""
+    x, key = torch.randn(4, 3), random.key(0)
+    assert dropout(x, 1.0, key).equal(torch.nn.functional.dropout(x, 1.0))
+    assert vmap(lambda x, key: dropout(x, 1, key))(x, random.split(key, 4)).equal(torch.zeros(4, 3))
+    assert grad(lambda x: dropout(x, 1.0, key).sum())(x).equal(torch.zeros(4, 3))
+    assert drop(x, torch.zeros(4, 3, dtype=torch.bool), 1.0).equal(torch.zeros(4, 3))
+    slope = grad(lambda x: attend(x, (x,), (x,), rate=1.0, key=key).sum())(x[None])
+    assert slope.equal(torch.zeros(1, 4, 3))
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan"), float("inf")])
+def test_rates_of_dropout_are_probabilities(rate: float) -> None:
+    for key in (None, random.key(0)):
+        with pytest.raises(ValueError, match=f"rate of dropout must be from 0 to 1, got {rate}"):
+            dropout(torch.ones(3), rate, key)
+        with pytest.raises(ValueError, match="rate of dropout"):
+            attend(
+                *(torch.ones(1, 2, 3), (torch.ones(1, 2, 3),), (torch.ones(1, 2, 3),)),
+                rate=rate,
+                key=key,
+            )
 
 
 def test_dropout_of_rows_with_their_own_keys() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from families import BERT, FAMILIES, GPT, GPT2, Family, Task, make_batch, make_params
+from families import BERT, FAMILIES, GPT, GPT2, make_batch, make_params
 from torch import Tensor
 from torch.func import vmap
 
@@ -19,30 +19,31 @@ from fnlm.train import losses
 PARAMS = {family.name: make_params(family) for family in (BERT, GPT, GPT2)}
 IDS, MASK = make_batch(GPT2)
 LOGITS = torch.zeros(3, 7, 41)
-COUNTS: Any = lambda params, ids, cache=None, mask=None: (  # noqa: E731, a model that counts
-    torch.nn.functional.one_hot((ids + 1) % 41, 41).float(),
-    ids,
-)
+
+
+def counts(params: Any, ids: Tensor, cache: Any = None, mask: Any = None) -> tuple[Tensor, Tensor]:
+    """A model that counts."""
+    return torch.nn.functional.one_hot((ids + 1) % 41, 41).float(), ids
+
+
+def of_task(task: Any, params: Any, mask: Tensor) -> Any:
+    return task(params, IDS, mask)
+
 
 Call = Callable[[Tensor], Any]
-
-
-def run_task(family: Family, task: Task, mask: Tensor) -> Any:
-    return task(PARAMS[family.name], IDS, mask)
-
 
 # Whatever takes a mask of tokens: a new function adds a row.
 CALLS: dict[str, Call] = {
     **{
-        f"{family.name}.{name}": partial(run_task, family, task)
+        f"{family.name}.{name}": partial(of_task, task, PARAMS[family.name])
         for family in FAMILIES
         if family.name in PARAMS
         for name, task in family.tasks.items()
     },
     "padding_bias": lambda mask: padding_bias(mask, torch.float32),
-    "generate": lambda mask: generate.generate(COUNTS, {}, IDS, 2, mask=mask),
-    "stream": lambda mask: list(generate.stream(COUNTS, {}, IDS, 2, mask=mask)),
-    "beam_search": lambda mask: generate.beam_search(COUNTS, {}, IDS, 2, num_beams=2, mask=mask),
+    "generate": lambda mask: generate.generate(counts, {}, IDS, 2, mask=mask),
+    "stream": lambda mask: list(generate.stream(counts, {}, IDS, 2, mask=mask)),
+    "beam_search": lambda mask: generate.beam_search(counts, {}, IDS, 2, num_beams=2, mask=mask),
     "start": lambda mask: generate.start(GPT2.module.apply, PARAMS["gpt2"], IDS, mask=mask),
     "pad_left": lambda mask: [x for x in generate.state.pad_left(IDS, mask) if x is not None],
     "language_model": lambda mask: losses.language_model(LOGITS, IDS, mask),

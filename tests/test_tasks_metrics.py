@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from fnlm.tasks import glue, metrics
+from fnlm.tasks import glue, metrics, squad_metrics
+from fnlm.tasks.squad import Answer, Example
 
 SIZES = (1, 2, 3, 17, 1000)
 
@@ -54,6 +55,99 @@ def test_what_has_no_correlation() -> None:
     assert metrics.matthews([1, 1, 1], [0, 1, 0]) == 0.0
     assert metrics.f1([0, 0], [0, 0]) == 0.0
     assert metrics.pearson([1e-3, 2e-3, 3e-3], [1e9, 2e9, 3e9]) == pytest.approx(1, abs=1e-15)
+
+
+STRANGE: dict[str, Any] = {
+    "constant": [2.7] * 1500,
+    "another constant": [2.71828] * 1500,
+    "one": [0.1] * 3,
+    "NaN": [np.nan, *np.linspace(0, 5, 199)],
+    "None": [1.0, None, 3.0, 0.5],
+    "infinity": [1.0, np.inf, 3.0, 0.5],
+    "two infinities": [-np.inf, np.inf, 3.0, 0.5],
+    "tiny": [1e-200, 3e-200, 2e-200, 7e-200],
+    "huge": [1e200, -3e200, 2e200, 7e200],
+    "all but constant": [1.0, 1.0, 1.0, 1.0 + 1e-12],
+    "far from 0": [1e9 + 1, 1e9 + 2, 1e9 + 4, 1e9 + 3],
+}
+
+
+@pytest.mark.parametrize("name", STRANGE)
+@pytest.mark.parametrize("side", ["predictions", "labels"])
+@pytest.mark.filterwarnings("ignore::scipy.stats.ConstantInputWarning")
+@pytest.mark.filterwarnings("ignore::scipy.stats.NearConstantInputWarning")
+def test_correlations_of_strange_numbers_are_scipys(name: str, side: str) -> None:
+    """NaN where there is none; never a number that rounding made."""
+    values = np.array(STRANGE[name], np.float64)
+    pair = (values, np.random.default_rng(0).random(len(values)) * 5)
+    pair = pair if side == "predictions" else pair[::-1]
+    for metric, peer in (
+        (metrics.pearson, scipy.stats.pearsonr),
+        (metrics.spearman, scipy.stats.spearmanr),
+    ):
+        with np.errstate(all="ignore"):
+            expected = peer(*pair)[0]
+        with np.errstate(all="raise"):
+            found = metric(*pair)
+        tolerance = 1e-4 if name == "all but constant" else 1e-7
+        assert found == pytest.approx(expected, abs=tolerance, nan_ok=True), metric.__name__
+    if name in ("constant", "another constant", "one", "NaN", "None"):
+        assert np.isnan(metrics.pearson(*pair)) and np.isnan(metrics.spearman(*pair))
+
+
+@pytest.mark.parametrize("metric", [metrics.accuracy, metrics.f1, metrics.matthews])
+@pytest.mark.parametrize("side", ["predictions", "labels"])
+@pytest.mark.parametrize("wrong", [np.nan, None, np.inf, -1, 0.5])
+def test_what_is_no_class_is_an_error(metric: Any, side: str, wrong: Any) -> None:
+    pair: tuple[list[Any], list[Any]] = ([1, 0, 1], [1, 0, 1])
+    pair[side == "labels"][1] = wrong
+    with pytest.raises(ValueError, match=rf"{side} must be numbers of classes.*at 1"):
+        metric(*pair)
+
+
+@pytest.mark.parametrize("name", glue.TASKS)
+def test_a_diverged_model_has_no_result(name: str) -> None:
+    """NaN logits are an error where they would be a class, and NaN where they are a score."""
+    kind = glue.task(name)
+    logits = np.random.default_rng(0).normal(size=(8, max(len(kind.labels), 1)))
+    labels = np.arange(8) % max(len(kind.labels), 2)
+    assert all(
+        np.isfinite(v) for v in glue.evaluate(name, glue.predict(name, logits), labels).values()
+    )
+    logits[3, 0] = np.nan
+    if kind.is_regression:
+        found = glue.evaluate(name, glue.predict(name, logits), labels)
+        assert all(np.isnan(v) for v in found.values())
+    else:
+        with pytest.raises(ValueError, match=r"logits of 1 rows, the first at \[3\], hold NaN"):
+            glue.predict(name, logits)
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, "only -inf"])
+def test_the_likeliest_class(wrong: Any) -> None:
+    logits = np.random.default_rng(0).normal(size=(4, 3, 5)).astype(np.float32)
+    logits[1, 2, 0] = -np.inf  # a class that is excluded
+    assert np.array_equal(metrics.most_likely(logits), logits.argmax(-1))
+    logits[2, 1, slice(None) if wrong == "only -inf" else 4] = (
+        -np.inf if wrong == "only -inf" else wrong
+    )
+    with pytest.raises(ValueError, match=r"the first at \[2, 1\]"):
+        metrics.most_likely(logits)
+
+
+def test_predictions_and_odds_of_questions_that_are_none_are_named() -> None:
+    question = Example("7", "Who?", "It was Ann.", (Answer("Ann", 7),))
+    for evaluate in (squad_metrics.evaluate_v1, squad_metrics.evaluate_v2):
+        with pytest.raises(TypeError, match=r"prediction of question '7' must be a text.*None"):
+            evaluate([question], {"7": None})  # type: ignore[dict-item]
+    for wrong in (np.nan, None, np.float32("nan")):
+        odds: Any = {"7": wrong}
+        with pytest.raises(ValueError, match=r"null_odds of question '7' must be a number"):
+            squad_metrics.evaluate_v2([question], {"7": "Ann"}, odds)
+        with pytest.raises(ValueError, match=r"null_odds of question '7' must be a number"):
+            squad_metrics.best_thresholds([question], {"7": "Ann"}, odds)
+    with pytest.raises(ValueError, match="threshold must be a number"):
+        squad_metrics.evaluate_v2([question], {"7": "Ann"}, {"7": 0.0}, threshold=np.nan)
 
 
 def test_wrong_arguments() -> None:

@@ -124,12 +124,12 @@ def pad_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     tensor([[0, 1, 1],
             [1, 1, 1]], dtype=torch.int32)
     """
-    if mask is None:
-        return ids, None
     check_mask(mask)
+    if mask is None or not mask.numel():
+        return ids, None
     real = mask != 0
     order = real.int().argsort(stable=True, dim=-1)
-    longest = int(real.sum(-1).max()) if real.numel() else 0
+    longest = int(real.sum(-1).max())
     first = ids.shape[-1] - longest
     ids, real = (x.gather(-1, order)[..., first:] for x in (ids, real))
     return ids, None if bool(real.all()) else real
