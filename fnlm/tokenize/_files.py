@@ -121,10 +121,19 @@ def checked_vocab(value: Any, where: str) -> dict[str, int]:
     """Return a vocabulary that came out of JSON, if it is one."""
     if not isinstance(value, dict) or not all(type(at) is int for at in value.values()):
         raise ValueError(f"{where} is not a JSON object of token: id; is it a vocabulary?")
+    ids = value.values()
+    if not ids or (0 <= min(ids) and max(ids) < _LARGEST_ID and _is_text("".join(value))):
+        return value
     for token, at in value.items():
-        if not 0 <= at < _LARGEST_ID or well_formed(token) != token:
-            raise ValueError(f"{where} has {shown(token)}: {at}, which is no token with an id")
+        if not 0 <= at < _LARGEST_ID or not _is_text(token):
+            raise ValueError(
+                f"{where} has {shown(token)}: {shown(at)}, which is no token with an id"
+            )
     return value
+
+
+def _is_text(token: str) -> bool:
+    return well_formed(token) == token
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
@@ -141,7 +150,7 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
 
 
 def _is_line(text: str) -> bool:
-    return "\n" not in text and "\r" not in text and well_formed(text) == text
+    return "\n" not in text and "\r" not in text and _is_text(text)
 
 
 def write_vocab(vocab: Mapping[str, int]) -> str:
@@ -151,7 +160,7 @@ def write_vocab(vocab: Mapping[str, int]) -> str:
         ValueError: a token is not text, so that it could not be read again.
     """
     for token in vocab:
-        if well_formed(token) != token:
+        if not _is_text(token):
             raise ValueError(f"vocab holds {token!r}, which is not text")
     return json.dumps(dict(vocab))
 

@@ -45,8 +45,7 @@ def read(name_or_path: str | Path) -> Files:
             f"`transformers` does not: say in a {_files.CONFIG} beside it whether it is meant"
         )
     _files.check_merges(paths[-1], vocab, merges, said.added)
-    made = {left + right for left, right in merges}
-    _settings.check_special(said, vocab, lambda token: token in made or len(token) == 1)
+    _settings.check_special(said, vocab, merges)
     added = arguments(said.added.values(), vocab)
     return Files(vocab, merges, added, said.settings.get("add_prefix_space", False))
 

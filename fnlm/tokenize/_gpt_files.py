@@ -56,10 +56,7 @@ def read(name_or_path: str | Path) -> Files:
     _settings.check_unknown(said, paths[0], unknown, named)
     known = {*said.added, named}
     _files.check_merges(paths[-1], vocab, merges, known, END_OF_WORD)
-    made = {left + right for left, right in merges}
-    _settings.check_special(
-        said, vocab, lambda token: token in made or len(token.removesuffix(END_OF_WORD)) == 1
-    )
+    _settings.check_special(said, vocab, merges, END_OF_WORD)
     return Files(vocab, merges, mode, arguments(said.added.values(), vocab), named)
 
 
