@@ -1,7 +1,7 @@
 """BERT's vocabulary and settings, as Google, the ancestor, `transformers` and fnlm write them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,11 +61,8 @@ def read(
     if lower_case is not None:
         settings["lower_case"] = lower_case
     names = {key.removesuffix("_token"): token for key, token in said.named.items()}
-    if unknown is not None and names.setdefault("unk", unknown) != unknown:
-        raise ValueError(
-            f"{path} has the unknown token {unknown!r}, and the settings beside it {names['unk']!r}"
-        )
     special = Special(**{name: names[name] for name in Special._fields if name in names})
+    _settings.check_unknown(said, path, unknown, special.unk)
     _whole.check_surrounds(path, around, ["A"], [special.cls, "A", special.sep])
     plain = {*special, *settings.get("never_split", ())} & vocab.keys()
     if "profile" in settings and rows is None:  # as fnlm saved it
@@ -73,7 +70,8 @@ def read(
     # Special tokens are the profile's to look for, unless they count in some places only.
     added = [t for t in said.added.values() if t.content not in plain or not t.plain]
     settings |= {"added": tuple(added), "special": special}
-    return vocab, _complete(settings, vocab, profile, path)
+    absent = {getattr(special, key.removesuffix("_token"), "") for key in said.absent}
+    return vocab, _complete(settings, vocab, absent, profile, path)
 
 
 def _of_whole(path: Path, whole: _whole.Whole) -> tuple[dict[str, Any], str | None]:
@@ -86,21 +84,27 @@ def _of_whole(path: Path, whole: _whole.Whole) -> tuple[dict[str, Any], str | No
     }
     for name, value in found.items():
         if not isinstance(value, bool) and not (value is None and name == "strip_accents"):
-            raise ValueError(f"{path} is not a tokenizer.json file of BERT: {name} is {value!r}")
+            raise ValueError(
+                f"{path} is not a tokenizer.json file of BERT: {name} is {_files.shown(value)}"
+            )
     if not isinstance(unknown, str | None):
-        raise ValueError(f"{path}, model.unk_token is {unknown!r}, not a token")
+        raise ValueError(f"{path}, model.unk_token is {_files.shown(unknown)}, not a token")
     return found, unknown
 
 
 def _complete(
-    settings: dict[str, Any], vocab: Mapping[str, int], profile: str | None, path: Path
+    settings: dict[str, Any],
+    vocab: Mapping[str, int],
+    absent: Container[str],
+    profile: str | None,
+    path: Path,
 ) -> dict[str, Any]:
     """Return the settings, with those that the files leave open."""
     chosen = profile or settings.get("profile", DEFAULT)
     never_split = settings.get("never_split", [])
     if "profile" not in settings and chosen in PROFILES:  # then they are further ones
         own = settings["special"] if PROFILES[chosen].never_split else ()
-        never_split = [*own, *never_split]
+        never_split = [*(token for token in own if token not in absent), *never_split]
     if "lower_case" not in settings:
         settings["lower_case"] = _lower_case(vocab, path)
     return settings | {

@@ -17,6 +17,7 @@ from fnlm.tokenize._bert_words import (
     only_cut,
     words,
 )
+from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._tokens import with_ids
 from fnlm.tokenize.bpe import WordCache
 
@@ -98,19 +99,25 @@ def make_tables(
     )
 
 
-def places(text: str, tables: Tables) -> Iterator[Place]:
-    """Yield the tokens of a text without surrogates."""
+def places(text: str, tables: Tables) -> tuple[list[int], Offsets]:
+    """Return the ids of a text without surrogates, and where each token stands."""
+    ids: list[int] = []
+    offsets: Offsets = []
     for begin, end, token in tables.raw.parts(text):
         if token is not None:
-            yield tables.ids[token], begin, end
+            ids.append(tables.ids[token])
+            offsets.append((begin, end))
         elif tables.folded is not None:
             for at, start, stop in _normalized_places(text[begin:end], tables, tables.folded):
-                yield at, begin + start, begin + stop
+                ids.append(at)
+                offsets.append((begin + start, begin + stop))
         else:
             for found in tables.chunk.finditer(text, begin, end):
                 flat, start = tables.chunks[found[0]], found.start()
                 for i in range(0, len(flat), 3):
-                    yield flat[i], start + flat[i + 1], start + flat[i + 2]
+                    ids.append(flat[i])
+                    offsets.append((start + flat[i + 1], start + flat[i + 2]))
+    return ids, offsets
 
 
 def _normalized_places(text: str, tables: Tables, folded: Finder) -> Iterator[Place]:

@@ -70,6 +70,12 @@ def save(directory: str | Path, contents: Mapping[str, str]) -> None:
     folder.replace_files(directory, "tokenizer", files, OWNED)
 
 
+def shown(value: Any) -> str:
+    """Return a value as an error message has it, at most some 100 characters."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def read_text(path: Path) -> str:
     """Return the text of a file in UTF-8, without a byte order mark, with one kind of line ends."""
     try:
@@ -88,7 +94,7 @@ def read_json(path: Path) -> Any:
         if len(found) < len(items):
             names = [name for name, _ in items]
             twice = next(name for name in names if names.count(name) > 1)
-            raise ValueError(f"the key {twice!r} is there twice")
+            raise ValueError(f"the key {shown(twice)} is there twice")
         return found
 
     text = read_text(path)
@@ -115,10 +121,19 @@ def checked_vocab(value: Any, where: str) -> dict[str, int]:
     """Return a vocabulary that came out of JSON, if it is one."""
     if not isinstance(value, dict) or not all(type(at) is int for at in value.values()):
         raise ValueError(f"{where} is not a JSON object of token: id; is it a vocabulary?")
+    ids = value.values()
+    if not ids or (0 <= min(ids) and max(ids) < _LARGEST_ID and _is_text("".join(value))):
+        return value
     for token, at in value.items():
-        if not 0 <= at < _LARGEST_ID or well_formed(token) != token:
-            raise ValueError(f"{where} has {token!r}: {at}, which is no token with an id")
+        if not 0 <= at < _LARGEST_ID or not _is_text(token):
+            raise ValueError(
+                f"{where} has {shown(token)}: {shown(at)}, which is no token with an id"
+            )
     return value
+
+
+def _is_text(token: str) -> bool:
+    return well_formed(token) == token
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
@@ -129,13 +144,13 @@ def read_merges(path: Path) -> list[tuple[str, str]]:
             continue
         left, _, right = line.partition(" ")
         if not left or not right or " " in right:
-            raise ValueError(f"{path}, line {number}: {line!r} is not two tokens and a space")
+            raise ValueError(f"{path}, line {number}: {shown(line)} is not two tokens and a space")
         pairs.append((left, right))
     return pairs
 
 
 def _is_line(text: str) -> bool:
-    return "\n" not in text and "\r" not in text and well_formed(text) == text
+    return "\n" not in text and "\r" not in text and _is_text(text)
 
 
 def write_vocab(vocab: Mapping[str, int]) -> str:
@@ -145,7 +160,7 @@ def write_vocab(vocab: Mapping[str, int]) -> str:
         ValueError: a token is not text, so that it could not be read again.
     """
     for token in vocab:
-        if well_formed(token) != token:
+        if not _is_text(token):
             raise ValueError(f"vocab holds {token!r}, which is not text")
     return json.dumps(dict(vocab))
 
@@ -218,7 +233,7 @@ def check_merges(
     lost = [token for token in unmade(vocab, pairs, end) if token not in known]
     if lost:
         raise ValueError(
-            f"{where} has {len(pairs)} merges, and none of them makes {lost[-1]!r}, as for "
+            f"{where} has {len(pairs)} merges, and none of them makes {shown(lost[-1])}, as for "
             f"{len(lost)} tokens of the vocabulary in all: was the file cut short? Copy merges and "
             f"vocabulary again; a token that needs no merge must be listed in {ADDED}"
         )

@@ -45,14 +45,7 @@ def read(name_or_path: str | Path) -> Files:
             f"`transformers` does not: say in a {_files.CONFIG} beside it whether it is meant"
         )
     _files.check_merges(paths[-1], vocab, merges, said.added)
-    made = {left + right for left, right in merges}
-    if common := [
-        token for token in said.added if token in made or len(token) == 1 and token in vocab
-    ]:
-        raise ValueError(
-            f"the files beside {paths[0]} call {common[0]!r} an added or special token, which is "
-            "an ordinary one of the vocabulary; take it out there"
-        )
+    _settings.check_special(said, vocab, merges)
     added = arguments(said.added.values(), vocab)
     return Files(vocab, merges, added, said.settings.get("add_prefix_space", False))
 
@@ -66,5 +59,7 @@ def _read(
     _whole.check_surrounds(paths[0], whole.around, ["A"])
     spaced = whole.sections["pre_tokenizer"].get("add_prefix_space", True)
     if not isinstance(spaced, bool):
-        raise ValueError(f"{paths[0]}, pre_tokenizer.add_prefix_space is {spaced!r}, not a bool")
+        raise ValueError(
+            f"{paths[0]}, pre_tokenizer.add_prefix_space is {_files.shown(spaced)}, not a bool"
+        )
     return whole.vocab, whole.merges, whole.rows, spaced

@@ -49,21 +49,14 @@ def read(name_or_path: str | Path) -> Files:
     mode = said.settings.get("mode", "original")
     if mode not in WAYS:
         where = found.beside[_files.CONFIG]
-        raise ValueError(f"{where} asks for mode={mode!r}, which must be one of {[*WAYS]}")
-    named = said.named.get("unk_token", unknown or "<unk>")
-    if unknown is not None and named != unknown:
         raise ValueError(
-            f"{paths[0]} has the unknown token {unknown!r}, and the settings beside it {named!r}"
+            f"{where} asks for mode={_files.shown(mode)}, which must be one of {[*WAYS]}"
         )
+    named = said.named.get("unk_token", "<unk>")
+    _settings.check_unknown(said, paths[0], unknown, named)
     known = {*said.added, named}
     _files.check_merges(paths[-1], vocab, merges, known, END_OF_WORD)
-    made = {left + right for left, right in merges}
-    for token in said.added:
-        if token in vocab and (token in made or len(token.removesuffix(END_OF_WORD)) == 1):
-            raise ValueError(
-                f"the files beside {paths[0]} call {token!r} an added or special token, which is "
-                "an ordinary one of the vocabulary; take it out there"
-            )
+    _settings.check_special(said, vocab, merges, END_OF_WORD)
     return Files(vocab, merges, mode, arguments(said.added.values(), vocab), named)
 
 
@@ -76,5 +69,5 @@ def _read(
     _whole.check_surrounds(paths[0], whole.around, ["A"])
     unknown = whole.sections["model"].get("unk_token")
     if not isinstance(unknown, str):
-        raise ValueError(f"{paths[0]}, model.unk_token is {unknown!r}, not a token")
+        raise ValueError(f"{paths[0]}, model.unk_token is {_files.shown(unknown)}, not a token")
     return whole.vocab, whole.merges, whole.rows, unknown

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from fnlm.tokenize import _files
 from fnlm.tokenize._added import Added
+from fnlm.tokenize._files import shown
 from fnlm.tokenize.bpe import well_formed
 
 # In the order in which `transformers` gives new ids to those that a vocabulary lacks.
@@ -39,6 +40,7 @@ HARMLESS = {
     "verbose": "it is about messages",
     "tokenizer": "it is an object of a running program",
     "trust_remote_code": "no code is run",
+    "unk_id": "no tokenizer read here has one",
     "_spm_precompiled_charsmap": "no tokenizer read here has one",
 }  # fmt: skip
 # A value other than these is refused.
@@ -87,6 +89,8 @@ class Said(NamedTuple):
     vocab: dict[str, int]  # with the added tokens
     added: dict[str, Added]  # all added tokens, by content, in the order of their ids
     listed: frozenset[str]  # those of them that are listed, and not only called special
+    where: dict[str, str]  # the file and key that tells of each
+    absent: frozenset[str]  # those of `NAMED` that are said to be none
 
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # told by tokenizer.json alone
@@ -125,7 +129,39 @@ def read(
     known |= {row.token.content for row in listed}
     ids, added = _number(vocab, listed, extra, known)
     names = {key: row.token.content for key, row in named.items()}
-    return Said(settings, names, ids, added, frozenset(known))
+    places = {row.token.content: row.where for row in (*extra, *listed)}
+    absent = frozenset(key for key, value, _ in items if key in NAMED and value is None)
+    return Said(settings, names, ids, added, frozenset(known), places, absent)
+
+
+def check_special(
+    said: Said, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], end: str = ""
+) -> None:
+    """Raise an error if a special token is an ordinary one of the vocabulary.
+
+    Args:
+        said: what the files beside it say.
+        vocab: token -> id.
+        merges: the pairs of tokens that join.
+        end: what follows the last symbol of a word.
+    """
+    old = [token for token in said.added if token in vocab]
+    made = {left + right for left, right in merges} if old else ()
+    for token in old:
+        if token in made or len(token.removesuffix(end)) == 1:
+            raise ValueError(
+                f"{said.where[token]} has {shown(token)}, which is an ordinary token of the "
+                "vocabulary, and so can't be a special or an added one; take it out there"
+            )
+
+
+def check_unknown(said: Said, path: Path, unknown: str | None, named: str) -> None:
+    """Raise an error if a tokenizer.json has another unknown token than the settings beside it."""
+    if "unk_token" in said.absent or unknown not in (None, named):
+        raise ValueError(
+            f"{path} has the unknown token {shown(unknown)}, and the settings beside it "
+            f"{shown(said.named.get('unk_token'))}: let a {_files.CONFIG} have the same unk_token"
+        )
 
 
 def row(value: Any, where: str, at: Any = None, special: bool = False) -> Row:
@@ -140,17 +176,17 @@ def row(value: Any, where: str, at: Any = None, special: bool = False) -> Row:
     if isinstance(value, str):
         value = {"content": value, "special": True}
     if not isinstance(value, dict):
-        raise ValueError(f"{where} has {value!r}, which is no added token")
+        raise ValueError(f"{where} has {shown(value)}, which is no added token")
     told = {key: item for key, item in value.items() if key not in ("id", "__type")}
     content = told.pop("content", None)
     flags = {key: told.pop(key, False) for key in _FLAGS if key in told}
     if told or not isinstance(content, str) or {*map(type, flags.values())} - {bool}:
         raise ValueError(
-            f"{where} has {value!r}, which is no added token: it has a content, a text, and may "
+            f"{where} has {shown(value)}, which is no added token: it has a content, and may "
             f"have the flags {', '.join(_FLAGS)}, true or false"
         )
     if not content or well_formed(content) != content:
-        raise ValueError(f"{where} has an added token {content!r}, which is empty or not text")
+        raise ValueError(f"{where} has an added token {shown(content)}, which is empty or not text")
     special = flags.pop("special", special)
     return Row(Added(content, **{"normalized": not special} | flags), at, where)
 
@@ -164,14 +200,14 @@ def _check(family: Family, config: Mapping[str, Any], where: str, whole: bool) -
     for key, allowed in REFUSED.items():
         if key not in family.heeded and (value := config.get(key)) not in allowed:
             raise ValueError(
-                f"{where} has {key}={value!r}, which changes the ids of a text and is not "
+                f"{where} has {key}={shown(value)}, which changes the ids of a text and is not "
                 f"supported here; if the model was not trained so, set it to {allowed[-1]!r}"
             )
     name = config.get("tokenizer_class")
     classes = (*family.classes, *(GENERIC if whole else ()))
     if name is not None and name not in classes:
         raise ValueError(
-            f"{where} has tokenizer_class={name!r}, which is none of {family.name}'s "
+            f"{where} has tokenizer_class={shown(name)}, which is none of {family.name}'s "
             f"({', '.join(classes)}); load it as what it is, or, if it gives the same ids, name "
             "one of these there"
         )
@@ -184,9 +220,9 @@ def _settings(family: Family, config: Mapping[str, Any], where: str) -> dict[str
         if value is None:
             continue
         if not isinstance(value, kind):
-            raise ValueError(f"{where} has {theirs}={value!r}, not a {kind.__name__} or null")
+            raise ValueError(f"{where} has {theirs}={shown(value)}, not a {kind.__name__} or null")
         if kind is list and not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{where} has {theirs}={value!r}, not a list of texts")
+            raise ValueError(f"{where} has {theirs}={shown(value)}, not a list of texts")
         found[ours] = value
     return found
 
@@ -202,7 +238,7 @@ def _special(items: Iterable[tuple[str, Any, str]]) -> tuple[dict[str, Row], lis
         elif key in LISTED and value is not None:
             values = list(value.values()) if isinstance(value, dict) else value
             if not isinstance(values, list):
-                raise ValueError(f"{place} is {value!r}, not a list of tokens")
+                raise ValueError(f"{place} is {shown(value)}, not a list of tokens")
             others += [row(item, place, special=True) for item in values]
         elif key.endswith("_token") and isinstance(value, str):
             others.append(row(value, place))
@@ -215,11 +251,13 @@ def _rows(config: Mapping[str, Any], where: str) -> list[Row]:
     if told is None:
         return []
     if not isinstance(told, dict):
-        raise ValueError(f"{where} has {ROWS}={str(told)[:80]}, not an object of id: token")
+        raise ValueError(f"{where} has {ROWS}={shown(told)}, not an object of id: token")
     found = []
     for at, value in told.items():
         if not at.isdecimal() or not at.isascii() or len(at) > 9 or not isinstance(value, dict):
-            raise ValueError(f"{where}, {ROWS} has {at!r}: {value!r}, not an id and its token")
+            raise ValueError(
+                f"{where}, {ROWS} has {shown(at)}: {shown(value)}, not an id and its token"
+            )
         found.append(row(value, f"{where}, {ROWS}", int(at)))
     return found
 
@@ -257,21 +295,22 @@ def _number(
         at = vocab.get(content, old.at)
         if new.at is not None and new.at != at:
             raise ValueError(
-                f"{new.where} gives the added token {content!r} the id {new.at}, but its id "
+                f"{new.where} gives the added token {shown(content)} the id {new.at}, but its id "
                 f"in {'the vocabulary' if content in vocab else old.where} is {at}"
             )
         if old.token != new.token:
             raise ValueError(
-                f"{old.where} and {new.where} contradict each other: {old.token}, {new.token}"
+                f"{old.where} and {new.where} contradict each other: {shown(old.token)}, "
+                f"{shown(new.token)}"
             )
     new_rows = [row for content, row in found.items() if content not in vocab]
     numbered = sorted((row.at, row.token.content) for row in new_rows if row.at is not None)
     wanted = range(len(vocab), len(vocab) + len(numbered))
     if [at for at, _ in numbered] != [*wanted]:
         raise ValueError(
-            f"added tokens {[content for _, content in numbered]} in {new_rows[0].where} must have "
-            f"the {len(numbered)} ids that follow the {len(vocab)} of the vocabulary, and have "
-            f"{[at for at, _ in numbered]}; name a token for each id that is left out"
+            f"added tokens {shown([content for _, content in numbered])} in {new_rows[0].where} "
+            f"must have the {len(numbered)} ids that follow the {len(vocab)} of the vocabulary, "
+            f"and have {shown([at for at, _ in numbered])}; name a token for each id left out"
         )
     unnumbered = [row.token.content for row in new_rows if row.at is None]
     for other in extra:
@@ -279,8 +318,8 @@ def _number(
             found[other.token.content] = other
             if other.token.content not in vocab:
                 unnumbered.append(other.token.content)
-    tokens = [*vocab, *(content for _, content in numbered), *unnumbered]
-    ids = dict(vocab) | {token: at for at, token in enumerate(tokens) if token not in vocab}
+    added = [*(content for _, content in numbered), *unnumbered]
+    ids = dict(vocab) | {token: at for at, token in enumerate(added, start=len(vocab))}
     order = sorted(found, key=ids.__getitem__)
     return ids, {content: found[content].token for content in order}
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fnlm.tokenize import _files, _settings
+from fnlm.tokenize._files import shown
 from fnlm.tokenize._settings import Row
 
 # Section -> key -> the values that are understood; None for any: what it says is heeded, or
@@ -106,11 +107,11 @@ def read(path: Path, family: str, shape: Shape) -> Whole:
         value = data.get(name)
         known = shape.get(name)
         if known is None:
-            raise ValueError(f"{path} has {name!r}, which no tokenizer.json has; remove it")
+            raise ValueError(f"{path} has {shown(name)}, which no tokenizer.json has; remove it")
         if known is _ANY:
             continue
         if not isinstance(value, dict | None):
-            raise ValueError(f"{path}, {name} is {str(value)[:80]}, not an object")
+            raise ValueError(f"{path}, {name} is {shown(value)}, not an object")
         section = sections[name] = value or {}
         for key in dict.fromkeys((*known, *section)):
             allowed = known.get(key, ())
@@ -118,7 +119,7 @@ def read(path: Path, family: str, shape: Shape) -> Whole:
             missing = key not in section and key != "type"
             if not missing and allowed is not None and not _among(found, allowed):
                 raise ValueError(
-                    f"{path} is not a {family} tokenizer: {name}.{key} is {str(found)[:80]!r}, "
+                    f"{path} is not a {family} tokenizer: {name}.{key} is {shown(found)}, "
                     f"not {' or '.join(map(repr, allowed)) or 'absent'}"
                 )
     model = sections["model"]
@@ -141,19 +142,18 @@ def _merges(path: Path, value: Any) -> list[tuple[str, str]]:
             or len(pair) != 2
             or not all(isinstance(token, str) and token for token in pair)
         ):
-            raise ValueError(f"{path}, merge {number}: {str(pair)[:80]} is not two tokens")
+            raise ValueError(f"{path}, merge {number}: {shown(pair)} is not two tokens")
     return [(left, right) for left, right in pairs]
 
 
 def _rows(path: Path, value: Any) -> list[Row]:
-    rows = [] if value is None else value
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}, added_tokens is {str(value)[:80]}, not a list")
+    if not isinstance(value, list):
+        raise ValueError(f"{path}, added_tokens is {shown(value)}, not a list")
     where = f"{path}, added_tokens"
-    for item in rows:
+    for item in value:
         if not isinstance(item, dict) or type(item.get("id")) is not int or item["id"] < 0:
-            raise ValueError(f"{where} has {str(item)[:80]}, which is no token with an id")
-    return [_settings.row(item, where, item["id"]) for item in rows]
+            raise ValueError(f"{where} has {shown(item)}, which is no token with an id")
+    return [_settings.row(item, where, item["id"]) for item in value]
 
 
 def _surrounds(path: Path, value: Any) -> list[str]:
@@ -169,15 +169,13 @@ def _surrounds(path: Path, value: Any) -> list[str]:
             return [str(inner["id"]) for _, inner in items]
     except (KeyError, TypeError, IndexError, AttributeError, StopIteration) as error:
         raise ValueError(f"{path}, post_processor is damaged ({error!r})") from None
-    raise ValueError(
-        f"{path} has a post_processor of type {str(kind)[:80]!r}, which is not known here"
-    )
+    raise ValueError(f"{path} has a post_processor of type {shown(kind)}, which is not known here")
 
 
 def check_surrounds(path: Path, around: list[str], *allowed: list[str]) -> None:
     """Raise an error if a text gets other tokens around it than these."""
     if around not in allowed:
         raise ValueError(
-            f"{path}, post_processor makes {around} of a text, and is understood here as "
+            f"{path}, post_processor makes {shown(around)} of a text, and is understood here as "
             f"{' or '.join(map(str, allowed))}; if the model was not trained so, set it to null"
         )

@@ -159,8 +159,7 @@ class Tokenizer:
         """
         _check_text(text)
         clean, origin = places(text)
-        found = [*_bert_tables.places(clean, self._tables)]
-        ids, offsets = [at for at, _, _ in found], [(start, end) for _, start, end in found]
+        ids, offsets = _bert_tables.places(clean, self._tables)
         if origin is not None:
             offsets = [(origin[start], origin[end]) for start, end in offsets]
         return ids, offsets

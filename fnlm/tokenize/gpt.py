@@ -119,7 +119,7 @@ class Tokenizer:
 
         tokens = tuple(sorted(ids, key=ids.__getitem__))
         new = ids.keys() - vocab.keys()
-        special = {t: ids[t] for t in tokens if t in new or (_long(t) and ids[t] not in made)}
+        special = {t: ids[t] for t in tokens if t in new or (ids[t] not in made and _long(t))}
         for token in added:
             if token.content not in special:
                 raise ValueError(f"added holds {token.content!r}, an ordinary token of vocab")

@@ -186,18 +186,17 @@ class Tokenizer:
         at = 0
         for part, special in self._tables.special.parts(clean, allowed_special):
             if special is None:
-                start, at = at, at + len(part)
                 spaced = self.add_prefix_space and part[0] != " "
-                place = start - spaced
+                place, first = at - spaced, len(offsets)
                 for word in words_of(f" {part}" if spaced else part):
                     found = self._tables.words[word]
                     ids += found
-                    offsets += offsets_in(
-                        word, place, [len(self._tables.content[i]) for i in found]
-                    )
+                    sizes = [len(self._tables.content[i]) for i in found]
+                    offsets += offsets_in(word, place, sizes)
                     place += len(word)
-                if spaced:
-                    offsets = [(max(begin, start), end) for begin, end in offsets]
+                if spaced:  # the space has no place in the text
+                    offsets[first] = at, max(at, offsets[first][1])
+                at += len(part)
             else:
                 ids.append(special)
                 offsets.append((at, at := at + len(part)))
