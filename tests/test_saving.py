@@ -6,6 +6,7 @@ import random as chance
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +262,7 @@ def test_a_kill_leaves_the_old_model_or_the_new(
 
     for operation, place in enumerate(places, start=1):
         write(0, place)
-        was_killed = killed_at(operation, place, lambda place=place: write(1, place))
+        was_killed = killed_at(operation, place, partial(write, 1, place))
         loaded = gpt2.load(place)
         number = int("heads" in loaded)
         assert_loads(place, GPT2, (old, new)[number], "transformers")

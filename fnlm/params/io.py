@@ -356,9 +356,10 @@ def _report_shared(names: list[str], family: Family, source: str) -> None:
         rules = [rule for dialect in family.dialects for rule in dialect.rules]
         if rename.classify(name, family).kind == "leaf":
             owners = sorted({_part(rule.ours) for rule in rules if name.endswith(rule.theirs)})
+            usual = next(heads[0] for heads in family.architectures if heads and heads[0] in owners)
             raise ValueError(
                 f"{source}: {name} may belong to {', '.join(owners)}, and config.json names no "
-                f"class that tells which: pass heads=({owners[0]!r},), for example"
+                f"class that tells which: pass heads=({usual!r},), for example"
             )
 
 
