@@ -14,6 +14,7 @@ from fnlm import bert, gpt, gpt2, random, transfo_xl
 from fnlm.params import _archive, folder, hub, io, rename, tree
 from fnlm.params._text import printable
 from fnlm.params.checkpoint import Checkpoint, Entry
+from fnlm.params.config import BaseConfig
 
 __all__ = ["FAMILIES", "check_vocabulary", "convert", "family_of", "inspect"]
 
@@ -154,14 +155,7 @@ def convert(
         raise ValueError(f"{weights} holds no tensor {what}: fnlm inspect shows what it holds")
     module = _module(account.family)
     rules = module.rules.FAMILY
-    try:
-        found = Path(config) if config is not None else _own(hub.locate(source).config)
-    except FileNotFoundError:
-        if family is None:
-            raise
-        settings = module.Config()  # that of the published model, as the four verbs have it
-    else:
-        settings = io.config_from(found, rules, module.Config)
+    settings = _settings(source, config, module, named=family is not None)
     with tqdm(
         total=account.count("leaf", "tie"), unit=" tensors", leave=False, disable=None
     ) as bar:
@@ -190,6 +184,19 @@ def convert(
         file=file, tokenizer=vocabulary, owned=_VOCABULARIES.values() if vocabulary else (),
     )  # fmt: skip
     yield f"wrote {', '.join(written)} in {directory}\n"
+
+
+def _settings(
+    source: str | Path, config: str | Path | None, module: ModuleType, *, named: bool
+) -> BaseConfig:
+    """Return the config of a checkpoint; that of the published model if the family is named."""
+    try:
+        found = Path(config) if config is not None else _own(hub.locate(source).config)
+    except FileNotFoundError:
+        if not named:
+            raise
+        return module.Config()  # as the four verbs have it
+    return io.config_from(found, module.rules.FAMILY, module.Config)
 
 
 def _module(family: str) -> ModuleType:
