@@ -86,6 +86,10 @@ FORMS: dict[str, tuple[list[str], str]] = {
     "TensorFlow, one with data": (["a.index", "b.index", "b.data-0"], "b.index"),
     "TensorFlow, first version": (["checkpoint", "model.ckpt-9"], "model.ckpt-9"),
     "NumPy": (["weights.npz", "params_shapes.json"], "weights.npz"),
+    "OpenAI's shards and a stray": (
+        ["notes.npz", "params_shapes.json", "params_0.npy"],
+        "params_shapes.json",
+    ),
     "OpenAI's shards": (["params_shapes.json", "params_0.npy"], "params_shapes.json"),
 }
 

@@ -52,7 +52,9 @@ def mutated(value: Any, rng: random.Random) -> Any:
                 copy[key] = mutated(copy[key], rng)
         return copy
     if isinstance(value, int) and not isinstance(value, bool) and rng.randrange(2):
-        return rng.choice([value + 1, value - 1, -value, value * 1000, 0, str(value), float(value)])
+        return rng.choice(
+            [value + 1, value - 1, -value, value * 1000, 0, str(value), value % 97 + 0.5]
+        )
     return rng.choice([*ODD, [value], {"x": value}])
 
 
@@ -126,7 +128,7 @@ SIDES: dict[str, Callable[[Path], tuple[str, Any, Any]]] = {
 
 def judged(act: Callable[[], Any], right: Callable[[Any], bool]) -> str:
     """Act; an error must be one that is documented, and short."""
-    start = time.perf_counter()
+    start = time.process_time()
     try:
         result = act()
     except (ValueError, OSError, _hub_client.Reason) as error:
@@ -136,7 +138,7 @@ def judged(act: Callable[[], Any], right: Callable[[Any], bool]) -> str:
     else:
         assert right(result), result
         verdict = "same"
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     return verdict
 
 
