@@ -147,7 +147,7 @@ def convert(
     """
     if family is not None:
         _module(family)
-    weights = hub.weights(source)
+    weights, beside = _source(source, wanted=config is None and family is None)
     checkpoint = io.read(weights)
     account = _account(checkpoint, family)
     if not account.count("leaf", "tie"):
@@ -155,7 +155,9 @@ def convert(
         raise ValueError(f"{weights} holds no tensor {what}: fnlm inspect shows what it holds")
     module = _module(account.family)
     rules = module.rules.FAMILY
-    settings = _settings(source, config, module, named=family is not None)
+    settings: BaseConfig = module.Config()  # of the published model, as the four verbs have it
+    if found := Path(config) if config is not None else beside and _own(beside):
+        settings = io.config_from(found, rules, module.Config)
     with tqdm(
         total=account.count("leaf", "tie"), unit=" tensors", leave=False, disable=None
     ) as bar:
@@ -186,17 +188,15 @@ def convert(
     yield f"wrote {', '.join(written)} in {directory}\n"
 
 
-def _settings(
-    source: str | Path, config: str | Path | None, module: ModuleType, *, named: bool
-) -> BaseConfig:
-    """Return the config of a checkpoint; that of the published model if the family is named."""
+def _source(source: str | Path, *, wanted: bool) -> tuple[Path, Path | None]:
+    """Find weights and the config beside them, at once: a hub may change in between."""
     try:
-        found = Path(config) if config is not None else _own(hub.locate(source).config)
+        return hub.locate(source)
     except FileNotFoundError:
-        if not named:
+        weights = hub.weights(source)
+        if wanted:
             raise
-        return module.Config()  # as the four verbs have it
-    return io.config_from(found, module.rules.FAMILY, module.Config)
+        return weights, None
 
 
 def _module(family: str) -> ModuleType:
