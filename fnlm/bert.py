@@ -377,7 +377,7 @@ def load(
     Raises:
         FileNotFoundError: nothing there.
         ValueError: a tensor is missing, unexpected or of another shape; a head that neither file
-        nor `heads` tell from others; another family's config; a damaged file.
+            nor `heads` tell from others; another family's config; a damaged file.
     """
     return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 

@@ -76,7 +76,8 @@ def beam_search(
 
     Raises:
         ValueError: num_beams or max_new_tokens less than 1, an empty prompt, more tokens than
-        positions. IndexError: an id out of range.
+            positions.
+        IndexError: an id out of range.
 
     >>> def next_word(params, ids, cache=None):  # a model that counts
     ...     return torch.nn.functional.one_hot((ids + 1) % 5, 5).float() * 9, ids

@@ -142,7 +142,8 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
     Raises:
         TypeError: ids are not integers.
         ValueError: no token in some row, a mask of another shape, more tokens than there are
-        positions. IndexError: an id out of range.
+            positions.
+        IndexError: an id out of range.
     """
     if ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"ids must be integers (torch.int64), got {ids.dtype}")
