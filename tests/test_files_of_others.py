@@ -231,6 +231,26 @@ def test_tensors_are_left_out_by_name(form: str, tmp_path: Path) -> None:
         gpt2.load(place, ignore=("v_head.*", "score.*", "*.wte.weight"))
 
 
+def test_heads_that_are_not_wanted_need_no_name(tmp_path: Path) -> None:
+    """The base below a classifier, of which nothing tells what it classifies."""
+    place = tmp_path / "a"
+    unclear_head(place)
+    with pytest.raises(ValueError, match=r"heads=\('sequence_.*or .*ignore=\('classifier\.\*',\)"):
+        bert.load(place)
+    for options in ({"heads": ()}, {"ignore": ("classifier.*",)}):
+        assert_same(bert.load(place, **options), with_heads(BERT, ()))
+    found = bert.load(place, heads=("question_answering",), key=KEY)["heads"]
+    assert found.keys() == {"question_answering"}
+
+
+def test_a_tree_that_torch_saved_says_what_to_do(tmp_path: Path) -> None:
+    torch.save(make_params(GPT2), tmp_path / "x.bin")
+    with pytest.raises(
+        ValueError, match="a tree of fnlm's: torch.load it, and write it by its fam"
+    ):
+        io.read(tmp_path / "x.bin")
+
+
 @each_family
 def test_every_family_leaves_out(family: Family, tmp_path: Path) -> None:
     weights = foreign(family, "transformers") | {"strange": torch.ones(1)}
