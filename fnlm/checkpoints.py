@@ -14,6 +14,7 @@ from fnlm import bert, gpt, gpt2, random, transfo_xl
 from fnlm.params import _archive, folder, hub, io, rename, tree
 from fnlm.params._text import printable
 from fnlm.params.checkpoint import Checkpoint, Entry
+from fnlm.params.config import BaseConfig
 
 __all__ = ["FAMILIES", "check_vocabulary", "convert", "family_of", "inspect"]
 
@@ -149,7 +150,7 @@ def convert(
     """
     if family is not None:
         _module(family)
-    weights = hub.weights(source)
+    weights, beside = _source(source, wanted=config is None and family is None)
     checkpoint = io.read(weights)
     account = _account(checkpoint, family)
     if not account.count("leaf", "tie"):
@@ -157,14 +158,9 @@ def convert(
         raise ValueError(f"{weights} holds no tensor {what}: fnlm inspect shows what it holds")
     module = _module(account.family)
     rules = module.rules.FAMILY
-    try:
-        found = Path(config) if config is not None else _own(hub.locate(source).config)
-    except FileNotFoundError:
-        if family is None:
-            raise
-        settings = module.Config()  # that of the published model, as the four verbs have it
-    else:
-        settings = io.config_from(found, rules, module.Config, checkpoint)
+    settings: BaseConfig = module.Config()  # of the published model, as the four verbs have it
+    if found := Path(config) if config is not None else beside and _own(beside):
+        settings = io.config_from(found, rules, module.Config, checkpoint, heads)
     with tqdm(
         total=account.count("leaf", "tie"), unit=" tensors", leave=False, disable=None
     ) as bar:
@@ -193,6 +189,17 @@ def convert(
         file=file, tokenizer=vocabulary, owned=_VOCABULARIES.values() if vocabulary else (),
     )  # fmt: skip
     yield f"wrote {', '.join(written)} in {directory}\n"
+
+
+def _source(source: str | Path, *, wanted: bool) -> tuple[Path, Path | None]:
+    """Find weights and the config beside them, at once: a hub may change in between."""
+    try:
+        return hub.locate(source)
+    except FileNotFoundError:
+        weights = hub.weights(source)
+        if wanted:
+            raise
+        return weights, None
 
 
 def _module(family: str) -> ModuleType:

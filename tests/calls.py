@@ -46,8 +46,9 @@ from fnlm.params import (
     tensorflow,
     tree,
 )
-from fnlm.params.checkpoint import half_written, replace
+from fnlm.params.checkpoint import Checkpoint, half_written, replace
 from fnlm.params.config import BaseConfig, one_of, read_json
+from fnlm.params.folder import current, directory_of, replace_files
 from fnlm.params.rules import bert as bert_rules
 from fnlm.params.rules.gpt2 import FAMILY
 from fnlm.tasks import (
@@ -207,6 +208,17 @@ def saving(params: Any, directory: Path) -> None:
     io.save(params, directory, FAMILY, gpt2.spec, "transformers")
 
 
+def checkpoint_there(folder: Path) -> Checkpoint:
+    return io.read(stored(folder, "w.npz"))
+
+
+def saving_two(directory: Path) -> list[str]:
+    """Save two files in the place of one."""
+    write = partial(Path.write_text, data="whole")
+    first = replace_files(directory, "model", {"old.txt": write})
+    return replace_files(directory, "model", {"a.txt": write, "b.txt": write}, first)
+
+
 def state_there(folder: Path) -> Path:
     train.save_state(SMALL, folder / "state.safetensors")
     return folder / "state.safetensors"
@@ -279,6 +291,15 @@ PARAMETERS: dict[str, Make] = {
         partial(Path.write_text, data="whole"),
         seen=lambda _: files(folder),
     ),
+    "checkpoint.Checkpoint.without": lambda folder: on(
+        Checkpoint.without, checkpoint_there(folder), {"bias"}, seen=dict
+    ),
+    "checkpoint.Checkpoint.outlined": lambda folder: on(
+        Checkpoint.outlined, checkpoint_there(folder), seen=dict
+    ),
+    "folder.current": lambda folder: on(current, saved(folder), "model"),
+    "folder.directory_of": lambda folder: on(directory_of, folder / ".model.saved" / "a.txt"),
+    "folder.replace_files": writes(saving_two),
     "io.load": lambda folder: on(io.load, saved(folder), *FOLDER_ARGS, **HEADS_KWARGS),
     "io.assemble": lambda _: on(io.assemble, FOREIGN, GPT2.config, FAMILY, gpt2.spec),
     "io.config_from": lambda folder: on(io.config_from, config_there(folder), FAMILY, gpt2.Config),
@@ -291,6 +312,10 @@ PARAMETERS: dict[str, Make] = {
     "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
     "rename.for_heads": lambda _: on(rename.for_heads, bert_rules.FAMILY, ["multiple_choice"]),
     "rename.classify": lambda _: on(rename.classify, "h.3.ln_1.bias", FAMILY),
+    "rename.account": lambda _: on(rename.account, FOREIGN, FAMILY),
+    "rename.without_absent": lambda _: on(
+        rename.without_absent, make_params(BERT), ["embed.token"], bert_rules.FAMILY
+    ),
     "rename.dialect_of": lambda _: on(rename.dialect_of, list(FOREIGN), FAMILY),
     "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
     "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
@@ -802,6 +827,7 @@ PROGRAM: dict[str, Make] = {
     ),
     "inspect": lambda folder: on(cli.inspect, str(saved(folder)), seen=list),
     "convert": lambda folder: on(cli.convert, str(saved(folder)), str(folder / "b"), seen=list),
+    "as_flags": lambda _: on(cli.as_flags, "pass heads=('masked_lm',)", "convert"),
     "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
     "run": lambda _: on(cli.run, str, train.Recipe, ["--seed", "3"]),
 }

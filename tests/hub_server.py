@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, cast
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "5" * 40
+MOVED = "6" * 40  # of a branch that has moved
 TOKEN = "hf_" + "t" * 34
 LARGE = (".safetensors", ".bin")
 
@@ -39,6 +40,7 @@ class Repository:
     gated: bool = False  # may be listed, its files need the token
     private: bool = False  # to be seen with the token only
     after: dict[str, bytes] | None = None  # the files of the branch once it was listed
+    moved: "Repository | None" = None  # what the branch is now; this is what it was
 
 
 @dataclass
@@ -62,7 +64,7 @@ class Hub:
     cuts: dict[str, Cut] = field(default_factory=dict)  # by the name of the file
     listings: bytes | None = None  # the answer to all questions for files
     encoding: str = ""  # that of the listings
-    commit: str = COMMIT  # what files are said to be of
+    commit: str = ""  # what files are said to be of, if not of theirs
     tag: str = ""  # of all files, if not their own
     announced: int | None = None  # the size of large files, if not their own
     url: str = ""
@@ -73,6 +75,7 @@ class Hub:
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingTCPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         # Polled often: closing waits for the end of a poll.
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
@@ -120,10 +123,13 @@ class _Handler(BaseHTTPRequestHandler):
         repository = self.hub.repositories.get(match[1])
         if repository is None or (repository.private and not token):
             return self.fail(404 if token else 401, "RepoNotFound")
-        if match[2] not in (None, "main", COMMIT):
+        if match[2] not in (None, "main", COMMIT, MOVED if repository.moved else COMMIT):
             return self.fail(404, "RevisionNotFound")
+        commit = COMMIT
+        if repository.moved and match[2] != COMMIT:
+            repository, commit = repository.moved, MOVED
         if api:
-            return self.listing(match[1], repository)
+            return self.listing(match[1], repository, commit)
         if repository.gated and not token:
             return self.fail(401, "GatedRepo")
         files = repository.files
@@ -131,19 +137,19 @@ class _Handler(BaseHTTPRequestHandler):
             files = repository.after
         if match[3] not in files:
             return self.fail(404, "EntryNotFound")
-        return self.file(match[1], match[3], files[match[3]])
+        return self.file(match[1], match[3], files[match[3]], commit)
 
-    def listing(self, name: str, repository: Repository) -> None:
+    def listing(self, name: str, repository: Repository, commit: str) -> None:
         siblings = [{"rfilename": file} for file in repository.files]
-        about: dict[str, Any] = {"id": name, "modelId": name, "sha": COMMIT, "siblings": siblings}
+        about: dict[str, Any] = {"id": name, "modelId": name, "sha": commit, "siblings": siblings}
         about |= {"private": repository.private, "gated": repository.gated, "tags": []}
         content = self.hub.listings if self.hub.listings is not None else json.dumps(about).encode()
         headers = {"Content-Type": "application/json", "Content-Encoding": self.hub.encoding}
         self.answer(200, content, headers)
 
-    def file(self, repository: str, name: str, content: bytes) -> None:
+    def file(self, repository: str, name: str, content: bytes, commit: str) -> None:
         tag = f'"{self.hub.tag or etag(name, content)}"'
-        headers = {"X-Repo-Commit": self.hub.commit, "ETag": tag}
+        headers = {"X-Repo-Commit": self.hub.commit or commit, "ETag": tag}
         if not name.endswith(LARGE):
             return self.answer(200, content, headers)
         host = self.hub.url.replace("127.0.0.1", "localhost")

@@ -23,7 +23,7 @@ import torch
 from conftest import ROOT, was_refused
 from families import GPT2, make_params
 from hostile import little_memory
-from hub_server import COMMIT, TOKEN, Cut, Hub, Repository, etag
+from hub_server import COMMIT, MOVED, TOKEN, Cut, Hub, Repository, etag
 from huggingface_hub import constants, file_download
 
 from fnlm import gpt2
@@ -87,6 +87,10 @@ FORMS: dict[str, tuple[list[str], str]] = {
     "TensorFlow, one with data": (["a.index", "b.index", "b.data-0"], "b.index"),
     "TensorFlow, first version": (["checkpoint", "model.ckpt-9"], "model.ckpt-9"),
     "NumPy": (["weights.npz", "params_shapes.json"], "weights.npz"),
+    "OpenAI's shards and a stray": (
+        ["notes.npz", "params_shapes.json", "params_0.npy"],
+        "params_shapes.json",
+    ),
     "OpenAI's shards": (["params_shapes.json", "params_0.npy"], "params_shapes.json"),
 }
 
@@ -508,7 +512,7 @@ def test_a_silent_network_costs_as_long_as_allowed(
     client: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_hub_client, "_patience", lambda: 0.2)
-    monkeypatch.setattr(_hub_client, "_listing", lambda *a: time.sleep(20))
+    monkeypatch.setattr(_hub_client, "_answer", lambda *a: time.sleep(20))
     start = time.perf_counter()
     assert "no answer in 0.2 s (HF_HUB_ETAG_TIMEOUT sets the limit)" in failure()
     assert time.perf_counter() - start < 10
@@ -566,6 +570,33 @@ def test_all_files_are_of_one_commit(server: Hub, client: Path) -> None:
     assert asked and all(f"/resolve/{COMMIT}/" in path for path in asked)
     assert (client / "models--owner--name" / "refs" / "main").read_text() == COMMIT
     assert found.weights.parent.name == COMMIT
+
+
+def test_what_is_missing_comes_from_the_commit_that_is_there(server: Hub, client: Path) -> None:
+    """A tokenizer is of the commit of its model, though the branch has moved since."""
+    files = server.repositories["owner/name"].files
+    files["vocab.txt"] = b"a"
+    found = hub.locate("owner/name")
+    server.repositories["owner/name"].moved = Repository({"vocab.txt": b"b", "other.txt": b"c"})
+    (vocabulary,) = hub.find("owner/name", [("vocab.txt",)])
+    assert vocabulary.read_bytes() == b"a" and vocabulary.parent == found.weights.parent
+    (other,) = hub.find("owner/name", [("other.txt",)])  # which that commit lacks
+    assert other.read_bytes() == b"c" and other.parent.name == MOVED
+
+
+def test_a_commit_that_is_gone_is_asked_for_no_more(server: Hub, client: Path) -> None:
+    ref = client / "models--owner--name" / "refs" / "main"
+    ref.parent.mkdir(parents=True)
+    for text in ("7" * 40, "no commit", "../../x", ""):
+        ref.write_text(text)
+        assert hub.locate("owner/name").weights.read_bytes() == BIG
+        assert ref.read_text() == COMMIT
+
+
+@pytest.mark.parametrize("name", ["o/m@/tmp/x", "o/m@.x", "o/m@a/../b", "o/m@a//b", "o/m@"])
+def test_a_revision_is_no_path(name: str, offline: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no name of a model"):
+        hub.locate(name)
 
 
 def test_a_file_of_another_commit_is_refused(server: Hub, client: Path) -> None:

@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tasks": _TASKS,
     "checkpoints": _FAMILY | {"bert", "gpt", "gpt2", "transfo_xl"},
     "writer": {"params", "checkpoints"},
-    "cli": _TASKS | {"random", "generate", "train", "checkpoints", "writer"},
+    "cli": _TASKS | {"random", "generate", "train", "checkpoints", "writer", "params._text"},
 }
 
 FILE_LINES = 400

@@ -268,6 +268,25 @@ def test_v1_files_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(read) == len(set(read)) == 4  # the first of five was read with the list
 
 
+def test_blocks_that_are_read_in_turns_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"{i:03}" for i in range(100)]
+    listed = [writer.listing(name, 1, [3], FULL) for name in names]
+    rows = [writer.values(name, FULL[0], THREE) for name in names]
+    writer.single(tmp_path / "x", listed, rows, partial(writer.table, each=51))
+    file, block, read = tensorflow.read(tmp_path / "x"), Table._block, list[int]()
+
+    def watched(table: Table, start: int, size: int) -> memoryview:
+        read.append(start)
+        return block(table, start, size)
+
+    monkeypatch.setattr(Table, "_block", watched)
+    for first, second in zip(names[:50], names[50:], strict=True):
+        assert file[first].shape == file[second].shape == (3,)
+    assert len(read) <= 2
+
+
 HALVES = [[(0, 2)], [(2, 1)]]
 WHOLE = Stored(size=0, slices=HALVES)
 PARTS: Entries = {
@@ -368,6 +387,19 @@ def test_missing_files(tmp_path: Path) -> None:
         tensorflow.read(tmp_path / "sharded.data-00000-of-00002")
 
 
+def pointed(handles: list[tuple[int, int]]) -> bytes:
+    """A table whose index names these places: a few bytes could be read for ever."""
+    rows = [
+        (bytes([97 + i]), writer.varint(start) + writer.varint(size))
+        for i, (start, size) in enumerate(handles)
+    ]
+    file, places = bytes(64), b""
+    for content in (writer.block([], 1), writer.block(rows, 1)):
+        places += writer.varint(len(file)) + writer.varint(len(content))
+        file += content + b"\0" + writer.masked(content + b"\0")
+    return file + places.ljust(40, b"\0") + writer.MAGIC
+
+
 def test_hostile_tables() -> None:
     """Keys out of order, and keys that grow: a small block must not become gigabytes."""
     for rows in ([header(), (b"b", b""), (b"a", b"")], [header(), (b"a", b""), (b"a", b"")]):
@@ -377,6 +409,13 @@ def test_hostile_tables() -> None:
     indexed_late = writer.table([header(), (b"bbb", b"x")]).replace(b"bbb\0", b"aaa\0")
     with pytest.raises(ValueError, match="key b'bbb' is out of order"):
         list(Table(memoryview(writer.sealed(indexed_late))))
+    late = [header(), (b"a", bytes(1 << 20)), (b"b", b"")]
+    with pytest.raises(ValueError, match="a block has entries after its first 1,048,576 bytes"):
+        list(Table(memoryview(writer.table(late))))
+    assert len(list(Table(memoryview(writer.table(late[:2]))))) == 2
+    for handles in ([(0, 9), (0, 9)], [(0, 9), (14, 9), (0, 9)], [(0, 9), (13, 9)]):
+        with pytest.raises(ValueError, match="the block at .* lies in the one at"):
+            Table(memoryview(pointed(handles)))
     keys = [(b"a" * n, b"") for n in range(3000)]
     grown = writer.table(keys, each=9999, restart=9999)
     with little_memory(4 << 20), pytest.raises(ValueError, match="does not fit its block"):

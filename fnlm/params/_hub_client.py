@@ -19,6 +19,8 @@ from urllib.parse import quote
 
 T = TypeVar("T")
 
+_COMMIT = "[0-9a-f]{40}"
+
 # Bytes of what comes from strangers.
 _LARGEST_INDEX = 1 << 22
 _LARGEST_LISTING = 1 << 22
@@ -73,20 +75,23 @@ def download(
 ) -> tuple[Path, ...]:
     """Ask which files there are, once and not for long, and download the first complete set.
 
-    All files are of the commit that the answer names, however the branch moves meanwhile.
+    All files are of the commit that the answer names, however the branch moves meanwhile; of the
+    commit that the cache holds of the branch, where that has a complete set.
     """
-    seconds = _patience()
-    commit, there = listed(_within(seconds, lambda: _listing(repository, revision, seconds)))
+    from huggingface_hub.errors import RevisionNotFoundError
 
-    def get(name: str) -> Path:
-        if name not in there:
-            raise Reason(f"{repository} lacks {name}, which its index names")
-        return _file(repository, commit, name)
-
-    for names in choices:
-        if set(names) <= set(there) and (paths := whole(names, get)):
-            if revision != commit:
-                ref = _folder(repository) / "refs" / revision
+    ref = _folder(repository) / "refs" / revision
+    held = ref.read_text() if ref.is_file() else ""
+    there: list[str] = []
+    for asked in (held, revision) if re.fullmatch(_COMMIT, held) else (revision,):
+        try:
+            commit, there = listed(_listing(repository, asked))
+        except RevisionNotFoundError:
+            if asked == revision:
+                raise
+            continue
+        if paths := _of_commit(repository, commit, there, choices):
+            if asked == revision != commit:
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 ref.write_text(commit)
             return paths
@@ -94,8 +99,28 @@ def download(
     raise Reason(f"it holds {some}{' ...' if len(there) > 8 else ''}")
 
 
-def _listing(repository: str, revision: str, seconds: float) -> bytes:
-    """What the hub says about a repository, as it came: neither long nor compressed."""
+def _of_commit(
+    repository: str, commit: str, there: Sequence[str], choices: Sequence[tuple[str, ...]]
+) -> tuple[Path, ...] | None:
+    """Download the first complete set of the files of a commit."""
+
+    def get(name: str) -> Path:
+        if name not in there:
+            raise Reason(f"{repository} lacks {name}, which its index names")
+        return _file(repository, commit, name)
+
+    complete = (names for names in choices if set(names) <= set(there))
+    return next((paths for names in complete if (paths := whole(names, get))), None)
+
+
+def _listing(repository: str, revision: str) -> bytes:
+    """What the hub says about a repository, as it came, waited for only so long."""
+    seconds = _patience()
+    return _within(seconds, lambda: _answer(repository, revision, seconds))
+
+
+def _answer(repository: str, revision: str, seconds: float) -> bytes:
+    """Ask what there is; the answer may be neither long nor compressed."""
     from huggingface_hub import constants
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -131,7 +156,7 @@ def listed(content: bytes) -> tuple[str, list[str]]:
         names = [file["rfilename"] for file in about["siblings"] or ()]
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise Reason("its answer is no list of files: is HF_ENDPOINT a hub?") from error
-    if not isinstance(commit, str) or not re.fullmatch("[0-9a-f]{40}", commit):
+    if not isinstance(commit, str) or not re.fullmatch(_COMMIT, commit):
         raise Reason(f"its list of files is of commit {commit!r:.80}, which is none")
     if not all(isinstance(name, str) for name in names):
         raise Reason("its list of files has names that are no text")

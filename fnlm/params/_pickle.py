@@ -251,6 +251,10 @@ class _Machine:
 
 
 def _forbidden(what: str) -> ValueError:
+    if what.startswith("fnlm."):
+        return ValueError(
+            "it is a tree of fnlm's: torch.load it, and write it by its family's save"
+        )
     return ValueError(
         f"the pickle asks for {what[:200]}, and fnlm runs nothing that a file asks for: if you "
         "trust the file, load it with the program that wrote it, and save a plain dict of "

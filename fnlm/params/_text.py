@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _KINDS = ("Cc", "Cs", "Zl", "Zp")  # controls, halves of characters, separators of lines
+_LONGEST = 2000  # characters of a message
 _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # of direction
 
 
@@ -28,10 +29,11 @@ def printable(text: str, keep: str = "") -> str:
 
 @contextmanager
 def printable_errors() -> Iterator[None]:
-    """Escape the message of an error that passes: names in it may come from a file."""
+    """Escape and shorten the message of an error that passes: names in it may come from a file."""
     try:
         yield
     except (ValueError, OSError) as error:
         if len(error.args) == 1 and isinstance(error.args[0], str):
-            error.args = (printable(error.args[0]),)
+            text = printable(error.args[0])
+            error.args = (text if len(text) < _LONGEST else f"{text[:1500]} ... {text[-300:]}",)
         raise

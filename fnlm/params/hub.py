@@ -53,7 +53,7 @@ CONFIGS = ("config.json", "bert_config.json", "hparams.json")
 _ARRAYS = "params_shapes.json"
 _LARGEST_NOTE = 1 << 16  # bytes of TensorFlow's file `checkpoint` that are looked at
 
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", re.ASCII)
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@\w[\w.-]*(/\w[\w.-]*)*)?", re.ASCII)
 _WANTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
 # Names of weights end so: a vocabulary is looked for beside them.
 _WITH_VOCABULARY = (".safetensors", ".safetensors.index.json", ".npz", ".index")

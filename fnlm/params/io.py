@@ -175,6 +175,9 @@ def _assembled(
     known = known if getattr(config, "tie_word_embeddings", True) else rename.untied(known)
     found, unexpected = rename.from_foreign(tensors, known, source)
     dialect = rename.dialect_of(tensors, family)
+    if heads is not None:  # those of other heads are not wanted, whichever of them they belong to
+        others = {name: {*_owners(name, family)} for name in unexpected}
+        unexpected = [name for name in unexpected if not others[name] or others[name] & {*heads}]
     if unexpected:
         _report_shared(unexpected, family, source)
         every_head = max(family.architectures, key=len)
@@ -349,15 +352,23 @@ def _part(path: str) -> str:
     return path.split(".")[1] if path.startswith("heads.") else ""
 
 
+def _owners(name: str, family: Family) -> list[str]:
+    """Return the heads that a name may belong to, where there are several."""
+    if rename.classify(name, family).kind != "leaf":
+        return []
+    rules = [rule for dialect in family.dialects for rule in dialect.rules]
+    return sorted({_part(rule.ours) for rule in rules if name.endswith(rule.theirs)} - {""})
+
+
 def _report_shared(names: list[str], family: Family, source: str) -> None:
     """Raise if one of some names is unexpected only because it could belong to several heads."""
     for name in names:
-        rules = [rule for dialect in family.dialects for rule in dialect.rules]
-        if rename.classify(name, family).kind == "leaf":
-            owners = sorted({_part(rule.ours) for rule in rules if name.endswith(rule.theirs)})
+        if owners := _owners(name, family):
+            usual = next(heads[0] for heads in family.architectures if {*heads} & {*owners})
             raise ValueError(
                 f"{source}: {name} may belong to {', '.join(owners)}, and config.json names no "
-                f"class that tells which: pass heads=({owners[0]!r},), for example"
+                f"class that tells which: pass heads=({usual!r},), for example, or leave it out by "
+                f"ignore=({name.rpartition('.')[0] + '.*'!r},)"
             )
 
 
