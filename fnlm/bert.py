@@ -203,8 +203,8 @@ def _states(params: Params, ids: Tensor, types: Maybe, mask: Maybe, key: Maybe) 
     """Yield the state after the embeddings, and after each block: 1 + L tensors [..., T, D]."""
     config = config_of(params, Config)
     _check(config, ids, types, mask)
-    first, *sites = keys_of_sites(key, 1 + 3 * len(params["blocks"]))
     try:
+        first, *sites = keys_of_sites(key, 1 + 3 * len(params["blocks"]))
         x = _embed(ids, types, params["embed"], config, first)
         bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)
         yield x

@@ -32,7 +32,7 @@ from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
 from fnlm.params import io
 from fnlm.params import spec as describe
-from fnlm.params._check import call_checked, config_of
+from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Rate, Scale, Size, one_of
 from fnlm.params.rules import gpt2 as rules
 from fnlm.params.spec import Spec
@@ -176,6 +176,7 @@ def _block(
     return x + dropout(fed, config.resid_pdrop, sites[2]), new
 
 
+@checked(Config, spec)
 def hidden_states(
     params: Params,
     ids: Tensor,
@@ -192,20 +193,6 @@ def hidden_states(
         the hidden states after the last norm [..., T, D], and the cache that includes the new
         tokens.
     """
-    data = {"positions": positions, "token_types": token_types, "mask": mask, "key": key}
-    return call_checked(_hidden_states, Config, spec, params, ids, cache, **data)
-
-
-def _hidden_states(
-    params: Params,
-    ids: Tensor,
-    cache: AnyCache | None,
-    *,
-    positions: Tensor | None,
-    token_types: Tensor | None,
-    mask: Tensor | None,
-    key: Tensor | None,
-) -> tuple[Tensor, AnyCache]:
     config: Config = params["config"]
     causal.check(config, ids, cache, mask, layers=len(params["blocks"]))
     cache = kv.outside_inference_mode(cache)

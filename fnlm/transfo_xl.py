@@ -30,7 +30,7 @@ from fnlm.layers.norm import layer_norm
 from fnlm.layers.relative_attention import attend_relative, mask_of, reach, sinusoids
 from fnlm.params import io
 from fnlm.params import spec as describe
-from fnlm.params._check import call_checked, config_of
+from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Shapes, Size, one_of
 from fnlm.params.rules import transfo_xl as rules
 from fnlm.params.spec import Spec
@@ -226,6 +226,7 @@ def _pre_norm_block(
     return x + _mlp(normed, **block["mlp"], rate=config.dropout, keys=keys[2:])
 
 
+@checked(Config, spec)
 def hidden_states(
     params: Params,
     ids: Tensor,
@@ -240,12 +241,6 @@ def hidden_states(
     Returns:
         the hidden states after the last block [..., T, D], and the memory with the new tokens.
     """
-    return call_checked(_hidden_states, Config, spec, params, ids, mems, key, detach, sparse)
-
-
-def _hidden_states(
-    params: Params, ids: Tensor, mems: Mems | None, key: Tensor | None, detach: bool, sparse: bool
-) -> tuple[Tensor, Mems]:
     config: Config = params["config"]
     _check(params, ids, mems)
     mems = init_mems(params, ids.shape[:-1]) if mems is None else mems
@@ -310,7 +305,7 @@ def apply(
     True
     """
     hidden, new = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
-    clusters, gates = call_checked(adaptive_leaves.softmax_clusters, Config, spec, params)
+    clusters, gates = _softmax(params)
     return adaptive.adaptive_log_softmax(hidden, clusters, gates), new
 
 
@@ -345,12 +340,15 @@ def negative_log_likelihood(
     check_ids(ids)
     check_same_shape(ids.shape, targets=targets)
     hidden, new = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
-    clusters, gates = call_checked(adaptive_leaves.softmax_clusters, Config, spec, params)
+    clusters, gates = _softmax(params)
     samples = params["config"].sample_softmax
     if key is not None and samples > 0:
         own = random.fold_in(key, 0)
         return adaptive.sampled_nll(hidden, targets, clusters[0], samples, key=own), new
     return adaptive.adaptive_nll(hidden, targets, clusters, gates, sparse=sparse), new
+
+
+_softmax = checked(Config, spec)(adaptive_leaves.softmax_clusters)
 
 
 def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:

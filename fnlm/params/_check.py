@@ -4,9 +4,10 @@ It costs two look-ups in dicts, reads no leaf, and so passes whatever a transfor
 answers for a tensor puts into the tree. What is missing further down is named where it is missed.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
@@ -14,10 +15,11 @@ from fnlm.params import tree
 from fnlm.params.config import BaseConfig
 from fnlm.params.tree import Tree
 
-__all__ = ["MISSED", "call_checked", "config_of", "raise_named"]
+__all__ = ["MISSED", "checked", "config_of", "raise_named"]
 
 MISSED = (AttributeError, KeyError, TypeError)  # what the lack of a leaf raises
 C = TypeVar("C", bound=BaseConfig)
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
@@ -43,27 +45,29 @@ def config_of(params: Any, kind: type[C]) -> C:
     raise TypeError(f"params must be parameters of {family}, got {_described(params, family)}")
 
 
-def call_checked(
-    function: Callable[..., R],
-    kind: type[BaseConfig],
-    spec: Callable[..., Tree],
-    params: Any,
-    *args: Any,
-    **kwargs: Any,
-) -> R:
-    """Call function(params, *args, **kwargs) after `config_of`, naming leaves that it misses.
+def checked(
+    kind: type[BaseConfig], spec: Callable[..., Tree]
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Make functions of `params` name what is wrong with them; usable as a decorator.
 
     Args:
-        function: of parameters and data.
         kind: the `Config` of the family.
         spec: of the family.
-        params: what was given for the parameters.
     """
-    config_of(params, kind)
-    try:
-        return function(params, *args, **kwargs)
-    except MISSED as error:
-        raise_named(error, params, spec)
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            params: Any = args[0] if args else kwargs.get("params")
+            config_of(params, kind)
+            try:
+                return function(*args, **kwargs)
+            except MISSED as error:
+                raise_named(error, params, spec)
+
+        return call
+
+    return decorate
 
 
 def raise_named(error: Exception, params: Tree, spec: Callable[..., Tree]) -> NoReturn:
