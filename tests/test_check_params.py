@@ -140,7 +140,7 @@ def test_an_error_of_another_kind_stays_itself() -> None:
     with pytest.raises(IndexError, match="ids must be"):
         gpt2.apply(SMALL["gpt2"], torch.tensor([[99]]))
     broken = SMALL["gpt2"] | {"norm": {"scale": "x", "bias": "y"}}
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises((TypeError, AttributeError)) as caught:
         gpt2.apply(broken, IDS)
     assert "no leaf" not in str(caught.value)
 
