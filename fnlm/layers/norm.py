@@ -20,6 +20,7 @@ __all__ = ["layer_norm"]
 
 _GRAD, _JVP = _functorch.TransformType.Grad, _functorch.TransformType.Jvp
 _HALF = (torch.float16, torch.bfloat16)
+_kernel_backward = torch.ops.aten.native_layer_norm_backward.default
 
 
 def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
@@ -57,8 +58,9 @@ def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Ten
 def _is_tracked_outside(stack: Any, *inputs: Tensor) -> bool:
     """Say whether plain autograd, outside of all transforms, records what is done to the inputs."""
     first = next((transform for transform in stack if transform.key() == _GRAD), None)
-    records = _functorch.CGradInterpreterPtr(first).prevGradMode() if first else None
-    records = torch.is_grad_enabled() if records is None else records
+    records = torch.is_grad_enabled()
+    if first is not None:  # inside of it the record is on: the mode outside counts
+        records = _functorch.CGradInterpreterPtr(first).prevGradMode()
     return records and any(debug_unwrap(leaf).requires_grad for leaf in inputs)
 
 
@@ -91,10 +93,8 @@ class _Kernel(torch.autograd.Function):
         x, scale, bias, mean, inverse = ctx.saved_tensors
         wanted = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
-            grads = torch.ops.aten.native_layer_norm_backward(
-                slope, x, (x.shape[-1],), mean, inverse, scale, bias, wanted
-            )
-            return (*grads, None)
+            shape = (x.shape[-1],)
+            return *_kernel_backward(slope, x, shape, mean, inverse, scale, bias, wanted), None
         normed, inverse = _standardised(x, ctx.epsilon)
         by_normed = slope * scale
         along = (by_normed * normed).mean(-1, keepdim=True)
