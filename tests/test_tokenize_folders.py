@@ -17,8 +17,8 @@ from conftest import data_path
 from vocabularies import KINDS, write
 
 from fnlm.tokenize import _files, bert, gpt, gpt2, transfo_xl
-from fnlm.tokenize._added import Added
 from fnlm.tokenize._bert_words import PROFILES, Special
+from fnlm.tokenize.added import Added
 
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 families = pytest.mark.parametrize("family", sorted(KINDS))
