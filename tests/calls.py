@@ -63,8 +63,8 @@ from fnlm.tasks import (
     swag,
 )
 from fnlm.tasks import language_model as texts
+from fnlm.tokenize import added, bpe, wordpiece
 from fnlm.tokenize import bert as pieces
-from fnlm.tokenize import bpe, wordpiece
 from fnlm.tokenize import gpt as symbols
 from fnlm.tokenize import gpt2 as words
 from fnlm.tokenize import transfo_xl as counted
@@ -576,6 +576,8 @@ MERGES = ([("a", "b"), ("ab", "b")], {"a": 0, "b": 1, "ab": 2, "abb": 3})
 SPECIAL: dict[str, Any] = {"allowed_special": {"<|endoftext|>"}}
 TEXT = "".join(TEXTS)
 TOKENIZING: dict[str, Make] = {
+    "added.Added": lambda _: on(added.Added, "<x>", True),
+    "added.Added.plain": lambda _: on(lambda token: token.plain, added.Added("<x>", lstrip=True)),
     "bpe.merges": lambda _: on(bpe.merges, *MERGES),
     "bpe.merge": lambda _: on(bpe.merge, [0, 1, 1, 0], bpe.merges(*MERGES)),
     "bpe.merge, long words": lambda _: on(bpe.merge, [0, 1, 1] * 99, bpe.merges(*MERGES)),

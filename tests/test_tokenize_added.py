@@ -11,7 +11,7 @@ import tokenizers
 from vocabularies import KINDS, write
 
 from fnlm.tokenize import _added
-from fnlm.tokenize._added import Added
+from fnlm.tokenize.added import Added
 
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 families = pytest.mark.parametrize("family", sorted(KINDS))

@@ -139,7 +139,7 @@ def test_damaged_files_raise_documented_errors(
     draw, counts = random.Random(share), Counter[str]()
     found = forms(tmp_path / "forms")
     place = tmp_path / "place"
-    for case in range(30_000 // 8 if FULL else 150):
+    for case in range(30_000 // 8 if FULL else 75):
         family, form, files = found[(case * 8 + share) % len(found)]
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()

@@ -6,10 +6,10 @@ longer one counts, and those of the text as it is come before those of the norma
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import NamedTuple
 
 import regex
 
+from fnlm.tokenize.added import Added
 from fnlm.tokenize.bpe import well_formed
 
 _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
@@ -18,29 +18,6 @@ _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
 _is_word = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]").match
 # Text -> its characters in normalized form, and where each came from.
 Normalize = Callable[[str], list[tuple[str, int, int]]]
-
-
-class Added(NamedTuple):
-    """An added token, and where in a text it counts.
-
-    Args:
-        content: the token.
-        single_word: only where neither a letter nor a digit touches it.
-        lstrip: the white space before it is part of it.
-        rstrip: the white space after it is part of it.
-        normalized: it is looked for in the normalized text, in its normalized form.
-    """
-
-    content: str
-    single_word: bool = False
-    lstrip: bool = False
-    rstrip: bool = False
-    normalized: bool = False
-
-    @property
-    def plain(self) -> bool:
-        """Whether it counts wherever it stands in the text."""
-        return not any(self[1:])
 
 
 def of(token: "str | Added") -> Added:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fnlm.tokenize import _added, _files, _settings, _whole, wordpiece
 from fnlm.tokenize._bert_words import DEFAULT, PROFILES, SPECIAL, Special
+from fnlm.tokenize.bpe import well_formed
 
 if TYPE_CHECKING:
     from fnlm.tokenize.bert import Tokenizer
@@ -142,7 +143,7 @@ def write(tokenizer: "Tokenizer", directory: str | Path) -> None:
     vocab = dict(tokenizer.vocab)
     tokens = sorted(vocab, key=vocab.__getitem__)
     for token in tokens:
-        if not wordpiece.is_line(token) or tokens[0].startswith("\ufeff"):
+        if not _is_line(token) or tokens[0].startswith("\ufeff"):
             raise ValueError(f"vocab holds {token!r}, which cannot be a line of vocab.txt")
     never_split, added = tokenizer.never_split or (), [*map(_added.of, tokenizer.added)]
     special = tokenizer.special
@@ -167,3 +168,9 @@ def write(tokenizer: "Tokenizer", directory: str | Path) -> None:
             files[_files.ADDED] = _files.write_vocab(new)
     files[_files.CONFIG] = json.dumps(settings, indent=2) + "\n"
     _files.save(directory, files)
+
+
+def _is_line(token: str) -> bool:
+    """Whether a token can be written as a line of a vocab.txt, and read again."""
+    whole = token == token.strip(" \t") == well_formed(token) and "\n" not in token
+    return bool(token) and whole and "\r" not in token

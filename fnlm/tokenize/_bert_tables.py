@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from fnlm.tokenize import wordpiece
-from fnlm.tokenize._added import Added, Finder, finder, forms
+from fnlm.tokenize._added import Finder, finder, forms
 from fnlm.tokenize._bert_words import (
     PROFILES,
     Rules,
@@ -19,6 +19,7 @@ from fnlm.tokenize._bert_words import (
 )
 from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._tokens import with_ids
+from fnlm.tokenize.added import Added
 from fnlm.tokenize.bpe import WordCache
 
 Place = tuple[int, int, int]  # id, and where its token begins and ends

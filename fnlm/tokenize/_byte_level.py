@@ -8,8 +8,8 @@ from typing import NamedTuple
 import regex
 
 from fnlm.tokenize import bpe
-from fnlm.tokenize._added import Added
 from fnlm.tokenize._tokens import SpecialTokens, in_one_pass, with_ids
+from fnlm.tokenize.added import Added
 
 PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
@@ -69,11 +69,7 @@ def make_tables(
     bytes_ids = [ids[symbol] for symbol in ALPHABET]
     made = {*rules.made, *bytes_ids}
     special = {token: at for token, at in ids.items() if at not in made}
-    for token in tokens:
-        if token.content not in special:
-            raise ValueError(f"added holds {token.content!r}, an ordinary token of the vocabulary")
-    tokens = in_one_pass(tokens, special)
-    tokens = [token for token in tokens if token.content not in vocab or not token.plain]
+    tokens = _checked(tokens, special, vocab)
 
     def encode_word(word: str) -> tuple[int, ...]:
         return tuple(bpe.merge([bytes_ids[byte] for byte in word.encode()], rules))
@@ -105,6 +101,17 @@ def make_tables(
         words,
         bpe.WordCache(encode_unit),
     )
+
+
+def _checked(
+    added: Iterable[Added], special: Mapping[str, int], vocab: Mapping[str, int]
+) -> list[Added]:
+    """Return the added tokens, less those of the vocabulary that are special all the same."""
+    for token in added:
+        if token.content not in special:
+            raise ValueError(f"added holds {token.content!r}, an ordinary token of the vocabulary")
+    tokens = in_one_pass(added, special)
+    return [token for token in tokens if token.content not in vocab or not token.plain]
 
 
 def places(text: str) -> tuple[str, list[int] | None]:

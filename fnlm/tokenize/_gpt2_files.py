@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fnlm.tokenize import _files, _settings, _whole
-from fnlm.tokenize._added import Added
 from fnlm.tokenize._settings import Row
 from fnlm.tokenize._tokens import arguments
+from fnlm.tokenize.added import Added
 
 FAMILY = _settings.Family(
     "GPT-2",

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fnlm.tokenize import _files, _settings, _whole
-from fnlm.tokenize._added import Added
 from fnlm.tokenize._gpt_words import WAYS, Mode
 from fnlm.tokenize._settings import Row
 from fnlm.tokenize._tokens import arguments
+from fnlm.tokenize.added import Added
 
 END_OF_WORD = "</w>"
 FAMILY = _settings.Family(

@@ -5,7 +5,6 @@ from operator import index
 from typing import Literal
 
 from fnlm.tokenize._added import (
-    Added,
     Finder,
     Normalize,
     finder,
@@ -14,6 +13,7 @@ from fnlm.tokenize._added import (
     overlap,
     simplest,
 )
+from fnlm.tokenize.added import Added
 
 Special = Iterable[str] | Literal["all"]
 

@@ -20,9 +20,9 @@ from types import MappingProxyType
 from typing import Any
 
 from fnlm.tokenize import _added, _batch, _bert_files, _bert_tables, wordpiece
-from fnlm.tokenize._added import Added
 from fnlm.tokenize._bert_words import CARE, DEFAULT, PROFILES, SPECIAL, Special
 from fnlm.tokenize._byte_level import Offsets, places
+from fnlm.tokenize.added import Added
 
 
 @dataclass(frozen=True, slots=True, repr=False)

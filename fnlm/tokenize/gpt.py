@@ -24,11 +24,12 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fnlm.tokenize import _batch, _files, _gpt_files, _settings, bpe
-from fnlm.tokenize._added import Added, simplest
+from fnlm.tokenize._added import simplest
 from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._gpt_files import END_OF_WORD
 from fnlm.tokenize._gpt_words import WAYS, Mode, normalized, offsets_in, traced
 from fnlm.tokenize._tokens import Special, SpecialTokens, checked, ids_of, with_ids
+from fnlm.tokenize.added import Added
 
 UNKNOWN = "<unk>"
 

@@ -21,7 +21,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fnlm.tokenize import _batch, _files, _gpt2_files, _settings, bpe
-from fnlm.tokenize._added import Added, simplest
+from fnlm.tokenize._added import simplest
 from fnlm.tokenize._byte_level import (
     ALPHABET,
     PATTERN,
@@ -34,6 +34,7 @@ from fnlm.tokenize._byte_level import (
     words_of,
 )
 from fnlm.tokenize._tokens import Special, checked, ids_of
+from fnlm.tokenize.added import Added
 
 END_OF_TEXT = "<|endoftext|>"
 

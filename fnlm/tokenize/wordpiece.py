@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fnlm.tokenize import _files
-from fnlm.tokenize.bpe import well_formed
 
 CONTINUED = "##"
 
@@ -111,9 +110,3 @@ def read_vocab(path: Path) -> dict[str, int]:
                 "one id only; give one of them another name, such as '[unused-2]'"
             )
     return vocab
-
-
-def is_line(token: str) -> bool:
-    """Whether a token can be written as a line of a vocab.txt, and read again."""
-    whole = token == token.strip(" \t") == well_formed(token) and "\n" not in token
-    return bool(token) and whole and "\r" not in token
