@@ -80,7 +80,7 @@ LEFT: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("seed", range(200 if FULL else 20))
+@pytest.mark.parametrize("seed", range(200 if FULL else 12))
 def test_any_sequence_of_saves_into_one_folder(seed: int, tmp_path: Path) -> None:
     """By the families' `save` and by conversion, over what others left: the last one is loaded."""
     rng, place = chance.Random(seed), tmp_path / "used"
