@@ -375,8 +375,8 @@ def load(
     Raises:
         FileNotFoundError: nothing there.
         ValueError: a tensor is missing, unexpected or of another shape; a head that the file does
-        not tell from others, and that `heads` does not name; another family's config; a damaged
-        file.
+            not tell from others, and that `heads` does not name; another family's config; a damaged
+            file.
     """
     return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
 

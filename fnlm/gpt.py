@@ -336,7 +336,7 @@ def load(
     Raises:
         FileNotFoundError: nothing there.
         ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
-        damaged file.
+            damaged file.
     """
     return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key)
 

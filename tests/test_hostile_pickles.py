@@ -502,6 +502,7 @@ def test_values_that_are_not_finite_are_the_same_bits(tmp_path: Path, tally: Tal
         (saved(WANTED, True).replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"), "big-"),
         (saved(WANTED, True) + b"x", "should have"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "bytes",  # those change from run to run
 )
 def test_other_files_are_told_apart(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(content)

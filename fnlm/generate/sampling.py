@@ -221,8 +221,7 @@ def generate(
         ids: int64 [*lead, T], the prompts.
         max_new_tokens: tokens to make for each row; prompt and new tokens must fit `n_positions`.
         key: None takes the likeliest token each time. One key (row i then uses `fold_in(key, i)`),
-            or keys [*lead],
-            sample: a row's tokens depend on its own key and logits alone.
+            or keys [*lead], sample: a row's tokens depend on its own key and logits alone.
         temperature: more than 0; see `fnlm.generate.logits` for this and the next three. Without a
             key, 0 or 1.
         top_k: sample among the k likeliest words; 0 for all.

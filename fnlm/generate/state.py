@@ -149,7 +149,8 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
     Raises:
         TypeError: ids or max_new_tokens are not integers, or a mask is floating.
         ValueError: no token in some row, a mask of another shape, more tokens than there are
-        positions. IndexError: an id out of range.
+            positions.
+        IndexError: an id out of range.
     """
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
         found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__

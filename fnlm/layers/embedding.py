@@ -21,7 +21,7 @@ def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
     Raises:
         TypeError: ids are not integers.
         IndexError: an id is out of range (on CPU; elsewhere call `check_range` first, it waits for
-        the device).
+            the device).
 
     >>> lookup(torch.eye(3), torch.tensor([2]))
     tensor([[0., 0., 1.]])

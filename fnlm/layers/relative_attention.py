@@ -1,5 +1,7 @@
 """Attention by content and by distance, the attention of Transformer-XL.
 
+The score of a key k for a query q is::
+
     score = ((q + u) . k + (q + v) . r[distance]) / sqrt(Dh)
 
 with a learned content bias u and a learned position bias v for each head, and a key r for every

@@ -1,5 +1,7 @@
 """Sorted tables with checksums, the container of TensorFlow's checkpoint files; CRC-32C; Snappy.
 
+A file of such a table is laid out as::
+
     file    = block ... block, footer
     block   = content, 1 byte (0: as it is, 1: compressed by Snappy), masked CRC-32C of both
     content = entry ... entry, uint32 places where the key is whole, uint32 number of those

@@ -1,5 +1,7 @@
 """The wire format of protobuf messages, read field by field: no message is built.
 
+The bytes of a message are::
+
     message = field ... field
     field   = varint 8 number + wire type, then
               0: a varint, 1: 8 bytes, 2: a varint and as many bytes, 5: 4 bytes

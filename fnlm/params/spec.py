@@ -99,7 +99,7 @@ def check(
 
     Raises:
         ValueError: lists missing, unexpected (with the nearest missing name) and mismatched leaves
-        (both shapes or types).
+            (both shapes or types).
 
     >>> check({"w": Spec((2,))}, {"w": torch.zeros(3)}, "file.bin")
     Traceback (most recent call last):

@@ -1,6 +1,6 @@
 """Text for tuning BERT as a language model: pairs of sentences with some of their tokens masked.
 
-A corpus is a text file with a sentence a line and a blank line between documents. A row says
+A corpus is a text file with a sentence a line and a blank line between documents. A row says::
 
     [CLS] first [SEP] second [SEP]
 

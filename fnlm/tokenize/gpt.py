@@ -357,7 +357,7 @@ def load(name_or_path: str | Path, mode: Mode | None = None) -> Tokenizer:
     Raises:
         FileNotFoundError: the files are not there; the message says where they were looked for.
         ValueError: a file is not what its name says, the files do not fit each other, or there is
-        no such mode.
+            no such mode.
 
     Example:
         >>> load("./no/such/directory")

@@ -2,13 +2,17 @@
 
 A step of Adam reads parameters, gradients and two averages and writes three of them; arithmetic is
 nothing next to that. So the road for `donate=True` calls torch's fused kernel, which makes one
-pass, and expresses the three optimizers in its terms:
+pass, and expresses the three optimizers in its terms::
 
     p <- p (1 - lr decay) - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + e)
 
 Without bias correction t is infinite. OpenAI's correction is a number that joins lr, and so does
-its decay of the *updated* weight, p <- (p - s u)(1 - d) = p (1 - d) - s (1 - d) u. Clipping needs
-one more pass, to read the norms; the factor is applied by the kernel.
+its decay d of the *updated* weight, which is p - s u for an update u at a rate s::
+
+    p <- (p - s u) (1 - d)
+
+that is, p (1 - d) - s (1 - d) u. Clipping needs one more pass, to read the norms; the factor is
+applied by the kernel.
 """
 
 from typing import NamedTuple

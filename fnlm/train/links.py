@@ -1,6 +1,6 @@
 """Links: the words of which optimizers are sentences.
 
-A link turns a tree of updates (first the gradients) into another one, with a state of its own:
+A link turns a tree of updates (first the gradients) into another one, with a state of its own::
 
     init(params) -> state
     update(updates, state, params, count) -> (updates, state)
@@ -178,11 +178,14 @@ def scale_by_adam(
 ) -> Link:
     """Divide an average of the gradients by the root of an average of their squares.
 
-        mu <- b1 mu + (1 - b1) g        nu <- b2 nu + (1 - b2) g^2        update = mu / (sqrt(nu) +
-        e)
+    For the gradient g of a leaf::
 
-    With `bias_correction`, mu / (1 - b1^t) and nu / (1 - b2^t) stand in the last formula, t = count
-    + 1.
+        mu     <- b1 mu + (1 - b1) g
+        nu     <- b2 nu + (1 - b2) g^2
+        update  = mu / (sqrt(nu) + e)
+
+    With `bias_correction`, mu / (1 - b1^t) and nu / (1 - b2^t) stand in the last formula, where
+    t = count + 1.
 
     Deviation: nu is taken as at least the smallest normal number under the root, which changes no
     digit of a sum with e >= 1e-12, and keeps derivatives of the update finite where a gradient is
@@ -281,7 +284,10 @@ def decay_updated_weights(
 ) -> Link:
     """Decay the weights that the update leads to.
 
-        u + rate weight_decay (p - u),   rate = schedule(count + first)
+    The update u of a leaf p becomes::
+
+        rate = schedule(count + first)
+        u   <- u + rate weight_decay (p - u)
 
     To stand behind the links that scale by the learning rate.
 

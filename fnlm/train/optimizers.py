@@ -1,11 +1,11 @@
 """Optimizers as sentences of links.
 
-    bert_adam    clip each tensor, Adam without bias correction, decay, learning rate at the step
-    before openai_adam  clip each tensor, Adam, bias correction with e outside, learning rate at the
-    step after,
-                 decay of the updated weights
-    adamw        clip all tensors together, Adam with bias correction, decay, learning rate at the
-    step before
+With `count` the number of updates made before this one::
+
+    bert_adam    clip each tensor, Adam without bias correction, decay, rate at count
+    openai_adam  clip each tensor, Adam, bias correction with e outside, rate at
+                 count + 1, decay of the updated weights
+    adamw        clip all tensors together, Adam with bias correction, decay, rate at count
 
 `state = optimizer.init(params)`, then `params, state = optimizer.update(grads, state, params)`.
 
@@ -66,6 +66,8 @@ def bert_adam(
 ) -> Optimizer:
     """Make the Adam of BERT: no bias correction, decoupled decay, clipping tensor by tensor.
 
+    With mu and nu the moving averages of the clipped gradients and of their squares::
+
         p <- p - lr schedule(count) (mu / (sqrt(nu) + e) + weight_decay p)
 
     Args:
@@ -124,8 +126,12 @@ def openai_adam(
 ) -> Optimizer:
     """Make the Adam of OpenAI GPT: bias correction, and decay after the update, of matrices only.
 
-        p <- p - rate sqrt(1 - b2^t) / (1 - b1^t) mu / (sqrt(nu) + e),   rate = lr schedule(t),   t
-        = count + 1 p <- p - rate weight_decay p
+    With mu and nu the moving averages of the clipped gradients and of their squares::
+
+        t    = count + 1
+        rate = lr schedule(t)
+        p   <- p - rate sqrt(1 - b2^t) / (1 - b1^t) mu / (sqrt(nu) + e)
+        p   <- p - rate weight_decay p
 
     Args:
         lr: a number, a 0-d tensor, or a function of the step that gives one.
@@ -184,8 +190,11 @@ def adamw(
 ) -> Optimizer:
     """Make AdamW: bias correction of both averages, decoupled decay, clipping by the global norm.
 
-        p <- p - rate (mu / (1 - b1^t) / (sqrt(nu / (1 - b2^t)) + e) + weight_decay p),   rate =
-        lr(count)
+    With mu and nu the moving averages of the clipped gradients and of their squares::
+
+        t    = count + 1
+        rate = lr(count)
+        p   <- p - rate (mu / (1 - b1^t) / (sqrt(nu / (1 - b2^t)) + e) + weight_decay p)
 
     Args:
         lr: a number, a 0-d tensor, or a function of the step that gives one.

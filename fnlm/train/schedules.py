@@ -2,7 +2,7 @@
 
 Every factory here returns `schedule(step)`. The step is a Python number (the multiplier is then a
 `float`) or a 0-d tensor (the multiplier is then a float64 0-d tensor, and the schedule works under
-`vmap` and `compile`). Both roads evaluate one formula over the progress x = step / t_total:
+`vmap` and `compile`). Both roads evaluate one formula over the progress x = step / t_total::
 
     constant                            1
     warmup_constant                     1                           after the warm-up
