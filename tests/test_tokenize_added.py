@@ -132,6 +132,22 @@ def test_old_lists_of_added_tokens(tmp_path: Path) -> None:
                 kind.load(folder)
 
 
+@families
+def test_lists_of_two_ages_must_agree(family: str, tmp_path: Path) -> None:
+    ours = KINDS[family].make(added=("<s>", Added("<e1>", single_word=True)))
+    ours.save(tmp_path)
+    ids = dict(zip(("<s>", "<e1>"), ours.tokens_to_ids(["<s>", "<e1>"]), strict=True))
+    for found in (ids, {"<s>": ids["<e1>"], "<e1>": ids["<s>"]}):
+        (tmp_path / "added_tokens.json").write_text(json.dumps(found))
+        if found == ids:
+            assert KINDS[family].load(tmp_path) == ours
+            continue
+        with pytest.raises(
+            ValueError, match=r"added_tokens\.json (gives the added token '<s>'|and )"
+        ):
+            KINDS[family].load(tmp_path)
+
+
 def test_unknown_tokens_may_stand_among_the_added_ones(tmp_path: Path) -> None:
     for family, unknown in (("bert", "[UNK]"), ("gpt", "<unk>"), ("gpt2", "<|endoftext|>")):
         kind, folder = KINDS[family], write(family, tmp_path / family)

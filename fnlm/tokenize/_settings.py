@@ -122,11 +122,12 @@ def read(
         items += [(key, value, path) for key, value in later.items()]
     named, extra = _special(items)
     listed = [*(rows or ()), *_rows(config, where)]
-    known = {row.token.content for row in listed}
+    flags = {row.token.content: row.token for row in listed}
     special = {*family.special, *(row.token.content for row in (*named.values(), *extra))}
-    listed += [row for row in _older(beside, vocab, special) if row.token.content not in known]
+    for older in _older(beside, vocab, special):  # they know no flags
+        listed.append(older._replace(token=flags.get(older.token.content, older.token)))
     extra = [*named.values(), *extra]
-    known |= {row.token.content for row in listed}
+    known = {row.token.content for row in listed}
     ids, added = _number(vocab, listed, extra, known)
     names = {key: row.token.content for key, row in named.items()}
     places = {row.token.content: row.where for row in (*extra, *listed)}
