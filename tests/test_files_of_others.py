@@ -441,9 +441,6 @@ HELD = {
     "a padded vocabulary": (padded, ()),
     "a stray archive": (arrays_and_a_stray, ()),
     "a run of a trainer": (lightning, ()),
-}
-# Those that need more than a reader of files: the config, or another model.
-HELD_BY_CONFIG = {
     "a classifier of 3 labels": (
         lambda p: classifier(p, 3),
         ("--heads", "sequence_classification"),
@@ -456,11 +453,9 @@ HELD_BY_CONFIG = {
 }
 
 
-@pytest.mark.parametrize("what", [
-    *HELD, *(pytest.param(w, marks=pytest.mark.xfail(strict=True)) for w in HELD_BY_CONFIG)
-])  # fmt: skip
+@pytest.mark.parametrize("what", HELD)
 def test_what_people_hold_is_converted(what: str, tmp_path: Path, run: Any) -> None:
-    make, words = (HELD | HELD_BY_CONFIG)[what]
+    make, words = HELD[what]
     make(tmp_path / "a")
     code, said = run("inspect", tmp_path / "a", *words)
     assert code == 0 and "refuses" not in said and "load reads" in said, said
@@ -468,6 +463,9 @@ def test_what_people_hold_is_converted(what: str, tmp_path: Path, run: Any) -> N
     options = {words[0][2:]: (words[1],)} if words else {}
     for to in ("transformers", "pytorch-pretrained-bert"):
         code, said = run("convert", tmp_path / "a", tmp_path / to, "--to", to, *words)
+        if what == "an untied output" and to == "pytorch-pretrained-bert":
+            assert code == 2 and "names the leaf output.table" in said  # its output is always tied
+            continue
         assert code == 0, said
         module = BY_NAME[name].module
         assert_same(module.load(tmp_path / to), module.load(tmp_path / "a", **options))
