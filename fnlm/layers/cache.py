@@ -116,7 +116,9 @@ def check(cache: Any, sizes: tuple[int, ...], device: torch.device) -> None:
             raise ValueError(f"cache has keys of {len(keys)} layers, but values of {len(values)}")
         shape, dtype = first.shape, dtype or first.dtype
         for x in (*keys, *values):
-            _check_part("", x, shape, dtype, device)
+            if type(x) is not Tensor or x.shape != shape or x.dtype is not dtype:
+                _check_part("", x, shape, dtype, device)
+        _check_part("", first, shape, dtype, device)
         tokens += shape[-2]
     _check_part(".valid", cache.valid, (*lead, tokens), torch.bool, device)
     if isinstance(cache, FixedCache):
