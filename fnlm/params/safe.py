@@ -75,7 +75,8 @@ def write(
 ) -> None:
     """Write a .safetensors file, which appears whole or not at all.
 
-    Tensors that share memory are written one by one, each under its own name.
+    Tensors that share memory are written one by one, each under its own name. The order of several
+    metadata is another in each process, that of one is not: then equal tensors make equal files.
     """
     whole: dict[str, Tensor] = {}
     places: set[int] = set()
@@ -84,7 +85,7 @@ def write(
         place = alone.data_ptr()
         whole[name] = alone.clone() if place in places else alone
         places.add(place)
-    replace(path, lambda part: save_file(whole, part, {"format": "pt", **(metadata or {})}))
+    replace(path, lambda part: save_file(whole, part, dict(metadata or {"format": "pt"})))
 
 
 def _alone(tensor: Tensor) -> Tensor:
