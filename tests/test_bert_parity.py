@@ -306,12 +306,12 @@ def test_a_padded_row_equals_the_row_alone() -> None:
     torch.testing.assert_close(padded[1], alone[1], atol=1e-5, rtol=1e-5)
 
 
-def test_masks_may_be_of_any_type() -> None:
+def test_masks_may_be_of_any_integer_type() -> None:
     config = make_config()
     params = make(config, "apply", torch.float32)
     ids, types, mask = inputs(config, "apply")
     expected, _ = bert.apply(params, ids, types, mask)
-    for other in (mask.long(), mask.float(), mask.to(torch.uint8), 7 * mask.int()):
+    for other in (mask.long(), mask.to(torch.uint8), 7 * mask.int()):
         assert bert.apply(params, ids, types, other)[0].equal(expected)
 
 

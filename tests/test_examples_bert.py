@@ -367,7 +367,7 @@ MISTAKES = {
     "nothing to answer": ("squad", "--bert_model x --output_dir wrong", "--do_train, --do_predict"),
     "no file": ("squad", TRAIN_SQUAD, "--train_file"),
     "no answers to learn": ("squad", f"{TRAIN_SQUAD} --train_file unanswered.json",
-                            "unanswered.json: data[0].paragraphs[0].qas[0] has no list 'answers'"),
+                            "qas[0] (id '7') has no answers"),
     "no answers to compare": ("squad", "--bert_model runs/squad --output_dir wrong --do_eval "
                               "--predict_file unanswered.json", "question '7' has no answers"),
     "no JSON": ("squad", f"{TRAIN_SQUAD} --train_file text.txt", "text.txt, line 1"),

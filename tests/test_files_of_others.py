@@ -617,7 +617,7 @@ def test_an_archive_is_not_inflated_before_its_shapes_are_compared(tmp_path: Pat
             file.write(head)
             for _ in range(8):
                 file.write(bytes(1 << 24))
-    with little_memory(4 << 20), pytest.raises(ValueError, match=r"missing|\[4194304, 8\]"):
+    with little_memory(4 << 20), pytest.raises(ValueError, match=r"more than its file has tensors"):
         gpt2.load(place)
 
 

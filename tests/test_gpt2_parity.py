@@ -158,7 +158,7 @@ def test_a_padded_row_equals_the_row_alone(side: str) -> None:
     ids = torch.randint(41, (1, 5))
     alone, _ = gpt2.apply(params, ids)
     filler = torch.randint(41, (1, 4))
-    pads, real = torch.zeros(1, 4), torch.ones(1, 5)
+    pads, real = torch.zeros(1, 4).long(), torch.ones(1, 5).long()
     if side == "left":
         padded, _ = gpt2.apply(params, torch.cat([filler, ids], 1), mask=torch.cat([pads, real], 1))
         found = padded[:, 4:]
@@ -222,7 +222,7 @@ def test_half_precision_stays_half_and_close() -> None:
         (lambda p: gpt2.apply(p, torch.zeros(2, 5)), TypeError, ["ids", "float32", "int64"]),
         (lambda p: gpt2.apply(p, cast(Any, [3, 4])), TypeError, ["int64 tensor", "list"]),
         (
-            lambda p: gpt2.apply(p, torch.zeros(2, 5).long(), mask=torch.ones(2, 6)),
+            lambda p: gpt2.apply(p, torch.zeros(2, 5).long(), mask=torch.ones(2, 6).long()),
             ValueError,
             ["mask", "[2, 6]", "[2, 5]"],
         ),

@@ -16,7 +16,7 @@ import torch
 from conftest import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fnlm import cli, gpt2, random, train
@@ -453,6 +453,13 @@ def test_no_damage_to_a_state_is_read_as_other_numbers(
             counts["same numbers"] += 1
     tally("states, bits flipped, zeroed and cut", counts)
     assert counts["error"] > 2 * len(whole) and counts["same numbers"] < 100
+
+
+def test_equal_states_are_equal_files_in_every_process(tmp_path: Path) -> None:
+    """The library writes several metadata in an order that each process draws anew."""
+    train.save_state(start(), tmp_path / "state.safetensors")
+    with safe_open(tmp_path / "state.safetensors", framework="pt") as file:
+        assert list(file.metadata()) == ["sha256"]
 
 
 def test_a_state_without_a_checksum_is_read_as_before(tmp_path: Path) -> None:

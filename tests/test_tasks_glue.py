@@ -246,7 +246,7 @@ def test_swag_is_read(tmp_path: Path) -> None:
         ((f"{SWAG},label", f"{ROW},1", f"{ROW},4"), "line 5, column 'label': '4' is not one of"),
         ((f"{SWAG},label", ROW), "line 3: wrong number of columns: none for 'label'"),
         ((f"{SWAG},label", f"{ROW},1,2"), "line 3: wrong number of columns: more than the header"),
-        ((f"{SWAG},label", '0,"v'), r"line 2: not csv \(unexpected end of data\)"),
+        ((f"{SWAG},label", '0,"v'), r"line 2: not csv \(a quote is not closed\)"),
         ((f"{SWAG},label",), "holds no examples"),
         ((), "line 1: no column 'sent1'"),
     ],

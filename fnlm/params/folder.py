@@ -101,8 +101,10 @@ def replace_files(
         gone = set(owned).difference(files, tokenizer)
         (staged / _REMOVED).write_text("\n".join(sorted(gone)), encoding="utf-8")
         os.rename(staged, _committed(directory, kind))
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, OSError):  # name the file by the place that it was to have
+            raise OSError(str(error).replace(str(staged), str(directory))) from error
         raise
     _publish(directory, kind)
     return [*files, *tokenizer]
