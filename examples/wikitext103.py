@@ -200,7 +200,8 @@ def main(flags: Flags) -> None:
         if flags.eval_file is None:
             return
     tokenizer, params = tokenize.load(name), transfo_xl.load(name)
-    checkpoints.check_vocabulary(name, tokenizer.vocab_size, params["config"].n_token)
+    tokens = params["config"].n_token
+    checkpoints.check_vocabulary(name, tokenizer.vocab_size, tokens, padded=False)
     if flags.eval_file is None or flags.eval_file.suffix in CORPORA:
         corpus = tokenize.load_corpus(flags.eval_file or name)
         if flags.split not in corpus:

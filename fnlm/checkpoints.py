@@ -66,12 +66,13 @@ def family_of(path: str | Path) -> str:
     return account.family
 
 
-def check_vocabulary(name: str | Path, found: int, wanted: int) -> None:
-    """Raise ValueError if a tokenizer has more tokens than the model of that name has rows.
+def check_vocabulary(name: str | Path, found: int, wanted: int, *, padded: bool = True) -> None:
+    """Raise ValueError unless a tokenizer has as many tokens as the model of that name has rows.
 
-    It may have fewer: tables of embeddings are often padded to a multiple of 8 or 64.
+    If `padded`, it may have somewhat fewer: tables of embeddings are often padded to a multiple of
+    8, 64 or, cut among several devices, 1024.
     """
-    if found > wanted:
+    if not 0 <= wanted - found < (1024 if padded else 1):
         raise ValueError(
             f"{name}: the vocabulary has {found} tokens, the model {wanted}: they do not belong "
             "together, give a directory in which they do"

@@ -96,7 +96,8 @@ def load(name_or_path: str | Path, *, dtype: str = "float32") -> Writer:
     tokenizer = import_module(f"fnlm.tokenize.{name}").load(folder)
     params = family.load(name_or_path)
     words = getattr(params["config"], "n_token", 0) or len(params["embed"]["token"])
-    checkpoints.check_vocabulary(name_or_path, tokenizer.vocab_size, words)
+    padded = name != "transfo_xl"  # an adaptive softmax has no rows to spare
+    checkpoints.check_vocabulary(name_or_path, tokenizer.vocab_size, words, padded=padded)
     token = _BEGINNINGS[name]
     known = token is not None and (name != "gpt2" or token in tokenizer.special)
     begin = tokenizer.tokens_to_ids([token])[0] if known else None

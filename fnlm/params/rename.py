@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import einops
 from torch import Tensor
 
+from fnlm.params._trainers import COUNTERS, STATES, TRAINING, WRAPPERS
 from fnlm.params.tree import Tree, named_leaves
 
 __all__ = [
@@ -21,29 +22,6 @@ __all__ = [
     "foreign_name", "from_foreign", "nearest", "nest", "to_foreign",
     "untied", "without_absent",
 ]  # fmt: skip
-
-# Modules that wrap others and leave their names in those of tensors: parallel, compiled, private.
-_WRAPPERS = re.compile(
-    r"(?<![^./])(module|_module|model|base_model|auto_model|net|network|_orig_mod|_forward_module|"
-    r"_fpw_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)[./]"
-)
-# What is stored beside a model under any scope: slots of TensorFlow's own optimizers, a trainer's
-# folders and TensorFlow's bookkeeping. Other optimizers' slots are told by their weight: `account`.
-_TRAINING = re.compile(
-    r"(.*/)?(adam_[mv]|Adam(_1)?|Momentum|ExponentialMovingAverage)|save_counter.*"
-    r"|(optim|optimizer|scheduler|lr_scheduler|scaler)[./].*|_CHECKPOINTABLE_OBJECT_GRAPH"
-)
-# Single numbers of a trainer.
-_COUNTERS = re.compile(
-    r"(.*[./])?(global_step|step|iterations?|(beta_?[12]|\w*_power)(_[0-9]+)?|learning_rate|lr|"
-    r"\w*loss_scale|\w*(good|bad)_steps)"
-)
-# What torch's optimizers keep of a weight, as the last part of a name.
-_STATES = frozenset(
-    "exp_avg exp_avg_sq max_exp_avg_sq exp_avg_sq_row exp_avg_sq_col exp_inf momentum_buffer "
-    "square_avg grad_avg acc_delta sum prev step_size ax mu eta next_m next_v".split()
-)
-
 
 SMALL = 2**14  # numbers
 
@@ -130,7 +108,7 @@ def foreign_name(path: str, dialect: Dialect) -> str | None:
 
 def dialect_of(names: Iterable[str], family: Family) -> Dialect:
     """Find the dialect that knows the most of some names, the first one when in doubt."""
-    names = [_WRAPPERS.sub("", name) for name in names]
+    names = [WRAPPERS.sub("", name) for name in names]
     return max(
         family.dialects, key=lambda dialect: sum(_match(n, dialect) is not None for n in names)
     )
@@ -278,10 +256,10 @@ def classify(name: str, family: Family) -> Match:
     """
     if match := _known(name, family):
         return match
-    if _TRAINING.fullmatch(name) or _COUNTERS.fullmatch(name):
+    if TRAINING.fullmatch(name) or COUNTERS.fullmatch(name):
         return Match("training")
     weight, _, slot = name.rpartition("/" if "/" in name else ".")
-    if "/" in name or slot in _STATES:
+    if "/" in name or slot in STATES:
         scopes = weight.split("/")
         for start in range(min(3, len(scopes))):  # optimizers may put a scope in front
             match = _known("/".join(scopes[start:]), family)
@@ -305,7 +283,7 @@ def account(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Match]:
     found = {name: classify(name, family) for name in tensors}
     weights = {match.path: name for name, match in found.items() if match.kind in ("leaf", "tie")}
     for name, match in found.items():
-        if match.kind != "training" or (not match.path and not _COUNTERS.fullmatch(name)):
+        if match.kind != "training" or (not match.path and not COUNTERS.fullmatch(name)):
             continue
         shape, fits = _shape(tensors, name), [(), (1,)]
         if match.path in weights:
@@ -344,7 +322,7 @@ def nearest(name: str, names: list[str]) -> str:
 
 
 def _known(name: str, family: Family) -> Match | None:
-    short = _WRAPPERS.sub("", name)
+    short = WRAPPERS.sub("", name)
     return next((match for d in family.dialects if (match := _match(short, d))), None)
 
 
