@@ -95,7 +95,10 @@ def test_long_and_short_words_are_merged_alike(english: bpe.Merges, length: int)
 
 @pytest.mark.parametrize("letters", [b"a", b"et", b"etaoinshrdlucmfwypvbgkjqxz"])
 def test_a_long_word_takes_time_in_proportion(english: bpe.Merges, letters: bytes) -> None:
-    """Eight times the length takes at most 16 times the time: n log n gives 9.4, n squared 64."""
+    """Eight times the length takes at most 32 times the time: n log n gives 9.4, n squared 64.
+
+    What no longer fits the processor's cache takes twice as long on some machines.
+    """
     draw = random.Random(0)
 
     def seconds(length: int) -> float:
@@ -106,7 +109,7 @@ def test_a_long_word_takes_time_in_proportion(english: bpe.Merges, letters: byte
 
     short = min(seconds(25_000) for _ in range(5))
     long = min(seconds(200_000) for _ in range(3))
-    assert long <= 16 * short
+    assert long <= 32 * short
 
 
 def test_rules_that_do_not_fit_the_vocabulary_are_refused() -> None:
