@@ -41,17 +41,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import bert, random, train
+from fnlm import bert, random, train, tree
+from fnlm.files.checkpoint import replace as write_whole
+from fnlm.finetune.batches import Arrays, predict, tensors
 from fnlm.layers.dropout import dropout, keys_of_sites
-from fnlm.params import rename, spec, tree
-from fnlm.params.checkpoint import replace as write_whole
-from fnlm.params.rules.bert import FAMILY
+from fnlm.params import rename, spec
+from fnlm.params.names.bert import FAMILY
 from fnlm.tasks import glue, squad
 from fnlm.tasks.squad_answers import recover
 from fnlm.tasks.squad_metrics import evaluate_v1
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
-from fnlm.train.data import Arrays, predict, tensors
 
 RESULTS = Path(__file__).parent / "minilm"
 CLASSIFY, ANSWER = "sequence_classification", "question_answering"

@@ -23,9 +23,8 @@ from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
 import fnlm
-from fnlm import bert, random, train
+from fnlm import bert, random, transforms, tree
 from fnlm.layers.norm import layer_norm
-from fnlm.params import tree
 
 BAR = 1.02
 ROWS, TOKENS = 8, 128
@@ -65,7 +64,7 @@ def calls(shape: dict[str, Any]) -> dict[str, tuple[Call, bool]]:
         "forward": (forward, True),
         "backward()": (backward, True),
         "torch.func.grad": (lambda: grad(loss)(params), True),
-        "fnlm.train.grad": (lambda: train.grad(loss)(params), True),
+        "fnlm.transforms.grad": (lambda: transforms.grad(loss)(params), True),
         "per example": (lambda: vmap(grad(loss), (None, 0))(params, ids[:2]), True),
         "jvp": (lambda: jvp(loss, (params,), (params,)), True),
         "jvp of grad": (lambda: jvp(grad(loss), (params,), (params,)), False),

@@ -28,11 +28,12 @@ from torch import Tensor
 from torch.func import vmap
 
 import fnlm
-from fnlm import bert, random, train
+from fnlm import bert, random, transforms
 from fnlm.params import io, rename
-from fnlm.params.rules.bert import FAMILY
-from fnlm.params.tree import Tree
-from fnlm.train import losses, per_example_grads
+from fnlm.params.names.bert import FAMILY
+from fnlm.train import losses
+from fnlm.transforms import per_example_grads
+from fnlm.tree import Tree
 
 BAR = 1.0
 PEER, OURS = "opacus", "fnlm"
@@ -113,7 +114,7 @@ def take_turns(batch: Batch, layers: int, rounds: int) -> dict[str, list[float]]
     contenders: dict[str, Callable[[], object]] = {
         PEER: lambda: theirs(module, batch),
         OURS: lambda: per_example_grads(example, params, *batch, keys),
-        "fnlm, the batch": lambda: train.grad(example)(params, *batch, keys),
+        "fnlm, the batch": lambda: transforms.grad(example)(params, *batch, keys),
     }
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):

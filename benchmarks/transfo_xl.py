@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fnlm import random, transfo_xl
 from fnlm.params import rename
-from fnlm.params.rules.transfo_xl import FAMILY
+from fnlm.params.names.transfo_xl import FAMILY
 
 BAR = 1.2
 SIZES: dict[str, Any] = {

@@ -17,7 +17,7 @@ import torch
 
 from fnlm import random
 from fnlm.generate import generate, stream
-from fnlm.writer import Writer, load
+from fnlm.pipeline import Writer, load
 
 
 def samples(model: Writer, prompt: str, args: argparse.Namespace) -> Iterator[Iterable[str]]:

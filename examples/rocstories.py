@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fnlm import checkpoints, cli, gpt, random, train
+from fnlm import checkpoints, cli, finetune, gpt, random, train
 from fnlm.tasks import rocstories
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import gpt as tokenize
@@ -29,7 +29,7 @@ Schedule = Literal["constant", "warmup_constant", "warmup_linear", "warmup_cosin
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(train.Recipe):
+class Flags(finetune.Recipe):
     """Fine-tune OpenAI GPT on ROCStories, and evaluate it.
 
     Args:
@@ -89,7 +89,7 @@ def loss(params: gpt.Params, *batch: Tensor, lm_coef: float, key: Tensor | None 
 
 def evaluate(params: gpt.Params, data: rocstories.Features, flags: Flags) -> dict[str, float]:
     """Return the accuracy, and the mean loss of the endings."""
-    logits = train.predict(choose, params, data, flags.eval_batch_size, flags.device)
+    logits = finetune.predict(choose, params, data, flags.eval_batch_size, flags.device)
     mean = losses.multiple_choice(torch.from_numpy(logits), torch.from_numpy(data.labels))
     return {"accuracy": accuracy(most_likely(logits), data.labels), "eval_loss": float(mean)}
 
@@ -111,7 +111,7 @@ def main(flags: Flags) -> None:
     results: dict[str, float] = {}
     if flags.do_train:
         own = {name: getattr(flags, name) for name in ("lm_coef", "lr_schedule", "max_grad_norm")}
-        params, results = train.finetune(
+        params, results = finetune.finetune(
             partial(loss, lm_coef=flags.lm_coef),
             params,
             read(flags.train_dataset, "--train_dataset"),
@@ -129,7 +129,7 @@ def main(flags: Flags) -> None:
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    print(train.write_results(results, flags.output_dir, "eval_results"), end="")
+    print(finetune.write_results(results, flags.output_dir, "eval_results"), end="")
 
 
 if __name__ == "__main__":

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import checkpoints, cli, random, train, transfo_xl
-from fnlm.params import tree
+from fnlm import checkpoints, cli, finetune, random, train, transfo_xl, tree
 from fnlm.tasks import language_model
 from fnlm.tokenize import transfo_xl as tokenize
 from fnlm.tokenize import words
@@ -151,7 +150,7 @@ def learn(flags: Flags, path: Path) -> None:
     )  # fmt: skip
     ids = store(path, tokenizer, flags.work_dir / "train-ids")
     facts = {field.name: getattr(flags, field.name) for field in fields(Training)}
-    train.check_run(flags.work_dir, facts, {"training text": [ids]})
+    finetune.check_run(flags.work_dir, facts, {"training text": [ids]})
     rate = schedules.warmup_cosine(flags.warmup_proportion, flags.steps)
     optimizer = train.adamw(
         lambda step: flags.learning_rate * rate(step),
@@ -211,7 +210,7 @@ def main(flags: Flags) -> None:
         ids = store(flags.eval_file, tokenizer, flags.work_dir / "eval-ids")
     config = replace(params["config"], **{field: getattr(flags, field) for field in ATTENTION})
     results = evaluate(tree.to(params, flags.device) | {"config": config}, ids, flags)
-    print(train.write_results(results, flags.work_dir, "eval_results"), end="")
+    print(finetune.write_results(results, flags.work_dir, "eval_results"), end="")
 
 
 if __name__ == "__main__":

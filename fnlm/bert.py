@@ -31,9 +31,9 @@ from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import MISSED, config_of, raise_named
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Shapes, Size, one_of
-from fnlm.params.rules import bert as rules
+from fnlm.params.names import bert as rules
 from fnlm.params.spec import Spec
-from fnlm.params.tree import Tree, register_constant
+from fnlm.tree import Tree, register_constant
 
 __all__ = [
     "HEADS", "Config", "apply", "init", "layers", "load", "masked_lm", "multiple_choice",

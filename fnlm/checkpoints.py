@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl
-from fnlm.params import _archive, folder, hub, io, rename, tree
-from fnlm.params._text import printable
-from fnlm.params.checkpoint import Checkpoint, Entry
+from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm.files import _archive, folder, hub
+from fnlm.files._text import printable
+from fnlm.files.checkpoint import Checkpoint, Entry
+from fnlm.params import io, rename
 from fnlm.params.config import BaseConfig
 
 __all__ = ["FAMILIES", "check_vocabulary", "convert", "family_of", "inspect"]

@@ -147,7 +147,7 @@ def generate(
     """Yield text as it is made, the prompt first.
 
     Args:
-        model: of GPT-2, GPT or Transformer-XL, for `fnlm.writer.load`.
+        model: of GPT-2, GPT or Transformer-XL, for `fnlm.pipeline.load`.
         prompt: what to continue; nothing starts as a text begins, which GPT does not know.
         max_new_tokens: most tokens a text; one of GPT-2 may end earlier, by <|endoftext|>.
         temperature: 0 takes the likeliest token each time.
@@ -177,7 +177,8 @@ def generate(
             raise ValueError(f"{name}={value} has no effect with {reason}: leave out one of them")
     import torch
 
-    from fnlm import random, writer
+    from fnlm import pipeline as writer
+    from fnlm import random
     from fnlm.generate import beam_search, stream
 
     made = writer.load(model, dtype=dtype)
@@ -320,7 +321,7 @@ def _add_reading(parser: jsonargparse.ArgumentParser) -> None:
 
 def _shown(text: str) -> str:
     """Escape what would do more to a terminal than show."""
-    from fnlm.params._text import printable
+    from fnlm.files._text import printable
 
     return _encodable(printable(text, keep="\n\t"))
 

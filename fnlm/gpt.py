@@ -19,15 +19,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fnlm import _causal as causal
 from fnlm import heads as task_heads
 from fnlm import random
+from fnlm._causal import Pair, Pieces
 from fnlm.layers import cache as kv
-from fnlm.layers import causal
 from fnlm.layers._inputs import check_broadcastable, check_same_shape
 from fnlm.layers.activation import ACTIVATIONS, gelu_tanh
 from fnlm.layers.attention import causal_mask
 from fnlm.layers.cache import AnyCache, Cache, FixedCache
-from fnlm.layers.causal import Pair, Pieces
 from fnlm.layers.dropout import dropout, keys_of_sites
 from fnlm.layers.embedding import lookup
 from fnlm.layers.mlp import mlp
@@ -36,9 +36,9 @@ from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, one_of
-from fnlm.params.rules import gpt as rules
+from fnlm.params.names import gpt as rules
 from fnlm.params.spec import Spec
-from fnlm.params.tree import Tree, register_constant
+from fnlm.tree import Tree, register_constant
 
 __all__ = [
     "HEADS", "Cache", "Config", "FixedCache", "apply", "double_heads", "extend_vocabulary",

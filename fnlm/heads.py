@@ -13,7 +13,7 @@ from fnlm.layers.linear import linear
 from fnlm.layers.norm import layer_norm
 from fnlm.params._check import config_of
 from fnlm.params.config import BaseConfig
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = ["choice_logits", "find", "output_table", "tied_logits", "word_logits"]
 

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fnlm import _adaptive_vocabulary as adaptive_leaves
 from fnlm import random
-from fnlm.layers import adaptive_leaves, memory
 from fnlm.layers import adaptive_softmax as adaptive
+from fnlm.layers import memory
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.dropout import dropout, keys_of_sites
@@ -32,9 +33,9 @@ from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Shapes, Size, one_of
-from fnlm.params.rules import transfo_xl as rules
+from fnlm.params.names import transfo_xl as rules
 from fnlm.params.spec import Spec
-from fnlm.params.tree import Tree, register_constant
+from fnlm.tree import Tree, register_constant
 
 __all__ = [
     "HEADS", "Config", "Mems", "apply", "hidden_states", "init", "init_mems", "load",

@@ -8,10 +8,10 @@ from peers import hf, ppb, quiet
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import bert
-from fnlm.params import rename, tree
+from fnlm import bert, tree
+from fnlm.params import rename
 from fnlm.params.module import from_module
-from fnlm.params.rules.bert import FAMILY
+from fnlm.params.names.bert import FAMILY
 
 PEERS = ("transformers", "pytorch-pretrained-bert")
 CLASSES = {

@@ -13,15 +13,46 @@ from torch import Tensor, nn
 from torch.func import grad
 
 import fnlm.generate as decoding
-from fnlm import bert, checkpoints, cli, gpt, gpt2, heads, random, train, transfo_xl, writer
+from fnlm import _adaptive_vocabulary as adaptive_leaves
+from fnlm import _causal as causal
+from fnlm import (
+    bert,
+    checkpoints,
+    cli,
+    finetune,
+    gpt,
+    gpt2,
+    heads,
+    random,
+    train,
+    transfo_xl,
+    transforms,
+    tree,
+)
+from fnlm import (
+    pipeline as writer,
+)
+from fnlm.files import (
+    hub,
+    tensorflow,
+)
+from fnlm.files import (
+    numpy as arrays,
+)
+from fnlm.files import (
+    safetensors as safe,
+)
+from fnlm.files import (
+    torch_pickle as pickled,
+)
+from fnlm.files.checkpoint import Checkpoint, half_written, replace
+from fnlm.files.folder import current, directory_of, replace_files
 from fnlm.generate import state as reading
 from fnlm.layers import (
     activation,
-    adaptive_leaves,
     adaptive_softmax,
     attention,
     cache,
-    causal,
     dropout,
     embedding,
     linear,
@@ -33,24 +64,10 @@ from fnlm.layers import (
     relative_attention,
     values,
 )
-from fnlm.params import (
-    arrays,
-    hub,
-    io,
-    layout,
-    module,
-    pickled,
-    rename,
-    safe,
-    spec,
-    tensorflow,
-    tree,
-)
-from fnlm.params.checkpoint import Checkpoint, half_written, replace
+from fnlm.params import io, layout, module, rename, spec
 from fnlm.params.config import BaseConfig, one_of, read_json
-from fnlm.params.folder import current, directory_of, replace_files
-from fnlm.params.rules import bert as bert_rules
-from fnlm.params.rules.gpt2 import FAMILY
+from fnlm.params.names import bert as bert_rules
+from fnlm.params.names.gpt2 import FAMILY
 from fnlm.tasks import (
     corpus,
     features,
@@ -490,7 +507,7 @@ def log_there(folder: Path) -> Path:
 
 
 ROWED = (np.arange(36).reshape(3, 12), np.zeros((3, 12), np.int32), np.ones((3, 12), np.bool_))
-EPOCHS = train.Epochs.of(ROWED, 2.5)
+EPOCHS = finetune.Epochs.of(ROWED, 2.5)
 
 
 def row_loss(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
@@ -503,7 +520,7 @@ def row_squares(params: Any, *batch: Tensor) -> Tensor:
 
 def finetuned(folder: Path) -> Example:
     """A call of `finetune`; the second one finds that all steps were made."""
-    return on(train.finetune, row_loss, SMALL, EPOCHS, train.Recipe(), folder / "tuned")
+    return on(finetune.finetune, row_loss, SMALL, EPOCHS, finetune.Recipe(), folder / "tuned")
 
 
 RATES: dict[str, Any] = {"warmup": 0.1, "t_total": 10}
@@ -523,20 +540,20 @@ TRAINING: dict[str, Make] = {
     "bert_adam": updates(train.bert_adam, 0.1, **RATES),
     "openai_adam": updates(train.openai_adam, 0.1, weight_decay=0.1, **RATES),
     "mask_rows": updates(train.mask_rows, train.adamw(0.1), {"up.weight": 1}),
-    "grad": lambda _: on(train.grad(square), SMALL, X),
-    "grad_and_value": lambda _: on(train.grad_and_value(square), SMALL, X),
-    "per_example_grads": lambda _: on(train.per_example_grads, square, SMALL, X, chunk_size=2),
-    "per_example_norms": lambda _: on(train.per_example_norms, square, SMALL, X),
+    "grad": lambda _: on(transforms.grad(square), SMALL, X),
+    "grad_and_value": lambda _: on(transforms.grad_and_value(square), SMALL, X),
+    "per_example_grads": lambda _: on(transforms.per_example_grads, square, SMALL, X, chunk_size=2),
+    "per_example_norms": lambda _: on(transforms.per_example_norms, square, SMALL, X),
     "init_state": lambda _: on(train.init_state, SMALL, train.adamw(0.1), KEY),
-    "Epochs.of": lambda _: on(train.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
-    "batches": lambda _: on(train.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
-    "in_order": lambda _: on(train.in_order, ROWED, 2, seen=list),
-    "predict": lambda _: on(train.predict, row_squares, SMALL, ROWED, 2, "cpu"),
-    "tensors": lambda _: on(train.tensors, ROWED),
+    "Epochs.of": lambda _: on(finetune.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
+    "batches": lambda _: on(finetune.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
+    "in_order": lambda _: on(finetune.in_order, ROWED, 2, seen=list),
+    "predict": lambda _: on(finetune.predict, row_squares, SMALL, ROWED, 2, "cpu"),
+    "tensors": lambda _: on(finetune.tensors, ROWED),
     "finetune": finetuned,
-    "mean_loss": lambda _: on(train.mean_loss, row_loss, SMALL, ROWED, train.Recipe()),
+    "mean_loss": lambda _: on(finetune.mean_loss, row_loss, SMALL, ROWED, finetune.Recipe()),
     "write_results": lambda folder: on(
-        train.write_results, {"f1": 0.5}, folder / "made", "r", seen=lambda _: files(folder)
+        finetune.write_results, {"f1": 0.5}, folder / "made", "r", seen=lambda _: files(folder)
     ),
     "fit": fitted,
     "read_log": lambda folder: on(train.read_log, log_there(folder)),
@@ -546,7 +563,7 @@ TRAINING: dict[str, Make] = {
     "carry_step": lambda _: on(CARRY_STEP, CARRIED, X),
     "CarryState.step": lambda _: on(lambda state: state.step, CARRIED),
     "check_run": lambda folder: on(
-        train.check_run, folder, {"seed": 1}, {"rows": [ROWED[0]]}, seen=lambda _: files(folder)
+        finetune.check_run, folder, {"seed": 1}, {"rows": [ROWED[0]]}, seen=lambda _: files(folder)
     ),
     "losses.cross_entropy": lambda _: on(losses.cross_entropy, LOGITS, LABELS),
     "losses.language_model": lambda _: on(
@@ -831,7 +848,7 @@ PROGRAM: dict[str, Make] = {
     "convert": lambda folder: on(cli.convert, str(saved(folder)), str(folder / "b"), seen=list),
     "as_flags": lambda _: on(cli.as_flags, "pass heads=('masked_lm',)", "convert"),
     "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
-    "run": lambda _: on(cli.run, str, train.Recipe, ["--seed", "3"]),
+    "run": lambda _: on(cli.run, str, finetune.Recipe, ["--seed", "3"]),
 }
 CHECKPOINTS: dict[str, Make] = {
     "check_vocabulary": lambda _: on(checkpoints.check_vocabulary, "tiny", 9, 9),

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm.tree import Tree
 
 Task = Callable[..., Any]  # task(params, ids [*lead, T], mask [*lead, T], *, key=None) -> tensors
 

@@ -22,9 +22,9 @@ from peers import hf
 from torch import Tensor
 from torch.func import functional_call
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl
-from fnlm.params import rename, tree
-from fnlm.params.tree import Tree
+from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm.params import rename
+from fnlm.tree import Tree
 
 PAGE = ROOT / "docs" / "derivatives.md"
 TOLERANCE = 1e-6

@@ -13,8 +13,8 @@ from scipy import stats
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fnlm import random, transfo_xl
-from fnlm.layers import adaptive_leaves
+from fnlm import _adaptive_vocabulary as adaptive_leaves
+from fnlm import random, transfo_xl, tree
 from fnlm.layers.adaptive_softmax import (
     Cluster,
     adaptive_embedding,
@@ -23,7 +23,6 @@ from fnlm.layers.adaptive_softmax import (
     draw_words,
     sampled_nll,
 )
-from fnlm.params import tree
 
 SIZES, WIDTHS, D = (5, 3, 4), (6, 4, 1), 6
 V = sum(SIZES)

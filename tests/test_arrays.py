@@ -22,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fnlm.params import arrays, pickled
+from fnlm.files import numpy as arrays
+from fnlm.files import torch_pickle as pickled
 
 Tally = Callable[..., None]
 DTYPES = "f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 ?".split()

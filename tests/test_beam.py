@@ -8,9 +8,8 @@ import torch
 from test_generate import CONFIG, padded, peer_generate, peer_of, prompts, wide_params
 from torch import Tensor
 
-from fnlm import gpt2, random
+from fnlm import gpt2, random, tree
 from fnlm.generate import beam_search, generate
-from fnlm.params import tree
 
 TINY = gpt2.Config(vocab_size=5, n_positions=12, n_ctx=12, n_embd=12, n_layer=2, n_head=3)
 

@@ -27,10 +27,9 @@ from peers import ppb
 from torch import Tensor
 from torch.func import grad, jvp
 
-from fnlm import bert, random, train
+from fnlm import bert, random, train, tree
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.layers.attention import SLICE
-from fnlm.params import tree
 from fnlm.train import losses
 
 CONFIGS: dict[str, dict[str, Any]] = {

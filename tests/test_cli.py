@@ -11,9 +11,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import save_file
 
-from fnlm import cli, gpt2, random
+from fnlm import cli, gpt2, random, tree
 from fnlm import generate as decoding
-from fnlm.params import tree
 from fnlm.tokenize import gpt2 as bpe
 
 PROMPT = "Once upon a time é"

@@ -13,8 +13,9 @@ from families import FILE_IDS, FILES, GPT, GPT2, Family, make_params, with_heads
 from peers import hf, ppb, quiet
 from safetensors.torch import load_file, save_file
 
-from fnlm import bert, checkpoints, cli, gpt, gpt2, transfo_xl
-from fnlm.params import hub, io, rename, tree
+from fnlm import bert, checkpoints, cli, gpt, gpt2, transfo_xl, tree
+from fnlm.files import hub
+from fnlm.params import io, rename
 
 OPENAI = "checkpoints/gpt2-tiny-tf"
 

@@ -21,11 +21,10 @@ import pytest
 import torch
 from conftest import ROOT, data_path
 
-from fnlm import bert, cli, gpt2, random, train
-from fnlm.params import tree
+from fnlm import bert, cli, gpt2, random, train, tree
+from fnlm.finetune import batches as data
 from fnlm.tasks import corpus, glue
 from fnlm.tokenize import bert as tokenize
-from fnlm.train import data
 
 PAGE = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
 LINES = re.findall(

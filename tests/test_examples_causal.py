@@ -28,13 +28,12 @@ from conftest import ROOT, data_path
 from torch import Tensor
 from torch.nn import functional as F
 
-from fnlm import bert, cli, gpt, random, train, transfo_xl
+from fnlm import bert, cli, gpt, random, train, transfo_xl, tree
 from fnlm import generate as decoding
-from fnlm.params import tree
+from fnlm.finetune import batches as data
 from fnlm.tasks import language_model, rocstories
 from fnlm.tokenize import gpt as tokenize_gpt
 from fnlm.tokenize import transfo_xl as tokenize_xl
-from fnlm.train import data
 
 ROWS = [
     ("Rick was cold.", "He had no coat.", "Ann came.", "She had two.", 'He said "oh".', "No.", "1"),

@@ -12,8 +12,7 @@ import torch
 from conftest import ROOT
 
 from fnlm import generate as decoding
-from fnlm import gpt2, random
-from fnlm.params import tree
+from fnlm import gpt2, random, tree
 from fnlm.tokenize import gpt2 as bpe
 
 SCRIPT = ROOT / "examples" / "generate.py"

@@ -25,8 +25,9 @@ from hostile import little_memory
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fnlm import bert, cli, gpt, gpt2, random, transfo_xl
-from fnlm.params import hub, io, rename, tree
+from fnlm import bert, cli, gpt, gpt2, random, transfo_xl, tree
+from fnlm.files import hub
+from fnlm.params import io, rename
 
 Tensors = dict[str, Tensor]
 BY_NAME = {family.name: family for family in FAMILIES}

@@ -10,9 +10,9 @@ import pytest
 import torch
 from families import BERT, FAMILIES, GPT2, TRANSFO_XL, Family, make_params, with_heads
 
-from fnlm import bert, cli, gpt2, random, transfo_xl, writer
+from fnlm import bert, cli, gpt2, random, transfo_xl, tree
+from fnlm import pipeline as writer
 from fnlm.generate import generate
-from fnlm.params import tree
 from fnlm.tokenize import gpt2 as words
 
 IDS = torch.tensor([[1, 12, 30, 40]])

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
-from fnlm import gpt2, random, train
-from fnlm.params import rename, tree
+from fnlm import gpt2, random, train, transforms, tree
+from fnlm.params import rename
 from fnlm.params.module import from_module
-from fnlm.params.rules.gpt2 import FAMILY
+from fnlm.params.names.gpt2 import FAMILY
 
 
 class Words(nn.Module):
@@ -117,9 +117,9 @@ def test_per_example_gradients_equal_the_loop() -> None:
     loss = make_loss(apply)
     loop = tree.stack([grad(loss)(params, ids) for ids in IDS])
     close(vmap(grad(loss), in_dims=(None, 0))(params, IDS), loop)
-    close(train.per_example_grads(loss, params, IDS, chunk_size=2), loop)
+    close(transforms.per_example_grads(loss, params, IDS, chunk_size=2), loop)
     norms = torch.stack([train.global_norm(g) for g in tree.unstack(loop)])
-    torch.testing.assert_close(train.per_example_norms(loss, params, IDS), norms)
+    torch.testing.assert_close(transforms.per_example_norms(loss, params, IDS), norms)
 
 
 def test_an_ensemble_and_directional_derivatives() -> None:

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from fnlm import generate as decoding
-from fnlm import gpt2, random
+from fnlm import gpt2, random, tree
 from fnlm.generate import generate, sample, scan, start, stream
-from fnlm.params import tree
 
 CONFIG = gpt2.Config(vocab_size=61, n_positions=40, n_ctx=40, n_embd=36, n_layer=2, n_head=3)
 

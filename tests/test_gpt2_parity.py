@@ -9,11 +9,11 @@ from families import GPT2, make_params
 from peers import hf, ppb_gpt2
 from torch.func import grad
 
-from fnlm import gpt2, random
+from fnlm import gpt2, random, tree
 from fnlm.layers.attention import SLICE
-from fnlm.params import rename, tree
+from fnlm.params import rename
 from fnlm.params.module import from_module
-from fnlm.params.rules.gpt2 import FAMILY
+from fnlm.params.names.gpt2 import FAMILY
 
 CONFIGS = {
     "three heads": {},

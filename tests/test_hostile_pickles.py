@@ -30,7 +30,7 @@ from hostile import (
     try_all,
 )
 
-from fnlm.params import pickled
+from fnlm.files import torch_pickle as pickled
 
 Tally = Callable[..., None]
 WANTED: Tensors = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor([1, -2])}
@@ -99,7 +99,7 @@ CALLS = (
     *("torch FloatStorage.from_file", "torch from_file", "torch FloatTensor", "torch typename"),
     *("torch._utils _rebuild_tensor_v2 ", "torch._utils  _rebuild_tensor_v2", "torch.ops load"),
     *("collections.OrderedDict __init__", "builtins object", "socket create_connection"),
-    *("hostile nothing_runs", "conftest os.system", "fnlm.params.pickled write"),
+    *("hostile nothing_runs", "conftest os.system", "fnlm.files.torch_pickle write"),
 )
 
 

@@ -16,8 +16,9 @@ from scipy import special
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from fnlm import _causal as causal
 from fnlm import heads, random
-from fnlm.layers import attention, causal
+from fnlm.layers import attention
 from fnlm.layers.activation import ACTIVATIONS, gelu_erf, gelu_tanh
 from fnlm.layers.attention import (
     attend,

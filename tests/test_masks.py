@@ -9,10 +9,9 @@ from families import BERT, GPT, GPT2, TRANSFO_XL, Family, make_batch, make_param
 from torch import Tensor
 from torch.func import grad, jvp
 
-from fnlm import random
+from fnlm import random, tree
 from fnlm.layers.attention import attend, causal_mask, padding_bias
 from fnlm.layers.relative_attention import attend_relative, mask_of, reach
-from fnlm.params import tree
 
 # How large scores get: in float16 they end at 65504.
 SIZES = {torch.float16: 5e4, torch.bfloat16: 1e9, torch.float32: 1e9, torch.float64: 1e40}

@@ -13,9 +13,7 @@ from peers import ppb
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from fnlm import random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import random, tree
 from fnlm.train import (
     AdamState,
     Optimizer,
@@ -32,6 +30,7 @@ from fnlm.train import (
     scale_by_schedule,
     schedules,
 )
+from fnlm.tree import Tree
 
 STEPS, T_TOTAL = 30, 17  # the last 13 steps lie beyond the end of the schedule
 

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from test_optimizers import OPTIMIZERS, assert_equal_trees, copy
 from torch import Tensor
 
-from fnlm import random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import random, tree
 from fnlm.train import (
     AdamState,
     Optimizer,
@@ -29,6 +27,7 @@ from fnlm.train import (
     scale_by_adam,
     scale_by_schedule,
 )
+from fnlm.tree import Tree
 
 HALF = (torch.float16, torch.bfloat16)
 MAKE: dict[str, Callable[..., Optimizer]] = {

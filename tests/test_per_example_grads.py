@@ -13,11 +13,11 @@ from families import make_params as make_family_params
 from torch import Tensor
 from torch.func import grad, jacfwd, jvp, vmap
 
-from fnlm import gpt2, random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
-from fnlm.train import global_norm, per_example_grads, per_example_norms
+from fnlm import gpt2, random, tree
+from fnlm.train import global_norm
 from fnlm.train.losses import cross_entropy, language_model, multiple_choice
+from fnlm.transforms import per_example_grads, per_example_norms
+from fnlm.tree import Tree
 
 B = 5
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fnlm.params import pickled
+from fnlm.files import torch_pickle as pickled
 
 FORMATS = {"zip": False, "legacy": True}
 both = pytest.mark.parametrize("legacy", FORMATS.values(), ids=FORMATS)

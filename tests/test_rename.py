@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fnlm.params import rename, tree
+from fnlm import tree
+from fnlm.params import rename
+from fnlm.params.names import bert as bert_rules
+from fnlm.params.names import gpt as gpt_rules
+from fnlm.params.names import gpt2 as gpt2_rules
+from fnlm.params.names import transfo_xl as transfo_xl_rules
 from fnlm.params.rename import Dialect, Rule
-from fnlm.params.rules import bert as bert_rules
-from fnlm.params.rules import gpt as gpt_rules
-from fnlm.params.rules import gpt2 as gpt2_rules
-from fnlm.params.rules import transfo_xl as transfo_xl_rules
 
 BY_NAME = {family.name: family for family in FAMILIES}
 TABLES = {

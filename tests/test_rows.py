@@ -9,8 +9,7 @@ from pytorch_pretrained_bert.optimization import BertAdam
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from fnlm import random, train
-from fnlm.params import tree
+from fnlm import random, train, tree
 
 PARAMS: Any = {
     "embed": {"token": random.normal(random.key(0), (5, 3))},

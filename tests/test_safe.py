@@ -17,7 +17,8 @@ import torch
 from hostile import Tensors, cuts, edits, flips, judge, nothing_runs, same, try_all
 from safetensors.torch import save, save_file
 
-from fnlm.params import pickled, safe
+from fnlm.files import safetensors as safe
+from fnlm.files import torch_pickle as pickled
 
 Tally = Callable[..., None]
 WANTED: Tensors = {

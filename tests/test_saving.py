@@ -16,8 +16,8 @@ from families import BERT, FILE_IDS, FILES, GPT2, TRANSFO_XL, Family, make_param
 from peers import hf, quiet
 from safetensors.torch import load_file, save_file
 
-from fnlm import checkpoints, gpt2, random
-from fnlm.params import folder, hub, tree
+from fnlm import checkpoints, gpt2, random, tree
+from fnlm.files import folder, hub
 
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)

@@ -14,8 +14,7 @@ from peers import hf, ppb, quiet
 from test_transfo_xl_parity import make_config, make_pair
 from torch import Tensor
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl
-from fnlm.params import tree
+from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
 from fnlm.params.rename import Family
 
 RULES: dict[str, Family] = {family.name: family.module.rules.FAMILY for family in FAMILIES}

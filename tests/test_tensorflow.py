@@ -25,9 +25,9 @@ from hostile import bits, cuts, edits, flips, little_memory, same, try_all
 from numpy.typing import NDArray
 from tensorflow_writer import CODES, Entries, Stored, bundle, field, header, varint
 
-from fnlm.params import tensorflow
-from fnlm.params._table import Table, crc32c, uncompress
-from fnlm.params.checkpoint import Checkpoint
+from fnlm.files import tensorflow
+from fnlm.files._sstable import Table, crc32c, uncompress
+from fnlm.files.checkpoint import Checkpoint
 
 HERE = ROOT / "tests" / "fixtures" / "tensorflow"
 GOLDEN: dict[str, dict[str, tuple[str, list[int], str]]] = json.loads(

@@ -9,9 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fnlm import random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import random, tree
 from fnlm.train import (
     CarryState,
     Metrics,
@@ -26,6 +24,7 @@ from fnlm.train import (
     save_state,
     train_step,
 )
+from fnlm.tree import Tree
 
 
 @tree.register_constant

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from fnlm import random, transfo_xl
+from fnlm import random, transfo_xl, tree
 from fnlm.layers import memory
 from fnlm.layers.relative_attention import attend_relative, mask_of, reach, sinusoids
-from fnlm.params import io, rename, spec, tree
-from fnlm.params.rules.transfo_xl import FAMILY
+from fnlm.params import io, rename, spec
+from fnlm.params.names.transfo_xl import FAMILY
 from fnlm.transfo_xl import Mems, apply, init_mems, negative_log_likelihood, reset_mems
 
 PARAMS = make_params(TRANSFO_XL)

@@ -16,10 +16,10 @@ from peers import ppb_transfo_xl, ppb_transfo_xl_module, quiet
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import transfo_xl
-from fnlm.layers.adaptive_leaves import tied_projections
-from fnlm.params import io, rename, tree
-from fnlm.params.rules.transfo_xl import FAMILY
+from fnlm import transfo_xl, tree
+from fnlm._adaptive_vocabulary import tied_projections
+from fnlm.params import io, rename
+from fnlm.params.names.transfo_xl import FAMILY
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "div_val 2, tied": {},

@@ -29,7 +29,7 @@ from fnlm.generate.state import (
     take_rows,
     whole,
 )
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = ["beam_search"]
 

@@ -26,7 +26,7 @@ from fnlm.generate.state import (
     start,
 )
 from fnlm.layers.precision import at_least_float32
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = ["generate", "row_keys", "sample", "scan", "stream"]
 

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, SupportsIndex
 import torch
 from torch import Tensor
 
+from fnlm import tree
 from fnlm.layers import cache as kv
 from fnlm.layers.embedding import check_range
 from fnlm.layers.mask import check_mask
-from fnlm.params import tree
-from fnlm.params.tree import Tree, register_value
+from fnlm.tree import Tree, register_value
 
 __all__ = [
     "Apply",

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from fnlm import tree
 from fnlm.layers.values import extremes
-from fnlm.params import tree
-from fnlm.params.tree import register_value
+from fnlm.tree import register_value
 
 __all__ = [
     "Cache",
@@ -135,7 +135,7 @@ def check_dtype(cached: tuple[Tensor, ...], new: Tensor) -> None:
     if cached and cached[0].dtype != new.dtype:
         raise TypeError(
             f"cache holds {cached[0].dtype}, these parameters make {new.dtype}: use "
-            f"fnlm.params.tree.cast(cache, {new.dtype}), or the parameters that made it"
+            f"fnlm.tree.cast(cache, {new.dtype}), or the parameters that made it"
         )
 
 
@@ -234,7 +234,7 @@ def _check_part(
     if not isinstance(x, Tensor) or x.shape != shape or x.dtype != dtype or x.device != device:
         raise ValueError(
             f"cache{name} holds {_said(x)} where {dtype} {list(shape)} on {device} is needed, the "
-            "device of ids: fnlm.params.tree.cast and .to change type and device of a cache"
+            "device of ids: fnlm.tree.cast and .to change type and device of a cache"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnlm.params.tree import register_value
+from fnlm.tree import register_value
 
 __all__ = ["Mems", "blank", "check", "remember", "reset_mems"]
 
@@ -73,12 +73,12 @@ def check(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int)
         if x.is_floating_point() and x.dtype != like.dtype:
             raise TypeError(
                 f"mems hold {x.dtype}, the parameters {like.dtype}: use "
-                f"fnlm.params.tree.cast(mems, {like.dtype}), or the parameters that made them"
+                f"fnlm.tree.cast(mems, {like.dtype}), or the parameters that made them"
             )
         if x.device != like.device:
             raise ValueError(
                 f"mems are on {x.device}, the parameters on {like.device}: use "
-                f"fnlm.params.tree.to(mems, {str(like.device)!r})"
+                f"fnlm.tree.to(mems, {str(like.device)!r})"
             )
 
 

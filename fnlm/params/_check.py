@@ -11,9 +11,9 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
-from fnlm.params import tree
+from fnlm import tree
 from fnlm.params.config import BaseConfig
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = ["MISSED", "checked", "config_of", "raise_named"]
 

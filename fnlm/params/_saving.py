@@ -6,11 +6,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fnlm.params import rename, tree
+from fnlm import tree
+from fnlm.params import rename
 from fnlm.params import spec as describe
 from fnlm.params.config import BaseConfig
 from fnlm.params.rename import Family
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

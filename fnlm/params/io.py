@@ -14,25 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.params import (
+from fnlm import tree
+from fnlm.files import (
     _archive,
-    _saving,
-    _settings,
-    arrays,
     folder,
     hub,
-    pickled,
-    rename,
-    safe,
     tensorflow,
-    tree,
 )
+from fnlm.files import (
+    numpy as arrays,
+)
+from fnlm.files import (
+    safetensors as safe,
+)
+from fnlm.files import (
+    torch_pickle as pickled,
+)
+from fnlm.files._text import printable_errors
+from fnlm.files.checkpoint import Checkpoint
+from fnlm.params import _saving, _settings, rename
 from fnlm.params import spec as describe
-from fnlm.params._text import printable_errors
-from fnlm.params.checkpoint import Checkpoint
 from fnlm.params.config import BaseConfig
 from fnlm.params.rename import Dialect, Family
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = ["assemble", "config_from", "load", "read", "save", "write"]
 
@@ -61,7 +65,7 @@ def read(path: str | Path) -> Checkpoint:
         ValueError: the file is damaged, hostile or of another format.
         FileNotFoundError: there is no such file.
 
-    >>> from fnlm.params import hub
+    >>> from fnlm.files import hub
     >>> file = read(hub.weights("tiny"))
     >>> file.format, file.entries["transformer.ln_f.weight"].shape
     ('safetensors', (128,))

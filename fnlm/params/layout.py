@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import tree
+from fnlm.tree import Tree
 
 __all__ = ["for_decoding"]
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from fnlm.params.rename import nest
-from fnlm.params.tree import Tree, named_leaves
+from fnlm.tree import Tree, named_leaves
 
 __all__ = ["from_module"]
 

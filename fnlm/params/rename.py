@@ -15,7 +15,7 @@ import einops
 from torch import Tensor
 
 from fnlm.params._trainers import COUNTERS, STATES, TRAINING, WRAPPERS
-from fnlm.params.tree import Tree, named_leaves
+from fnlm.tree import Tree, named_leaves
 
 __all__ = [
     "Dialect", "Family", "Match", "Rule", "account", "classify", "dialect_of", "fit", "for_heads",
@@ -117,7 +117,7 @@ def dialect_of(names: Iterable[str], family: Family) -> Dialect:
 def for_heads(family: Family, heads: Iterable[str]) -> Family:
     """Keep, of the rules that share a foreign name, that of a head among `heads`; none if in doubt.
 
-    >>> from fnlm.params.rules.bert import FAMILY
+    >>> from fnlm.params.names.bert import FAMILY
     >>> classify("classifier.bias", for_heads(FAMILY, ["token_classification"])).path
     'heads.token_classification.bias'
     >>> classify("classifier.bias", for_heads(FAMILY, [])).kind
@@ -141,7 +141,7 @@ def for_heads(family: Family, heads: Iterable[str]) -> Family:
 def untied(family: Family) -> Family:
     """Let the names of second copies be those of the leaves that rules give them, where they do.
 
-    >>> from fnlm.params.rules.gpt2 import FAMILY
+    >>> from fnlm.params.names.gpt2 import FAMILY
     >>> classify("lm_head.weight", FAMILY).path, classify("lm_head.weight", untied(FAMILY)).path
     ('embed.token', 'output.table')
     """
@@ -248,7 +248,7 @@ def without_absent(wanted: Tree, found: Iterable[str], family: Family) -> Tree:
 def classify(name: str, family: Family) -> Match:
     """Say what a foreign name stands for in any dialect of a family.
 
-    >>> from fnlm.params.rules.gpt2 import FAMILY
+    >>> from fnlm.params.names.gpt2 import FAMILY
     >>> classify("module.transformer.h.3.ln_1.weight", FAMILY).path
     'blocks.3.norm_1.scale'
     >>> classify("model/wte/LAMBOptimizer_1", FAMILY).kind
@@ -275,7 +275,7 @@ def account(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Match]:
     or is one number; a counter is one number. What is not so is unknown.
 
     >>> import torch
-    >>> from fnlm.params.rules.gpt2 import FAMILY
+    >>> from fnlm.params.names.gpt2 import FAMILY
     >>> file = {"wte": torch.ones(3, 2), "wte/vr": torch.ones(3), "wte/lora": torch.ones(9)}
     >>> [match.kind for match in account(file, FAMILY).values()]
     ['leaf', 'training', 'unknown']

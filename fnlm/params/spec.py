@@ -15,9 +15,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fnlm import random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import random, tree
+from fnlm.tree import Tree
 
 __all__ = ["Spec", "check", "heads_among", "init", "linear", "listed", "meta", "norm", "size"]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fnlm.params import folder, hub
+from fnlm.files import folder, hub
 from fnlm.tokenize.bpe import well_formed
 
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"

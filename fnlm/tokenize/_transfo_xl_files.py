@@ -1,6 +1,6 @@
 """Reading Transformer-XL's vocabularies and encoded texts, of fnlm and of the programs before it.
 
-The older files, such as vocab.bin and corpus.bin, are pickles: `fnlm.params._pickle` tells what is
+The older files, such as vocab.bin and corpus.bin, are pickles: `fnlm.files._pickle` tells what is
 in them, and nothing of them is run.
 """
 
@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fnlm.params import _pickle, folder, hub
-from fnlm.params._pickle import Made, Pairs, Strided
+from fnlm.files import _pickle, folder, hub
+from fnlm.files._pickle import Made, Pairs, Strided
 from fnlm.tokenize import _files, _settings
 
 CONFIG = "tokenizer_config.json"

@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import tree
+from fnlm.tree import Tree
 
 __all__ = ["check_clip", "check_gradients", "check_keeps", "check_rates"]
 

@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from fnlm.params import tree
-from fnlm.params.checkpoint import half_written, replace
+from fnlm import tree
+from fnlm.files.checkpoint import half_written, replace
 from fnlm.train.state import CarryState, Metrics, TrainState, load_state, save_state
 
 __all__ = ["fit", "read_log"]

@@ -24,12 +24,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fnlm import tree
 from fnlm.layers.precision import at_least_float32
-from fnlm.params import tree
-from fnlm.params.tree import Predicate, Tree
 from fnlm.train import _fused
 from fnlm.train._checks import check_clip, check_keeps, check_rates
-from fnlm.train.links import (
+from fnlm.train.schedules import Schedule, warmup_linear
+from fnlm.train.transformations import (
     AdamState,
     Donated,
     Optimizer,
@@ -44,7 +44,7 @@ from fnlm.train.links import (
     scale_by_adam,
     scale_by_schedule,
 )
-from fnlm.train.schedules import Schedule, warmup_linear
+from fnlm.tree import Predicate, Tree
 
 __all__ = ["adamw", "bert_adam", "openai_adam"]
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fnlm.params import tree
-from fnlm.params.tree import Tree
-from fnlm.train.links import Optimizer, OptimizerState
+from fnlm import tree
+from fnlm.train.transformations import Optimizer, OptimizerState
+from fnlm.tree import Tree
 
 __all__ = ["mask_rows"]
 

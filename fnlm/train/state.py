@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fnlm import random
-from fnlm.params import safe, tree
-from fnlm.params.tree import Tree
-from fnlm.train.gradient import grad_and_value
-from fnlm.train.links import Optimizer, global_norm
+from fnlm import random, tree
+from fnlm.files import safetensors as safe
+from fnlm.train.transformations import Optimizer, global_norm
+from fnlm.transforms.gradient import grad_and_value
+from fnlm.tree import Tree
 
 __all__ = [
     "CarryState", "Metrics", "TrainState", "carry_step", "init_state", "load_state", "save_state",

@@ -19,11 +19,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fnlm import tree
 from fnlm.layers.precision import at_least_float32
-from fnlm.params import tree
-from fnlm.params.tree import Predicate, Tree
 from fnlm.train._checks import check_clip, check_gradients, check_keeps, check_rates
 from fnlm.train.schedules import Schedule
+from fnlm.tree import Predicate, Tree
 
 __all__ = [
     "AdamState", "Link", "Optimizer", "OptimizerState", "add_decayed_weights", "chain",

@@ -1,6 +1,6 @@
 """PyTorch's own files (.bin, .pt, .pth), zip and legacy format: read without running their pickles.
 
-The pickle in such a file is a program that could do anything; `fnlm.params._pickle` runs the small
+The pickle in such a file is a program that could do anything; `fnlm.files._pickle` runs the small
 part that describes tensors and refuses the rest. Of a checkpoint that wraps a state dict, as in
 `{"state_dict": ..., "epoch": 3, "optimizer": ...}`, the state dict is read and nothing else: the
 dict under the first of the names in WRAPPERS, or else the only one that holds tensors.
@@ -16,9 +16,9 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from fnlm.params import _archive, _pickle
-from fnlm.params._pickle import Pairs, Strided
-from fnlm.params.checkpoint import Checkpoint, Entry, replace
+from fnlm.files import _archive, _pickle
+from fnlm.files._pickle import Pairs, Strided
+from fnlm.files.checkpoint import Checkpoint, Entry, replace
 
 __all__ = ["read", "recognises", "write"]
 

@@ -18,12 +18,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from fnlm.params import _hub_client, folder
-from fnlm.params._text import printable_errors
+from fnlm.files import _hub_client, folder
+from fnlm.files._text import printable_errors
 
 __all__ = ["BUNDLED", "CONFIGS", "PUBLISHED", "WEIGHTS", "Source", "find", "locate", "weights"]
 
-BUNDLED = Path(__file__).parent.parent / "models"
+BUNDLED = Path(__file__).parent.parent / "weights"
 
 # The names that pytorch-pretrained-bert published, and where on the hub their models are now.
 PUBLISHED = {

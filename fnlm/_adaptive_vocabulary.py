@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from fnlm.layers.adaptive_softmax import Cluster
 from fnlm.params.config import short
 from fnlm.params.spec import Spec
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = [
     "check",

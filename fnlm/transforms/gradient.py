@@ -7,7 +7,7 @@ from torch import Tensor, compiler
 from torch import func as torch_func
 from torch.func import debug_unwrap, vjp
 
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = ["grad", "grad_and_value"]
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fnlm.params._text import printable_errors
+from fnlm.files._text import printable_errors
 
 __all__ = ["Checkpoint", "Entry", "half_written", "replace"]
 

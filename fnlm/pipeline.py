@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fnlm import checkpoints
 from fnlm.params.layout import for_decoding
-from fnlm.params.tree import Tree, cast
+from fnlm.tree import Tree, cast
 
 __all__ = ["Writer", "load"]
 

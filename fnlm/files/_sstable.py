@@ -23,7 +23,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from fnlm.params._wire import varint
+from fnlm.files._protobuf import varint
 
 MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER = 48

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnlm.params import _archive
-from fnlm.params.checkpoint import Checkpoint, Entry
+from fnlm.files import _archive
+from fnlm.files.checkpoint import Checkpoint, Entry
 
 __all__ = ["read", "recognises"]
 

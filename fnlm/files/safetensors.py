@@ -10,8 +10,9 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fnlm.params import _archive, pickled
-from fnlm.params.checkpoint import Checkpoint, Entry, replace
+from fnlm.files import _archive
+from fnlm.files import torch_pickle as pickled
+from fnlm.files.checkpoint import Checkpoint, Entry, replace
 
 __all__ = ["read", "recognises", "write"]
 

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from fnlm.params import tree
-from fnlm.params.tree import Tree
-from fnlm.train.gradient import grad
-from fnlm.train.links import global_norm
+from fnlm import tree
+from fnlm.train.transformations import global_norm
+from fnlm.transforms.gradient import grad
+from fnlm.tree import Tree
 
 __all__ = ["per_example_grads", "per_example_norms"]
 

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import random, tree
+from fnlm.tree import Tree
 
 __all__ = ["Epochs", "batches", "in_order", "predict", "tensors"]
 

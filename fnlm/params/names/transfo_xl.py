@@ -3,8 +3,8 @@
 `transformers` deleted the family; its last versions used the ancestor's names.
 """
 
+from fnlm.params.names._generic import REQUIRED, harmless
 from fnlm.params.rename import Dialect, Family, Rule
-from fnlm.params.rules._generic import REQUIRED, harmless
 
 # Other names of fields of the config: the ancestor's, and those that `transformers` had.
 ALIASES = {

@@ -13,16 +13,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fnlm import random
-from fnlm.params import tree
-from fnlm.params.checkpoint import replace
-from fnlm.params.tree import Tree
-from fnlm.train.data import Arrays, Epochs, batches, in_order
-from fnlm.train.links import Optimizer, except_bias_and_norm
+from fnlm import random, tree
+from fnlm.files.checkpoint import replace
+from fnlm.finetune.batches import Arrays, Epochs, batches, in_order
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import bert_adam
 from fnlm.train.rows import mask_rows
 from fnlm.train.state import init_state, train_step
+from fnlm.train.transformations import Optimizer, except_bias_and_norm
+from fnlm.tree import Tree
 
 __all__ = ["Recipe", "TextRecipe", "check_run", "finetune", "mean_loss", "write_results"]
 

@@ -1,0 +1,1 @@
+"""Files: where they are, and the formats that tensors are kept in."""

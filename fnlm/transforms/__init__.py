@@ -1,0 +1,6 @@
+"""Functions of functions: gradients, and the gradients of every example."""
+
+from fnlm.transforms.gradient import grad, grad_and_value
+from fnlm.transforms.per_example import per_example_grads, per_example_norms
+
+__all__ = ["grad", "grad_and_value", "per_example_grads", "per_example_norms"]
