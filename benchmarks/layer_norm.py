@@ -38,9 +38,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 Call = Callable[[], object]
 
 
-def kernel(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
+def kernel(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """Norm as fnlm did before: torch's kernel at every level."""
-    return F.layer_norm(x, (x.shape[-1],), scale, bias, epsilon)
+    return F.layer_norm(x, (x.shape[-1],), scale, bias, eps)
 
 
 def calls(shape: dict[str, Any]) -> dict[str, tuple[Call, bool]]:

@@ -150,7 +150,7 @@ def learn(flags: Flags, path: Path) -> None:
     )  # fmt: skip
     ids = store(path, tokenizer, flags.work_dir / "train-ids")
     facts = {field.name: getattr(flags, field.name) for field in fields(Training)}
-    finetune.check_run(flags.work_dir, facts, {"training text": [ids]})
+    finetune.claim_run_directory(flags.work_dir, facts, {"training text": [ids]})
     rate = schedules.warmup_cosine(flags.warmup_proportion, flags.steps)
     optimizer = train.adamw(
         lambda step: flags.learning_rate * rate(step),

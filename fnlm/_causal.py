@@ -17,11 +17,11 @@ from fnlm.layers.dropout import dropout
 from fnlm.layers.linear import linear
 from fnlm.layers.mask import check_mask
 
-__all__ = ["Pair", "Pieces", "attention", "check", "fixed_cache", "positions"]
+__all__ = ["KV", "KVSegments", "attention", "check", "fixed_cache", "positions"]
 
 FEW = 2**15  # numbers of a piece
-Pair = tuple[Tensor, Tensor]  # keys and values of the new tokens [..., H, T, Dh]
-Pieces = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # cached keys and values, piece by piece
+KV = tuple[Tensor, Tensor]  # keys and values of the new tokens [..., H, T, Dh]
+KVSegments = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # cached keys and values, piece by piece
 
 
 class _Sizes(Protocol):
@@ -41,14 +41,14 @@ class _Sizes(Protocol):
 
 def attention(
     x: Tensor,
-    past: Pieces,
+    past: KVSegments,
     allowed: Tensor,
     params: dict[str, Any],
     config: _Sizes,
     keys: tuple[Tensor | None, ...] = (None, None),
     *,
     scale: float = 1.0,
-) -> tuple[Tensor, Pair]:
+) -> tuple[Tensor, KV]:
     """Attend to the past and to x itself.
 
     Args:
@@ -74,7 +74,7 @@ def attention(
     return dropout(out, config.resid_pdrop, keys[1]), (k, v)
 
 
-def _few_pieces(past: Pieces, new: Pair) -> Pieces:
+def _few_pieces(past: KVSegments, new: KV) -> KVSegments:
     """Put the new tokens behind the cached ones, the last of which are joined where they are few.
 
     To copy `FEW` numbers costs less than a product with one more piece.

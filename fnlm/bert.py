@@ -22,7 +22,7 @@ from fnlm import random
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.layers.attention import attend, merge_heads, padding_bias, split_heads
-from fnlm.layers.dropout import dropout, keys_of_sites
+from fnlm.layers.dropout import dropout, dropout_keys
 from fnlm.layers.embedding import lookup
 from fnlm.layers.linear import linear
 from fnlm.layers.mlp import mlp
@@ -31,7 +31,7 @@ from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import MISSED, config_of, raise_named
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Shapes, Size, one_of
-from fnlm.params.names import bert as rules
+from fnlm.params.names import bert as names
 from fnlm.params.spec import Spec
 from fnlm.tree import Tree, register_constant
 
@@ -178,7 +178,7 @@ def _embed(ids: Tensor, token_types: Maybe, embed: Tree, config: Config, key: Ma
     x = lookup(embed["token"], ids) + places
     if token_types is not None:
         x = x + lookup(embed["token_type"], token_types, "token_types")
-    x = layer_norm(x, **embed["norm"], epsilon=config.layer_norm_eps)
+    x = layer_norm(x, **embed["norm"], eps=config.layer_norm_eps)
     return dropout(x, config.hidden_dropout_prob, key)
 
 
@@ -192,11 +192,11 @@ def _attention(x: Tensor, bias: Tensor, block: Tree, config: Config, key: Maybe)
 
 def _block(x: Tensor, bias: Tensor, block: Tree, config: Config, sites: Sites) -> Tensor:
     """Add and norm after each half: [..., T, D] -> the same."""
-    rate, epsilon = config.hidden_dropout_prob, config.layer_norm_eps
+    rate, eps = config.hidden_dropout_prob, config.layer_norm_eps
     mixed = _attention(x, bias, block["attention"], config, sites[0])
-    x = layer_norm(dropout(mixed, rate, sites[1]) + x, **block["norm_1"], epsilon=epsilon)
+    x = layer_norm(dropout(mixed, rate, sites[1]) + x, **block["norm_1"], eps=eps)
     fed = mlp(x, **block["mlp"], activation=ACTIVATIONS[config.hidden_act])
-    return layer_norm(dropout(fed, rate, sites[2]) + x, **block["norm_2"], epsilon=epsilon)
+    return layer_norm(dropout(fed, rate, sites[2]) + x, **block["norm_2"], eps=eps)
 
 
 def _states(params: Params, ids: Tensor, types: Maybe, mask: Maybe, key: Maybe) -> Iterator[Tensor]:
@@ -204,7 +204,7 @@ def _states(params: Params, ids: Tensor, types: Maybe, mask: Maybe, key: Maybe) 
     config = config_of(params, Config)
     _check(config, ids, types, mask)
     try:
-        first, *sites = keys_of_sites(key, 1 + 3 * len(params["blocks"]))
+        first, *sites = dropout_keys(key, 1 + 3 * len(params["blocks"]))
         x = _embed(ids, types, params["embed"], config, first)
         bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)
         yield x
@@ -272,7 +272,7 @@ def masked_lm(
 ) -> Tensor:
     """Score every word for every token: arguments of `apply` -> logits [..., T, V]."""
     head = task_heads.find(params, "masked_lm", Config)
-    return _word_logits(params, _last(_states(params, ids, token_types, mask, key)), head)
+    return _masked_lm_logits(params, _last(_states(params, ids, token_types, mask, key)), head)
 
 
 def next_sentence_prediction(
@@ -289,7 +289,7 @@ def pretraining(
     """Return the logits of `masked_lm` and of `next_sentence_prediction`, encoding once."""
     words, follows = (task_heads.find(params, name, Config) for name in HEADS[:2])
     hidden, pooled = apply(params, ids, token_types, mask, key=key)
-    return _word_logits(params, hidden, words), linear(pooled, **follows)
+    return _masked_lm_logits(params, hidden, words), linear(pooled, **follows)
 
 
 def sequence_classification(
@@ -330,10 +330,10 @@ def question_answering(
     return start, end
 
 
-def _word_logits(params: Params, hidden: Tensor, head: Tree) -> Tensor:
+def _masked_lm_logits(params: Params, hidden: Tensor, head: Tree) -> Tensor:
     config, table = params["config"], params["embed"]["token"]
-    activation, epsilon = ACTIVATIONS[config.hidden_act], config.layer_norm_eps
-    return task_heads.word_logits(hidden, table, **head, activation=activation, epsilon=epsilon)
+    activation, eps = ACTIVATIONS[config.hidden_act], config.layer_norm_eps
+    return task_heads.masked_lm_logits(hidden, table, **head, activation=activation, eps=eps)
 
 
 def _classify(params: Params, x: Tensor, head: Tree, key: Maybe) -> Tensor:
@@ -377,7 +377,7 @@ def load(
         ValueError: a tensor is missing, unexpected or of another shape; a head that neither file
             nor `heads` tell from others; another family's config; a damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
+    return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
@@ -393,4 +393,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
         ValueError: no such dialect, heads that it cannot hold together, a leaf that does not fit.
     """
     config_of(params, Config)
-    io.save(params, directory, rules.FAMILY, spec, dialect)
+    io.save(params, directory, names.FAMILY, spec, dialect)

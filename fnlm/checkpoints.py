@@ -159,7 +159,7 @@ def convert(
         what = f"of family {family!r}" if family else "that fnlm knows"
         raise ValueError(f"{weights} holds no tensor {what}: fnlm inspect shows what it holds")
     module = _module(account.family)
-    rules = module.rules.FAMILY
+    rules = module.names.FAMILY
     settings: BaseConfig = module.Config()  # of the published model, as the four verbs have it
     if found := Path(config) if config is not None else beside and _own(beside):
         settings = io.config_from(found, rules, module.Config, checkpoint, heads)
@@ -214,7 +214,7 @@ def _account(checkpoint: Checkpoint, family: str | None = None) -> _Account:
     """Match every name, by the family that knows the most of them."""
     accounts = []
     for name in FAMILIES if family is None else [family]:
-        table = _module(name).rules.FAMILY
+        table = _module(name).names.FAMILY
         accounts.append(_Account(name, rename.account(checkpoint, table)))
     return max(accounts, key=lambda account: account.count("leaf", "tie"))
 

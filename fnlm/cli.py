@@ -150,7 +150,7 @@ def generate(
         model: of GPT-2, GPT or Transformer-XL, for `fnlm.pipeline.load`.
         prompt: what to continue; nothing starts as a text begins, which GPT does not know.
         max_new_tokens: most tokens a text; one of GPT-2 may end earlier, by <|endoftext|>.
-        temperature: 0 takes the likeliest token each time.
+        temperature: 0 takes the most likely token each time.
         top_k: see `fnlm.generate`, as for `top_p` and `repetition_penalty`.
         seed: of the random numbers; text i depends on the seed and i alone.
         num_samples: how many texts; with beams, the best so many.
@@ -177,14 +177,13 @@ def generate(
             raise ValueError(f"{name}={value} has no effect with {reason}: leave out one of them")
     import torch
 
-    from fnlm import pipeline as writer
-    from fnlm import random
+    from fnlm import pipeline, random
     from fnlm.generate import beam_search, stream
 
-    made = writer.load(model, dtype=dtype)
+    made = pipeline.load(model, dtype=dtype)
     apply, params = made.apply, made.params
     ids = torch.tensor([made.encode(prompt or "")])
-    shared: dict[str, Any] = {"end": made.end, "prefill": made.family.hidden_states}
+    shared: dict[str, Any] = {"eos": made.eos, "prefill": made.family.hidden_states}
 
     def texts() -> Iterator[Iterable["Tensor"]]:
         """For each text its tokens, one by one."""
@@ -272,18 +271,18 @@ def convert(
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(prog="fnlm", description="Language models as functions.")
     commands = parser.add_subcommands()
-    writer = jsonargparse.ArgumentParser(description="Write text, shown as it is made.")
-    add = writer.add_argument
+    pipeline = jsonargparse.ArgumentParser(description="Write text, shown as it is made.")
+    add = pipeline.add_argument
     add("model", type=str, help="directory, .safetensors file, bundled model or hub name")
     add("--prompt", type=str, help="text to continue; without one a new text begins")
     add("--max_new_tokens", type=int, default=60, help="most tokens of a text")
-    add("--temperature", type=float, default=1.0, help="0 takes the likeliest token each time")
-    add("--top_k", type=int, default=0, help="choose among the k likeliest tokens; 0 for all")
-    add("--top_p", type=float, default=1.0, help="choose among the likeliest of this probability")
+    add("--temperature", type=float, default=1.0, help="0 takes the most likely token each time")
+    add("--top_k", type=int, default=0, help="choose among the k most likely tokens; 0 for all")
+    add("--top_p", type=float, default=1.0, help="choose among the most likely of this probability")
     add("--repetition_penalty", type=float, default=1.0, help="more than 1 avoids repetition")
     add("--seed", type=int, default=0, help="of the random numbers")
     add("--num_samples", type=int, default=1, help="texts to write")
-    add("--num_beams", type=int, default=1, help="more than 1 searches for the likeliest text")
+    add("--num_beams", type=int, default=1, help="more than 1 searches for the most likely text")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the arithmetic")
     viewer = jsonargparse.ArgumentParser(description="Show what a checkpoint holds.")
     viewer.add_argument("path", type=str, help="file, directory, bundled model or hub name")
@@ -298,7 +297,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     types = ["float32", "float16", "bfloat16", "float64"]
     add("--dtype", choices=types, help="cast to this type; by default nothing is cast")
     _add_reading(converter)
-    commands.add_subcommand("generate", writer, help="write text with a model")
+    commands.add_subcommand("generate", pipeline, help="write text with a model")
     commands.add_subcommand("inspect", viewer, help="show what a checkpoint holds")
     commands.add_subcommand("convert", converter, help="write a checkpoint in another form")
     for verb, (family, *words) in VERBS.items():

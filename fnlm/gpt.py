@@ -22,13 +22,13 @@ from torch import Tensor
 from fnlm import _causal as causal
 from fnlm import heads as task_heads
 from fnlm import random
-from fnlm._causal import Pair, Pieces
+from fnlm._causal import KV, KVSegments
 from fnlm.layers import cache as kv
 from fnlm.layers._inputs import check_broadcastable, check_same_shape
 from fnlm.layers.activation import ACTIVATIONS, gelu_tanh
 from fnlm.layers.attention import causal_mask
 from fnlm.layers.cache import AnyCache, Cache, FixedCache
-from fnlm.layers.dropout import dropout, keys_of_sites
+from fnlm.layers.dropout import dropout, dropout_keys
 from fnlm.layers.embedding import lookup
 from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
@@ -36,7 +36,7 @@ from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, one_of
-from fnlm.params.names import gpt as rules
+from fnlm.params.names import gpt as names
 from fnlm.params.spec import Spec
 from fnlm.tree import Tree, register_constant
 
@@ -78,7 +78,7 @@ class Config(BaseConfig):
     summary_activation: str | None = None
     summary_first_dropout: Rate = 0.1
     tie_word_embeddings: bool = True
-    aliases: ClassVar[Mapping[str, str]] = rules.ALIASES
+    aliases: ClassVar[Mapping[str, str]] = names.ALIASES
 
     def __post_init__(self) -> None:
         """Check the fields, and what they must be together."""
@@ -201,15 +201,15 @@ def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
 
 
 def _block(
-    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, config: Config, sites: Sites
-) -> tuple[Tensor, Pair]:
+    x: Tensor, block: Tree, past: KVSegments, allowed: Tensor, config: Config, sites: Sites
+) -> tuple[Tensor, KV]:
     """Add and norm after each half: [..., T, D] -> the same, with new keys and values."""
-    epsilon = config.layer_norm_epsilon
+    eps = config.layer_norm_epsilon
     mixed, new = causal.attention(x, past, allowed, block["attention"], config, sites[:2])
-    x = layer_norm(x + mixed, **block["norm_1"], epsilon=epsilon)
+    x = layer_norm(x + mixed, **block["norm_1"], eps=eps)
     fed = mlp(x, **block["mlp"], activation=_AFN[config.afn])
     x = x + dropout(fed, config.resid_pdrop, sites[2])
-    return layer_norm(x, **block["norm_2"], epsilon=epsilon), new
+    return layer_norm(x, **block["norm_2"], eps=eps), new
 
 
 @checked(Config, spec)
@@ -235,7 +235,7 @@ def hidden_states(
     new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
     if positions is None:
         positions = causal.positions(cache, new_valid)
-    *sites, first = keys_of_sites(key, 3 * len(params["blocks"]) + 1)
+    *sites, first = dropout_keys(key, 3 * len(params["blocks"]) + 1)
     check_broadcastable(ids.shape, positions=positions)
     embed = params["embed"]
     x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
@@ -367,7 +367,7 @@ def load(
         ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
             damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
+    return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
@@ -384,4 +384,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
         ValueError: no such dialect, or a leaf that does not fit it or the config.
     """
     config_of(params, Config)
-    io.save(params, directory, rules.FAMILY, spec, dialect)
+    io.save(params, directory, names.FAMILY, spec, dialect)

@@ -20,13 +20,13 @@ from torch import Tensor
 from fnlm import _causal as causal
 from fnlm import heads as task_heads
 from fnlm import random
-from fnlm._causal import Pair, Pieces
+from fnlm._causal import KV, KVSegments
 from fnlm.layers import cache as kv
 from fnlm.layers._inputs import check_broadcastable, check_same_shape
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.layers.attention import causal_mask
 from fnlm.layers.cache import AnyCache, Cache, FixedCache
-from fnlm.layers.dropout import dropout, keys_of_sites
+from fnlm.layers.dropout import dropout, dropout_keys
 from fnlm.layers.embedding import lookup
 from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
@@ -34,7 +34,7 @@ from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Rate, Scale, Size, one_of
-from fnlm.params.names import gpt2 as rules
+from fnlm.params.names import gpt2 as names
 from fnlm.params.spec import Spec
 from fnlm.tree import Tree, register_constant
 
@@ -76,7 +76,7 @@ class Config(BaseConfig):
     summary_activation: str | None = None
     summary_first_dropout: Rate = 0.1
     tie_word_embeddings: bool = True
-    aliases: ClassVar[Mapping[str, str]] = rules.ALIASES
+    aliases: ClassVar[Mapping[str, str]] = names.ALIASES
 
     def __post_init__(self) -> None:
         """Check the fields, and what they must be together."""
@@ -162,16 +162,16 @@ def _scale(config: Config, layer: int) -> float:
 
 
 def _block(
-    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, config: Config, sites: Sites, *,
+    x: Tensor, block: Tree, past: KVSegments, allowed: Tensor, config: Config, sites: Sites, *,
     scale: float,
-) -> tuple[Tensor, Pair]:  # fmt: skip
+) -> tuple[Tensor, KV]:  # fmt: skip
     """Norm before each half, add after it: [..., T, D] -> the same, with new keys and values."""
-    epsilon, activation = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function]
-    normed = layer_norm(x, **block["norm_1"], epsilon=epsilon)
+    eps, activation = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function]
+    normed = layer_norm(x, **block["norm_1"], eps=eps)
     weights = block["attention"]
     mixed, new = causal.attention(normed, past, allowed, weights, config, sites[:2], scale=scale)
     x = x + mixed
-    normed = layer_norm(x, **block["norm_2"], epsilon=epsilon)
+    normed = layer_norm(x, **block["norm_2"], eps=eps)
     fed = mlp(normed, **block["mlp"], activation=activation)
     return x + dropout(fed, config.resid_pdrop, sites[2]), new
 
@@ -199,7 +199,7 @@ def hidden_states(
     new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
     if positions is None:
         positions = causal.positions(cache, new_valid)
-    *sites, first = keys_of_sites(key, 3 * len(params["blocks"]) + 1)
+    *sites, first = dropout_keys(key, 3 * len(params["blocks"]) + 1)
     check_broadcastable(ids.shape, positions=positions)
     embed = params["embed"]
     x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
@@ -215,7 +215,7 @@ def hidden_states(
         x, pair = _block(x, block, past, allowed, config, own, scale=scale)
         pairs.append(pair)
     keys, values = (tuple(pair[i] for pair in pairs) for i in range(2))
-    hidden = layer_norm(x, **params["norm"], epsilon=config.layer_norm_epsilon)
+    hidden = layer_norm(x, **params["norm"], eps=config.layer_norm_epsilon)
     return hidden, kv.append(cache, keys, values, new_valid)
 
 
@@ -331,7 +331,7 @@ def load(
         ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
             damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
+    return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
@@ -347,4 +347,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
         ValueError: no such dialect, or a leaf that does not fit it or the config.
     """
     config_of(params, Config)
-    io.save(params, directory, rules.FAMILY, spec, dialect)
+    io.save(params, directory, names.FAMILY, spec, dialect)

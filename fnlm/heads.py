@@ -15,7 +15,7 @@ from fnlm.params._check import config_of
 from fnlm.params.config import BaseConfig
 from fnlm.tree import Tree
 
-__all__ = ["choice_logits", "find", "output_table", "tied_logits", "word_logits"]
+__all__ = ["choice_logits", "find", "output_table", "tied_logits", "masked_lm_logits"]
 
 # The leaves of a head.
 _LINEAR = ("weight", "bias")
@@ -130,7 +130,7 @@ def choice_logits(
     return scores if activation is None else activation(scores)
 
 
-def word_logits(
+def masked_lm_logits(
     hidden: Tensor,
     table: Tensor,
     transform: dict[str, Tensor],
@@ -138,7 +138,7 @@ def word_logits(
     bias: Tensor,
     *,
     activation: Callable[[Tensor], Tensor],
-    epsilon: float,
+    eps: float,
 ) -> Tensor:
     """Score every word by its embedding, after one more layer: BERT's masked language model.
 
@@ -149,10 +149,10 @@ def word_logits(
         norm: scale [D] and bias [D].
         bias: [V].
         activation: after the layer, before the norm.
-        epsilon: of the norm.
+        eps: of the norm.
 
     Returns:
         [..., V].
     """
-    hidden = layer_norm(activation(linear(hidden, **transform)), **norm, epsilon=epsilon)
+    hidden = layer_norm(activation(linear(hidden, **transform)), **norm, eps=eps)
     return linear(hidden, table.mT, bias)

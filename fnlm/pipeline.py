@@ -18,13 +18,13 @@ from fnlm import checkpoints
 from fnlm.params.layout import for_decoding
 from fnlm.tree import Tree, cast
 
-__all__ = ["Writer", "load"]
+__all__ = ["Pipeline", "load"]
 
 # The families that continue texts, and the token at the beginning of a text or line.
 _BEGINNINGS = {"gpt": None, "gpt2": "<|endoftext|>", "transfo_xl": "<eos>"}
 
 
-class Writer(NamedTuple):
+class Pipeline(NamedTuple):
     """A model and its tokenizer."""
 
     name: str  # of the family: "gpt", "gpt2" or "transfo_xl"
@@ -32,7 +32,7 @@ class Writer(NamedTuple):
     params: Tree
     tokenizer: Any
     begin: int | None  # id at the beginning of a text or line
-    end: int | None  # id after which a text is over
+    eos: int | None  # id after which a text is over
 
     def apply(
         self, params: Tree, ids: Tensor, cache: Any = None, **data: Any
@@ -64,7 +64,7 @@ class Writer(NamedTuple):
 
     def decode(self, tokens: Iterable[Tensor | int]) -> Iterator[str]:
         """Yield the text of ids, as far as it is certain, up to the end."""
-        ids = takewhile(lambda at: at != self.end, map(int, tokens))
+        ids = takewhile(lambda at: at != self.eos, map(int, tokens))
         if self.name != "transfo_xl":
             yield from self.tokenizer.decode_stream(ids)
             return
@@ -72,7 +72,7 @@ class Writer(NamedTuple):
             yield "\n" if at == self.begin else f"{self.tokenizer.decode([at])} "
 
 
-def load(name_or_path: str | Path, *, dtype: str = "float32") -> Writer:
+def load(name_or_path: str | Path, *, dtype: str = "float32") -> Pipeline:
     """Load a model that continues texts, of whichever family, laid out for decoding.
 
     Args:
@@ -83,8 +83,8 @@ def load(name_or_path: str | Path, *, dtype: str = "float32") -> Writer:
         ValueError: the model is of another family, or has not as many words as its tokenizer.
         FileNotFoundError: no such model, or it has no vocabulary.
 
-    >>> writer = load("tiny")
-    >>> writer.name, "".join(writer.decode(writer.encode("The king")))
+    >>> pipeline = load("tiny")
+    >>> pipeline.name, "".join(pipeline.decode(pipeline.encode("The king")))
     ('gpt2', 'The king')
     """
     name = checkpoints.family_of(name_or_path)
@@ -102,4 +102,4 @@ def load(name_or_path: str | Path, *, dtype: str = "float32") -> Writer:
     known = token is not None and (name != "gpt2" or token in tokenizer.special)
     begin = tokenizer.tokens_to_ids([token])[0] if known else None
     params = for_decoding(cast(params, getattr(torch, dtype)))
-    return Writer(name, family, params, tokenizer, begin, begin if name == "gpt2" else None)
+    return Pipeline(name, family, params, tokenizer, begin, begin if name == "gpt2" else None)

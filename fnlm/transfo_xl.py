@@ -18,22 +18,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fnlm import _adaptive_vocabulary as adaptive_leaves
+from fnlm import _adaptive_vocabulary as vocabulary
 from fnlm import random
 from fnlm.layers import adaptive_softmax as adaptive
 from fnlm.layers import memory
+from fnlm.layers import relative_attention as relative
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
-from fnlm.layers.dropout import dropout, keys_of_sites
+from fnlm.layers.dropout import dropout, dropout_keys
 from fnlm.layers.linear import linear
 from fnlm.layers.memory import Mems, reset_mems
 from fnlm.layers.norm import layer_norm
-from fnlm.layers.relative_attention import attend_relative, mask_of, reach, sinusoids
 from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Shapes, Size, one_of
-from fnlm.params.names import transfo_xl as rules
+from fnlm.params.names import transfo_xl as names
 from fnlm.params.spec import Spec
 from fnlm.tree import Tree, register_constant
 
@@ -91,7 +91,7 @@ class Config(BaseConfig):
     proj_init_std: Scale = 0.01
     init_std: Scale = 0.02
     layer_norm_epsilon: Scale = 1e-12
-    aliases: ClassVar[Mapping[str, str]] = rules.ALIASES
+    aliases: ClassVar[Mapping[str, str]] = names.ALIASES
 
     def __post_init__(self) -> None:
         """Check the fields, and what they must be together."""
@@ -100,7 +100,7 @@ class Config(BaseConfig):
             if self.tie_projs == (False, *[shared] * len(self.cutoffs)):
                 object.__setattr__(self, "proj_share_all_but_first", shared)
                 object.__setattr__(self, "tie_projs", None)
-        adaptive_leaves.check(self)
+        vocabulary.check(self)
         one_of("init", self.init, ("normal", "uniform"))
         if self.d_model % 2:
             raise ValueError(f"d_model must be even, for sines and cosines, got {self.d_model}")
@@ -111,12 +111,12 @@ class Config(BaseConfig):
     def from_dict(cls, values: dict[str, Any], shapes: Shapes | None = None) -> Self:
         """Make a config from a config.json, with its cutoffs or those of its file's tables."""
         if shapes and "cutoffs" not in values:
-            values = {**values, "cutoffs": adaptive_leaves.cutoffs_of(shapes)}
+            values = {**values, "cutoffs": vocabulary.cutoffs_of(shapes)}
         return super().from_dict(values, shapes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields and the unknown keys of the file, as the ancestor reads them."""
-        ties = list(adaptive_leaves.tied_projections(self))
+        ties = list(vocabulary.tied_projections(self))
         return super().to_dict() | {"cutoffs": list(self.cutoffs), "tie_projs": ties}
 
 
@@ -137,7 +137,7 @@ def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False
     config, like = config_of(params, Config), params["embed"]["cluster_0"]["table"]
     lead = (batch,) if isinstance(batch, int) else batch
     shape = (*lead, config.mem_len, config.d_model)
-    return memory.blank(like, len(params["blocks"]), shape, empty=empty)
+    return memory.zero_mems(like, len(params["blocks"]), shape, empty=empty)
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
@@ -166,7 +166,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
         },
         "norm_2": describe.norm(width),
     }
-    embed, softmax = adaptive_leaves.spec(config, weight)
+    embed, softmax = vocabulary.spec(config, weight)
     return {
         "config": config,
         "embed": embed,
@@ -196,7 +196,7 @@ def _attention(
     k, v = split_heads(seen @ qkv[:, own:], config.n_head, parts=2)
     r = split_heads(positions @ weights["relative"], config.n_head)[0]
     biases = {name: weights[name] for name in ("content_bias", "position_bias")}
-    mixed = attend_relative(q, k, v, r, mask, **biases, rate=config.dropatt, key=keys[0])
+    mixed = relative.attend_relative(q, k, v, r, mask, **biases, rate=config.dropatt, key=keys[0])
     return dropout(merge_heads(mixed) @ weights["out"], config.dropout, keys[1])
 
 
@@ -211,9 +211,9 @@ def _block(
     """Norm after each half is added: [..., S, D] -> [..., T, D]."""
     x = seen[..., seen.shape[-2] - mask.shape[-2] :, :]
     x = x + _attention(seen, positions, mask, block["attention"], config, keys[:2])
-    x = layer_norm(x, **block["norm_1"], epsilon=config.layer_norm_epsilon)
+    x = layer_norm(x, **block["norm_1"], eps=config.layer_norm_epsilon)
     x = x + _mlp(x, **block["mlp"], rate=config.dropout, keys=keys[2:])
-    return layer_norm(x, **block["norm_2"], epsilon=config.layer_norm_epsilon)
+    return layer_norm(x, **block["norm_2"], eps=config.layer_norm_epsilon)
 
 
 def _pre_norm_block(
@@ -221,9 +221,9 @@ def _pre_norm_block(
 ) -> Tensor:
     """Norm before each half, add after it: [..., S, D] -> [..., T, D]."""
     x = seen[..., seen.shape[-2] - mask.shape[-2] :, :]
-    seen = layer_norm(seen, **block["norm_1"], epsilon=config.layer_norm_epsilon)
+    seen = layer_norm(seen, **block["norm_1"], eps=config.layer_norm_epsilon)
     x = x + _attention(seen, positions, mask, block["attention"], config, keys[:2])
-    normed = layer_norm(x, **block["norm_2"], epsilon=config.layer_norm_epsilon)
+    normed = layer_norm(x, **block["norm_2"], eps=config.layer_norm_epsilon)
     return x + _mlp(normed, **block["mlp"], rate=config.dropout, keys=keys[2:])
 
 
@@ -245,26 +245,25 @@ def hidden_states(
     config: Config = params["config"]
     _check(params, ids, mems)
     mems = init_mems(params, ids.shape[:-1]) if mems is None else mems
-    embed_key, position_key, last_key, *rest = keys_of_sites(key, 3 + 4 * len(params["blocks"]))
-    words = adaptive_leaves.embedding_clusters(params)
-    x = adaptive.adaptive_embedding(ids, words, sparse=sparse) * config.d_model**0.5
-    x = dropout(x, config.dropout, embed_key)
+    embed_key, position_key, last_key, *rest = dropout_keys(key, 3 + 4 * len(params["blocks"]))
+    x = adaptive.adaptive_embedding(ids, vocabulary.embedding_clusters(params), sparse=sparse)
+    x = dropout(x * config.d_model**0.5, config.dropout, embed_key)  # [..., T, D]
     new, total = ids.shape[-1], mems.valid.shape[-1] + ids.shape[-1]
-    positions = sinusoids(total + 1, config.d_model, config.clamp_len, x.dtype, x.device)
+    positions = relative.sinusoids(total + 1, config.d_model, config.clamp_len, x.dtype, x.device)
     if position_key is not None:  # one set of positions for each key
         lead = (*position_key.shape, *(1,) * (ids.ndim - 1 - position_key.ndim))
         positions = dropout(positions.expand(*lead, -1, -1), config.dropout, position_key)
     valid = torch.cat([mems.valid, torch.ones_like(ids, dtype=torch.bool)], -1)
     window = config.mem_len if config.same_length else None
-    mask = mask_of(reach(new, total, window, x.device) & valid[..., None, None, :], x.dtype)
+    allowed = relative.causal_window_mask(new, total, window, x.device)  # [T, S]
+    mask = relative.attention_bias(allowed & valid[..., None, None, :], x.dtype)  # [..., 1, T, S]
     run, shared, inputs = _pre_norm_block if config.pre_lnorm else _block, params.get("shared"), []
     for layer, (block, past) in enumerate(zip(params["blocks"], mems.hidden, strict=True)):
         own = block | {"attention": block["attention"] | shared} if shared else block
         inputs.append(torch.cat([past, x], -2))
         x = run(inputs[-1], positions, mask, own, config, rest[4 * layer : 4 * layer + 4])
-    new_mems = memory.remember(
-        Mems(tuple(inputs), valid), new, config.mem_len, held_back=config.ext_len, detach=detach
-    )
+    mems, ext_len = Mems(tuple(inputs), valid), config.ext_len  # of S tokens
+    new_mems = memory.update_mems(mems, new, config.mem_len, ext_len=ext_len, detach=detach)
     return dropout(x, config.dropout, last_key), new_mems
 
 
@@ -349,7 +348,7 @@ def negative_log_likelihood(
     return adaptive.adaptive_nll(hidden, targets, clusters, gates, sparse=sparse), new
 
 
-_softmax = checked(Config, spec)(adaptive_leaves.softmax_clusters)
+_softmax = checked(Config, spec)(vocabulary.softmax_clusters)
 
 
 def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
@@ -383,7 +382,7 @@ def load(
         ValueError: a tensor is missing, unexpected, of another shape, or unlike the one that the
             config ties it to; another family's config; a damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
+    return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
@@ -398,4 +397,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
         ValueError: no such dialect, or a leaf that does not fit the config.
     """
     config_of(params, Config)
-    io.save(params, directory, rules.FAMILY, spec, dialect)
+    io.save(params, directory, names.FAMILY, spec, dialect)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Tree = Any
@@ -18,9 +19,9 @@ Predicate = Callable[[str, Any], bool]
 C = TypeVar("C", bound=type)
 
 __all__ = [
-    "Tree", "cast", "count", "leaves", "map", "map_with_path", "merge", "named_leaves", "partition",
-    "register_constant", "register_value", "select", "stack", "structure", "to", "unflatten",
-    "unstack",
+    "Tree", "cast", "count", "leaves", "map", "map_with_path", "merge", "named_leaves", "norm",
+    "partition", "register_constant", "register_value", "select", "stack", "structure", "to",
+    "unflatten", "unstack",
 ]  # fmt: skip
 
 
@@ -172,6 +173,19 @@ def count(tree: Tree) -> int:
     16
     """
     return sum(leaf.numel() for leaf in leaves(tree))
+
+
+def norm(tree: Tree) -> Tensor:
+    """Return the Euclidean norm of all leaves together, a 0-d tensor of at least float32.
+
+    >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+    tensor(5.)
+    """
+    wide = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in leaves(tree))
+    norms = [torch.linalg.vector_norm(x) for x in wide]
+    if not norms:
+        raise ValueError("norm() needs a tree with at least one leaf, got one with none")
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def cast(tree: Tree, dtype: torch.dtype) -> Tree:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 import fnlm.generate as decoding
-from fnlm import _adaptive_vocabulary as adaptive_leaves
+from fnlm import _adaptive_vocabulary as vocabulary
 from fnlm import _causal as causal
 from fnlm import (
     bert,
@@ -23,14 +23,12 @@ from fnlm import (
     gpt,
     gpt2,
     heads,
+    pipeline,
     random,
     train,
     transfo_xl,
     transforms,
     tree,
-)
-from fnlm import (
-    pipeline as writer,
 )
 from fnlm.files import (
     hub,
@@ -175,7 +173,7 @@ def updates(make: Callable[..., train.Optimizer], *args: Any, **kwargs: Any) -> 
     return lambda _: on(optimizer.update, SMALL, second, SMALL)
 
 
-def links(link: train.Link) -> Make:
+def links(link: train.GradientTransformation) -> Make:
     return lambda _: on(link.update, SMALL, link.init(SMALL), SMALL, torch.tensor(2))
 
 
@@ -287,20 +285,20 @@ PARAMETERS: dict[str, Make] = {
     "config.BaseConfig.to_json_string": lambda _: on(BaseConfig.to_json_string, CLI_CONFIG),
     "config.BaseConfig.to_json_file": writes(BaseConfig.to_json_file, CLI_CONFIG),
     "tensorflow.read": lambda _: on(tensorflow.read, TENSORFLOW, seen=dict),
-    "tensorflow.recognises": lambda _: on(tensorflow.recognises, TENSORFLOW),
+    "tensorflow.can_read": lambda _: on(tensorflow.can_read, TENSORFLOW),
     "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
     "hub.locate": lambda folder: on(hub.locate, saved(folder)),
     "hub.weights": lambda folder: on(hub.weights, saved(folder)),
     "io.read": lambda folder: on(io.read, saved(folder) / "model.safetensors"),
     "io.write": writes(io.write, FOREIGN),
     "pickled.read": lambda folder: on(pickled.read, stored(folder, "w.bin")),
-    "pickled.recognises": lambda folder: on(pickled.recognises, stored(folder, "w.bin")),
+    "pickled.can_read": lambda folder: on(pickled.can_read, stored(folder, "w.bin")),
     "pickled.write": writes(pickled.write, FOREIGN),
     "arrays.read": lambda folder: on(arrays.read, stored(folder, "w.npz")),
-    "arrays.recognises": lambda folder: on(arrays.recognises, stored(folder, "w.npz")),
+    "arrays.can_read": lambda folder: on(arrays.can_read, stored(folder, "w.npz")),
     "safe.read": lambda folder: on(safe.read, saved(folder) / "model.safetensors"),
     "safe.write": writes(safe.write, FOREIGN),
-    "safe.recognises": lambda folder: on(safe.recognises, saved(folder) / "model.safetensors"),
+    "safe.can_read": lambda folder: on(safe.can_read, saved(folder) / "model.safetensors"),
     "checkpoint.half_written": lambda folder: on(half_written, folder, seen=list),
     "checkpoint.replace": lambda folder: on(
         replace,
@@ -383,9 +381,9 @@ LAYERS: dict[str, Make] = {
     "causal.check": lambda _: on(causal.check, GPT2.config, IDS, grown(), MASK, layers=2),
     "causal.fixed_cache": lambda _: on(causal.fixed_cache, GPT2.config, X, 3, 9, layers=2),
     "dropout.dropout": lambda _: on(dropout.dropout, X, 0.4, KEYS),
-    "dropout.kept": lambda _: on(dropout.kept, X.shape, 0.4, KEYS),
-    "dropout.drop": lambda _: on(dropout.drop, X, X > 0, 0.4),
-    "dropout.keys_of_sites": lambda _: on(dropout.keys_of_sites, KEYS, 4),
+    "dropout.keep_mask": lambda _: on(dropout.keep_mask, X.shape, 0.4, KEYS),
+    "dropout.apply_mask": lambda _: on(dropout.apply_mask, X, X > 0, 0.4),
+    "dropout.dropout_keys": lambda _: on(dropout.dropout_keys, KEYS, 4),
     "embedding.lookup": lambda _: on(embedding.lookup, PARAMS["embed"]["token"], IDS),
     "embedding.check_range": lambda _: on(embedding.check_range, IDS, 41),
     "values.extremes": lambda _: on(values.extremes, IDS),
@@ -393,7 +391,7 @@ LAYERS: dict[str, Make] = {
     "mask.check_mask": lambda _: on(mask.check_mask, MASK),
     "precision.at_least_float32": lambda _: on(precision.at_least_float32, X.half()),
     "mlp.mlp": lambda _: on(mlp.mlp, X, LINEAR, BACK, activation=torch.tanh),
-    "norm.layer_norm": lambda _: on(norm.layer_norm, X, X[0, 0], X[0, 1], epsilon=1e-3),
+    "norm.layer_norm": lambda _: on(norm.layer_norm, X, X[0, 0], X[0, 1], eps=1e-3),
 }
 MODEL: dict[str, Make] = {
     "init_cache": lambda _: on(gpt2.init_cache, PARAMS, 3, 9),
@@ -481,7 +479,7 @@ DECODING: dict[str, Make] = {
     "generate": lambda _: on(
         decoding.generate, *DECODING_ARGS, 4, key=KEYS, repetition_penalty=1.2, **PROMPT
     ),
-    "generate by any model": lambda _: on(decoding.generate, counts, {}, IDS[:, :2] % 5, 4, end=3),
+    "generate by any model": lambda _: on(decoding.generate, counts, {}, IDS[:, :2] % 5, 4, eos=3),
     "beam_search": lambda _: on(decoding.beam_search, *DECODING_ARGS, 4, num_beams=3, **PROMPT),
     "start": lambda _: on(decoding.start, *DECODING_ARGS, mask=MASK, prefill=gpt2.hidden_states),
     "advance": lambda _: on(decoding.advance, gpt2.apply, PARAMS, STARTED, IDS[:, 0]),
@@ -490,7 +488,7 @@ DECODING: dict[str, Make] = {
     "state.check_prompt": lambda _: on(reading.check_prompt, PARAMS, IDS, MASK, 4),
     "state.check_highest": lambda _: on(reading.check_highest, torch.ones(3), 4),
     "state.whole": lambda _: on(reading.whole, torch.tensor(3), "end"),
-    "state.end_ids": lambda _: on(reading.end_ids, [3, 4], torch.device("cpu")),
+    "state.eos_ids": lambda _: on(reading.eos_ids, [3, 4], torch.device("cpu")),
     "state.pad_id": lambda _: on(reading.pad_id, torch.tensor([3, 4]), None),
 }
 
@@ -526,14 +524,13 @@ def finetuned(folder: Path) -> Example:
 RATES: dict[str, Any] = {"warmup": 0.1, "t_total": 10}
 TRAINING: dict[str, Make] = {
     "add_decayed_weights": links(train.add_decayed_weights(0.1, train.except_bias_and_norm)),
-    "chain": updates(train.chain, train.clip_global(0.1), train.scale_by_adam()),
-    "clip_global": links(train.clip_global(0.1)),
+    "chain": updates(train.chain, train.clip_by_global_norm(0.1), train.scale_by_adam()),
+    "clip_by_global_norm": links(train.clip_by_global_norm(0.1)),
     "clip_per_tensor": links(train.clip_per_tensor(0.1)),
     "correct_bias": links(train.correct_bias(0.9, 0.99)),
     "decay_updated_weights": links(train.decay_updated_weights(0.1, schedules.constant())),
     "everything": lambda _: on(train.everything, "norm.bias", X),
     "except_bias_and_norm": lambda _: on(train.except_bias_and_norm, "norm.bias", X),
-    "global_norm": lambda _: on(train.global_norm, SMALL),
     "scale_by_adam": links(train.scale_by_adam()),
     "scale_by_schedule": links(train.scale_by_schedule(schedules.warmup_linear(0.1, 10))),
     "adamw": updates(train.adamw, 0.1, max_grad_norm=0.1),
@@ -547,7 +544,7 @@ TRAINING: dict[str, Make] = {
     "init_state": lambda _: on(train.init_state, SMALL, train.adamw(0.1), KEY),
     "Epochs.of": lambda _: on(finetune.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
     "batches": lambda _: on(finetune.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
-    "in_order": lambda _: on(finetune.in_order, ROWED, 2, seen=list),
+    "length_sorted_batches": lambda _: on(finetune.length_sorted_batches, ROWED, 2, seen=list),
     "predict": lambda _: on(finetune.predict, row_squares, SMALL, ROWED, 2, "cpu"),
     "tensors": lambda _: on(finetune.tensors, ROWED),
     "finetune": finetuned,
@@ -562,8 +559,12 @@ TRAINING: dict[str, Make] = {
     "train_step": lambda _: on(STEP, STATE, X),
     "carry_step": lambda _: on(CARRY_STEP, CARRIED, X),
     "CarryState.step": lambda _: on(lambda state: state.step, CARRIED),
-    "check_run": lambda folder: on(
-        finetune.check_run, folder, {"seed": 1}, {"rows": [ROWED[0]]}, seen=lambda _: files(folder)
+    "claim_run_directory": lambda folder: on(
+        finetune.claim_run_directory,
+        folder,
+        {"seed": 1},
+        {"rows": [ROWED[0]]},
+        seen=lambda _: files(folder),
     ),
     "losses.cross_entropy": lambda _: on(losses.cross_entropy, LOGITS, LABELS),
     "losses.language_model": lambda _: on(
@@ -858,25 +859,27 @@ CHECKPOINTS: dict[str, Make] = {
 }
 WRITER: dict[str, Make] = {
     "load": lambda folder: on(
-        writer.load, saved(folder), seen=lambda made: (made.name, made.params, made.begin, made.end)
+        pipeline.load,
+        saved(folder),
+        seen=lambda made: (made.name, made.params, made.begin, made.eos),
     ),
-    "Writer.apply": lambda folder: on(
-        writer.load(saved(folder)).apply, writer.load(saved(folder)).params, IDS
+    "Pipeline.apply": lambda folder: on(
+        pipeline.load(saved(folder)).apply, pipeline.load(saved(folder)).params, IDS
     ),
-    "Writer.encode": lambda folder: on(writer.load(saved(folder)).encode, "low"),
-    "Writer.decode": lambda folder: on(writer.load(saved(folder)).decode, [1, 2, 3], seen=list),
+    "Pipeline.encode": lambda folder: on(pipeline.load(saved(folder)).encode, "low"),
+    "Pipeline.decode": lambda folder: on(pipeline.load(saved(folder)).decode, [1, 2, 3], seen=list),
 }
 WORDS_HEAD: dict[str, Any] = BERT_PARAMS["heads"]["masked_lm"]
 HEADS: dict[str, Make] = {
     "find": lambda _: on(heads.find, BERT_PARAMS, "masked_lm", bert.Config),
     "output_table": lambda _: on(heads.output_table, PARAMS),
-    "word_logits": lambda _: on(
-        heads.word_logits,
+    "masked_lm_logits": lambda _: on(
+        heads.masked_lm_logits,
         random.normal(KEY, (3, 36)),
         BERT_PARAMS["embed"]["token"],
         **WORDS_HEAD,
         activation=torch.tanh,
-        epsilon=0.1,
+        eps=0.1,
     ),
     "tied_logits": lambda _: on(heads.tied_logits, X, X[0]),
     "choice_logits": lambda _: on(
@@ -885,26 +888,22 @@ HEADS: dict[str, Make] = {
 }
 XL_PARAMS, XL_CONFIG = make_params(TRANSFO_XL), TRANSFO_XL.config
 MEMS = transfo_xl.apply(XL_PARAMS, IDS[:, :3])[1]
-CLUSTERS, GATES = adaptive_leaves.softmax_clusters(XL_PARAMS)
+CLUSTERS, GATES = vocabulary.softmax_clusters(XL_PARAMS)
 STATES = random.normal(KEY, (3, 7, 36))
 BIASES = XL_PARAMS["blocks"][0]["attention"]
 BY_HEAD = random.normal(KEY, (3, 7, 10))
 DISTANCES = random.normal(KEY, (3, 8, 10))
 XL_LAYERS: dict[str, Make] = {
-    "adaptive_leaves.check": lambda _: on(adaptive_leaves.check, XL_CONFIG),
-    "adaptive_leaves.cutoffs_of": lambda _: on(
-        adaptive_leaves.cutoffs_of, {"embed.cluster_0.table": (9, 3)}
-    ),
-    "adaptive_leaves.spec": lambda _: on(adaptive_leaves.spec, XL_CONFIG, lambda *n: spec.Spec(n)),
-    "adaptive_leaves.tied_projections": lambda _: on(adaptive_leaves.tied_projections, XL_CONFIG),
-    "adaptive_leaves.embedding_clusters": lambda _: on(
-        adaptive_leaves.embedding_clusters, XL_PARAMS
-    ),
-    "adaptive_leaves.softmax_clusters": lambda _: on(adaptive_leaves.softmax_clusters, XL_PARAMS),
+    "vocabulary.check": lambda _: on(vocabulary.check, XL_CONFIG),
+    "vocabulary.cutoffs_of": lambda _: on(vocabulary.cutoffs_of, {"embed.cluster_0.table": (9, 3)}),
+    "vocabulary.spec": lambda _: on(vocabulary.spec, XL_CONFIG, lambda *n: spec.Spec(n)),
+    "vocabulary.tied_projections": lambda _: on(vocabulary.tied_projections, XL_CONFIG),
+    "vocabulary.embedding_clusters": lambda _: on(vocabulary.embedding_clusters, XL_PARAMS),
+    "vocabulary.softmax_clusters": lambda _: on(vocabulary.softmax_clusters, XL_PARAMS),
     "adaptive_softmax.adaptive_embedding": lambda _: on(
         adaptive_softmax.adaptive_embedding,
         IDS,
-        adaptive_leaves.embedding_clusters(XL_PARAMS),
+        vocabulary.embedding_clusters(XL_PARAMS),
         sparse=True,
     ),
     "adaptive_softmax.adaptive_log_softmax": lambda _: on(
@@ -917,17 +916,21 @@ XL_LAYERS: dict[str, Make] = {
     "adaptive_softmax.sampled_nll": lambda _: on(
         adaptive_softmax.sampled_nll, STATES, IDS % 11, CLUSTERS[0], 4, key=KEYS
     ),
-    "memory.blank": lambda _: on(memory.blank, X, 2, (3, 5, 12)),
+    "memory.zero_mems": lambda _: on(memory.zero_mems, X, 2, (3, 5, 12)),
     "memory.check": lambda _: on(memory.check, MEMS, X, 2, (3,), 36),
-    "memory.remember": lambda _: on(memory.remember, MEMS, 3, 4, held_back=1),
+    "memory.update_mems": lambda _: on(memory.update_mems, MEMS, 3, 4, ext_len=1),
     "relative_attention.sinusoids": lambda _: on(relative_attention.sinusoids, 7, 6, 3),
-    "relative_attention.reach": lambda _: on(relative_attention.reach, 3, 7, 4),
-    "relative_attention.mask_of": lambda _: on(relative_attention.mask_of, HALF, torch.float64),
+    "relative_attention.causal_window_mask": lambda _: on(
+        relative_attention.causal_window_mask, 3, 7, 4
+    ),
+    "relative_attention.attention_bias": lambda _: on(
+        relative_attention.attention_bias, HALF, torch.float64
+    ),
     "relative_attention.relative_shift": lambda _: on(relative_attention.relative_shift, DISTANCES),
     "relative_attention.attend_relative": lambda _: on(
         relative_attention.attend_relative,
         *(BY_HEAD, BY_HEAD, BY_HEAD, DISTANCES),
-        relative_attention.mask_of(relative_attention.reach(7, 7), X.dtype),
+        relative_attention.attention_bias(relative_attention.causal_window_mask(7, 7), X.dtype),
         content_bias=BIASES["content_bias"],
         position_bias=BIASES["position_bias"],
         rate=0.2,
@@ -964,7 +967,7 @@ TABLE: dict[str, Make] = {
         "layers": LAYERS | XL_LAYERS,
         "heads": HEADS,
         "checkpoints": CHECKPOINTS,
-        "writer": WRITER,
+        "pipeline": WRITER,
         "bert": BERT_MODEL,
         "gpt": GPT_MODEL,
         "gpt2": MODEL,

@@ -19,7 +19,7 @@ class Family(NamedTuple):
 
     name: str
     module: ModuleType
-    config: Any  # small and awkward: 3 heads, width 36, unusual epsilon
+    config: Any  # small and awkward: 3 heads, width 36, unusual eps
     tasks: dict[str, Task]  # every model variant, as a function of params and data
     others: tuple[Any, ...] = ()  # configs that have other leaves
 
@@ -186,7 +186,7 @@ VARIANTS = [(family, name) for family in FAMILIES for name in family.tasks]
 IDS = [f"{family.name}-{name}" for family, name in VARIANTS]
 
 # What a file can hold: a family and heads that one class of `transformers` has.
-FILES = [(f, heads) for f in FAMILIES for heads in f.module.rules.FAMILY.architectures]
+FILES = [(f, heads) for f in FAMILIES for heads in f.module.names.FAMILY.architectures]
 FILE_IDS = ["-".join([f.name, *heads]) for f, heads in FILES]
 
 

@@ -98,8 +98,8 @@ def test_files_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
         (b"", False),
     ):
         (tmp_path / "w").write_bytes(content)
-        assert arrays.recognises(tmp_path / "w") == wanted
-    assert not arrays.recognises(tmp_path) and not pickled.recognises(tmp_path)
+        assert arrays.can_read(tmp_path / "w") == wanted
+    assert not arrays.can_read(tmp_path) and not pickled.can_read(tmp_path)
 
 
 class Evil:
@@ -250,7 +250,7 @@ def test_parameters_cross_the_borders_of_shards(
 ) -> None:
     folder = tmp_path_factory.mktemp("gpt")
     flat = write_gpt(folder, SHAPES, borders)
-    assert arrays.recognises(folder)
+    assert arrays.can_read(folder)
     ends = np.cumsum([math.prod(shape) for shape in SHAPES])
     parts = zip(np.split(flat, ends[:-1]), SHAPES, strict=True)
     wanted = {f"params.{n}": tensor(p.reshape(s)) for n, (p, s) in enumerate(parts)}

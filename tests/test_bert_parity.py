@@ -223,9 +223,9 @@ def test_fine_tuning_without_dropout_is_the_peers(library: str, variant: str) ->
         assert not torch.equal(found[path], before[path]), path
 
 
-@pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 0.1])
-def test_the_epsilon_of_the_config_counts(epsilon: float) -> None:
-    config = make_config(layer_norm_eps=epsilon)
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.1])
+def test_the_epsilon_of_the_config_counts(eps: float) -> None:
+    config = make_config(layer_norm_eps=eps)
     x = inputs(config, "pretraining")
     compare("transformers", "pretraining", config, torch.float64, 1e-9, *x)
 

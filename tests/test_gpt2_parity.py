@@ -18,7 +18,7 @@ from fnlm.params.names.gpt2 import FAMILY
 CONFIGS = {
     "three heads": {},
     "one head, narrow": {"n_head": 1, "n_embd": 5, "n_layer": 1},
-    "inner width, other epsilon": {"n_inner": 17, "layer_norm_epsilon": 0.1, "n_embd": 12},
+    "inner width, other eps": {"n_inner": 17, "layer_norm_epsilon": 0.1, "n_embd": 12},
     "relu": {"activation_function": "relu", "n_head": 4, "n_embd": 8, "n_layer": 3},
 }
 PEERS = [

@@ -81,7 +81,7 @@ def texts(content: bytes, rng: random.Random) -> bytes:
 def tensors(family: Any, config: Any, dialect: int) -> tuple[Any, dict[str, torch.Tensor]]:
     params = tree.map(lambda x: x + 0.1, family.init(config, keys.key(0)))
     leaves = {name: value for name, value in params.items() if name != "config"}
-    found = rename.to_foreign(leaves, family.rules.FAMILY.dialects[dialect])
+    found = rename.to_foreign(leaves, family.names.FAMILY.dialects[dialect])
     return params, {name: x.contiguous() for name, x in found.items()}
 
 

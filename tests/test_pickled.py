@@ -252,4 +252,4 @@ def test_files_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
         (b"\x80\x02" + bytes(6) + b"{" + b" " * 0x27E + b"}", False),  # safetensors
     ):
         path.write_bytes(content)
-        assert pickled.recognises(path) == wanted
+        assert pickled.can_read(path) == wanted

@@ -85,7 +85,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "ancestor": lambda folder: gpt2.save(params(), folder, dialect="pytorch-pretrained-bert"),
     "results": lambda folder: finetune.write_results({"f1": 0.5}, folder, "eval"),
     "ids": lambda folder: features.convert(partial(ids), [[1, 2]], Ids, cache=folder),
-    "run": lambda folder: finetune.check_run(folder, {"text": "x" * 4000}, {}),
+    "run": lambda folder: finetune.claim_run_directory(folder, {"text": "x" * 4000}, {}),
 }
 each_writer = pytest.mark.parametrize("writer", WRITERS)
 
@@ -242,7 +242,7 @@ def test_any_damage_to_a_log_is_rows_or_an_error_that_names_it(
 def test_a_damaged_description_of_a_run_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
-        finetune.check_run(tmp_path, {"seed": 1}, {})
+        finetune.claim_run_directory(tmp_path, {"seed": 1}, {})
 
 
 # Settings, before anything is done.

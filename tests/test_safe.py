@@ -53,9 +53,9 @@ def test_tensors_and_what_describes_them(tmp_path: Path) -> None:
     for name, x in (WANTED | more).items():
         entry = file.entries[name]
         assert (f"torch.{entry.dtype}", entry.shape) == (str(x.dtype), x.shape)
-    assert safe.recognises(tmp_path / "w.safetensors")
+    assert safe.can_read(tmp_path / "w.safetensors")
     pickled.write(WANTED, tmp_path / "w.bin")
-    assert not safe.recognises(tmp_path / "w.bin") and not safe.recognises(tmp_path)
+    assert not safe.can_read(tmp_path / "w.bin") and not safe.can_read(tmp_path)
 
 
 def resident() -> int:
@@ -163,7 +163,7 @@ def change(index: Path, **names: Any) -> None:
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards_are_one_checkpoint(suffix: str, tmp_path: Path) -> None:
     index = write_shards(tmp_path, suffix)
-    assert safe.recognises(index)
+    assert safe.can_read(index)
     found = safe.read(index)
     assert same(dict(found), WANTED)
     assert list(found) == list(SHARDS)

@@ -24,13 +24,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def dialects(family: Family) -> list[str]:
-    return [d.name for d in family.module.rules.FAMILY.dialects if d.file]
+    return [d.name for d in family.module.names.FAMILY.dialects if d.file]
 
 
 def assert_loads(place: Path, family: Family, params: Any, dialect: str) -> None:
     loaded = family.module.load(place)
     heads = tuple(sorted(params.get("heads", {})))
-    stated = family.module.rules.FAMILY.stated(params["config"], heads, dialect)
+    stated = family.module.names.FAMILY.stated(params["config"], heads, dialect)
     assert loaded["config"] == stated
     wanted, found = dict(tree.named_leaves(params)), dict(tree.named_leaves(loaded))
     assert wanted.keys() == found.keys()

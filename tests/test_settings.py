@@ -17,7 +17,7 @@ from torch import Tensor
 from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
 from fnlm.params.rename import Family
 
-RULES: dict[str, Family] = {family.name: family.module.rules.FAMILY for family in FAMILIES}
+RULES: dict[str, Family] = {family.name: family.module.names.FAMILY for family in FAMILIES}
 CONFIGS: dict[str, Any] = {family.name: family.module.Config for family in FAMILIES}
 IDS = torch.randint(40, (2, 3, 6), generator=torch.Generator().manual_seed(1))
 AT = torch.tensor([[5, 3, 0], [1, 2, 4]])
@@ -339,11 +339,11 @@ WRONG: dict[str, Any] = {
     "position_embedding_type": "relative_key", "summary_last_dropout": 0.1,
 }  # fmt: skip
 REFUSED = [
-    (family, (), key) for family in FAMILIES for key in family.module.rules.FAMILY.required
+    (family, (), key) for family in FAMILIES for key in family.module.names.FAMILY.required
 ] + [
     (family, (head,), key)
     for family in FAMILIES
-    for head, keys in family.module.rules.FAMILY.required_by_head.items()
+    for head, keys in family.module.names.FAMILY.required_by_head.items()
     for key in keys
 ]
 
@@ -352,7 +352,7 @@ REFUSED = [
 def test_a_refused_key_is_refused_by_name(
     family: Any, heads: Any, key: str, tmp_path: Path
 ) -> None:
-    module, rules = family.module, family.module.rules.FAMILY
+    module, rules = family.module, family.module.names.FAMILY
     params = module.init(family.config, random.key(0), heads)
     module.save(params, tmp_path)
     path = tmp_path / "config.json"

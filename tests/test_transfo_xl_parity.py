@@ -46,7 +46,7 @@ in_both = pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
 
 
 def make_config(**changes: Any) -> transfo_xl.Config:
-    """As in the table of families, with the ancestor's epsilon."""
+    """As in the table of families, with the ancestor's eps."""
     values = TRANSFO_XL.config.to_dict() | {"layer_norm_epsilon": 1e-12, "tie_projs": None}
     return transfo_xl.Config.from_dict(values | changes)
 

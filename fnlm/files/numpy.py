@@ -18,7 +18,7 @@ from torch import Tensor
 from fnlm.files import _archive
 from fnlm.files.checkpoint import Checkpoint, Entry
 
-__all__ = ["read", "recognises"]
+__all__ = ["read", "can_read"]
 
 SHAPES = "params_shapes.json"
 SHARDS = 10  # of the published GPT
@@ -63,10 +63,10 @@ class _Array(NamedTuple):
         return self.start + math.prod(self.shape) * getattr(torch, self.dtype).itemsize
 
 
-def recognises(path: str | Path) -> bool:
+def can_read(path: str | Path) -> bool:
     """Tell by its first bytes whether a file is NumPy's; by params_shapes.json whether a folder is.
 
-    >>> recognises(__file__)
+    >>> can_read(__file__)
     False
     """
     path = Path(path)

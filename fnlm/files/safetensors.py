@@ -14,7 +14,7 @@ from fnlm.files import _archive
 from fnlm.files import torch_pickle as pickled
 from fnlm.files.checkpoint import Checkpoint, Entry, replace
 
-__all__ = ["read", "recognises", "write"]
+__all__ = ["read", "can_read", "write"]
 
 _INDEX = ".index.json"
 _LARGEST_HEADER = 1 << 24
@@ -35,10 +35,10 @@ _DTYPES = {
 }
 
 
-def recognises(path: str | Path) -> bool:
+def can_read(path: str | Path) -> bool:
     """Tell by its name or its first bytes whether a file is an index of shards or safetensors.
 
-    >>> recognises("model.safetensors.index.json"), recognises(__file__)
+    >>> can_read("model.safetensors.index.json"), can_read(__file__)
     (True, False)
     """
     path = Path(path)
@@ -155,7 +155,7 @@ def _shards(path: Path) -> Checkpoint:
 
 
 def _reader(path: Path) -> Callable[[Path], Checkpoint]:
-    return pickled.read if pickled.recognises(path) else _single
+    return pickled.read if pickled.can_read(path) else _single
 
 
 def _agree(path: Path, file: str, wanted: set[str], found: set[str]) -> None:

@@ -31,7 +31,7 @@ from fnlm.files._protobuf import ANY, BYTES, FIXED32, VARINT, fields, integers, 
 from fnlm.files._sstable import MAGIC, Table, crc32c, ordered, unmask
 from fnlm.files.checkpoint import Checkpoint, Entry
 
-__all__ = ["read", "recognises"]
+__all__ = ["read", "can_read"]
 
 # The enum DataType from 1 on, by the names of torch where it has the type.
 _TYPES = (
@@ -88,10 +88,10 @@ def read(path: str | Path) -> Checkpoint:
         return Checkpoint(prefix, "TensorFlow bundle", _bundle(prefix, file, table))
 
 
-def recognises(path: str | Path) -> bool:
+def can_read(path: str | Path) -> bool:
     """Tell whether a path that `read` takes ends, or its index does, as TensorFlow's tables do.
 
-    >>> recognises("model.safetensors")
+    >>> can_read("model.safetensors")
     False
     """
     table = _files(Path(path))[1]

@@ -20,7 +20,7 @@ from fnlm.files import _archive, _pickle
 from fnlm.files._pickle import Pairs, Strided
 from fnlm.files.checkpoint import Checkpoint, Entry, replace
 
-__all__ = ["read", "recognises", "write"]
+__all__ = ["read", "can_read", "write"]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 
@@ -29,10 +29,10 @@ _PROTOCOL = 1001
 _TAR = slice(257, 262)
 
 
-def recognises(path: str | Path) -> bool:
+def can_read(path: str | Path) -> bool:
     """Tell by its first bytes whether a file may be one of torch.save's, or another pickle.
 
-    >>> recognises(__file__)
+    >>> can_read(__file__)
     False
     """
     if Path(path).is_dir():

@@ -1,16 +1,23 @@
 """Fine-tuning BERT: the recipe of the examples, its flags, and its batches."""
 
-from fnlm.finetune.batches import Epochs, batches, in_order, predict, tensors
-from fnlm.finetune.recipe import Recipe, TextRecipe, check_run, finetune, mean_loss, write_results
+from fnlm.finetune.batches import Epochs, batches, length_sorted_batches, predict, tensors
+from fnlm.finetune.recipe import (
+    Recipe,
+    TextRecipe,
+    claim_run_directory,
+    finetune,
+    mean_loss,
+    write_results,
+)
 
 __all__ = [
     "Epochs",
     "Recipe",
     "TextRecipe",
     "batches",
-    "check_run",
+    "claim_run_directory",
     "finetune",
-    "in_order",
+    "length_sorted_batches",
     "mean_loss",
     "predict",
     "tensors",

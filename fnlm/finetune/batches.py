@@ -16,7 +16,7 @@ from tqdm import tqdm
 from fnlm import random, tree
 from fnlm.tree import Tree
 
-__all__ = ["Epochs", "batches", "in_order", "predict", "tensors"]
+__all__ = ["Epochs", "batches", "length_sorted_batches", "predict", "tensors"]
 
 # Ids [N, ..., T], token types and mask of the same shape, then any labels: [N], or [N, ..., T].
 Arrays = tuple[npt.NDArray[Any], ...]
@@ -98,7 +98,7 @@ def batches(
     return -(-int(borders[-1]) // batch_size), batch_at
 
 
-def in_order(
+def length_sorted_batches(
     arrays: Arrays, batch_size: int, device: Device = "cpu"
 ) -> Iterator[tuple[npt.NDArray[Any], Batch]]:
     """Yield all rows in batches of similar length, the longest first.
@@ -112,7 +112,7 @@ def in_order(
         the numbers of the rows [B]; their tensors.
 
     >>> mask = np.arange(8) < np.array([[2], [8], [5]])
-    >>> [rows.tolist() for rows, batch in in_order((mask, mask, mask), 2)]
+    >>> [rows.tolist() for rows, batch in length_sorted_batches((mask, mask, mask), 2)]
     [[1, 2], [0]]
     """
     lengths = arrays[2].reshape(len(arrays[2]), -1).sum(axis=1)
@@ -151,7 +151,7 @@ def predict(
     if not len(arrays[0]):
         raise ValueError("arrays have no rows: there is nothing to predict")
     params = tree.to(params, device)
-    found = in_order(arrays[:3], batch_size, device)
+    found = length_sorted_batches(arrays[:3], batch_size, device)
     bar = tqdm(found, "predict", -(-len(arrays[0]) // batch_size))
     parts = [(rows, model(params, *batch).cpu().numpy()) for rows, batch in bar]
     longest = parts[0][1]

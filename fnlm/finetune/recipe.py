@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fnlm import random, tree
 from fnlm.files.checkpoint import replace
-from fnlm.finetune.batches import Arrays, Epochs, batches, in_order
+from fnlm.finetune.batches import Arrays, Epochs, batches, length_sorted_batches
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import bert_adam
 from fnlm.train.rows import mask_rows
@@ -23,7 +23,7 @@ from fnlm.train.state import init_state, train_step
 from fnlm.train.transformations import Optimizer, except_bias_and_norm
 from fnlm.tree import Tree
 
-__all__ = ["Recipe", "TextRecipe", "check_run", "finetune", "mean_loss", "write_results"]
+__all__ = ["Recipe", "TextRecipe", "claim_run_directory", "finetune", "mean_loss", "write_results"]
 
 Loss = Callable[..., Tensor]
 _fine_tuning = partial(bert_adam, decay=except_bias_and_norm)
@@ -147,7 +147,7 @@ def finetune(
     names = [field.name for field in fields(Recipe) if field.name not in free]
     told = {"masked_rows": masked} if masked else {}
     settings = {name: getattr(recipe, name) for name in names} | told | dict(facts or {})
-    check_run(directory, settings, sources)
+    claim_run_directory(directory, settings, sources)
     state = fit(
         train_step(loss, chosen, accumulate=parts, donate=True),
         init_state(params, chosen, dropout.to(recipe.device)),
@@ -177,7 +177,7 @@ def mean_loss(loss: Loss, params: Tree, arrays: Arrays, recipe: Recipe) -> float
     """
     if not len(arrays[0]):
         raise ValueError("arrays have no rows, so no mean loss")
-    parts = in_order(arrays, recipe.train_batch_size, recipe.device)
+    parts = length_sorted_batches(arrays, recipe.train_batch_size, recipe.device)
     return sum(len(at) * float(loss(params, *x)) for at, x in parts) / len(arrays[0])
 
 
@@ -196,7 +196,7 @@ def write_results(results: dict[str, float], directory: str | Path, name: str) -
     return lines
 
 
-def check_run(
+def claim_run_directory(
     directory: str | Path,
     facts: Mapping[str, Any],
     sources: Mapping[str, Sequence[npt.NDArray[Any]]],
@@ -214,8 +214,8 @@ def check_run(
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     check_run(folder, {"seed": 1}, {"data": [np.zeros(3)]})
-    ...     check_run(folder, {"seed": 2}, {"data": [np.zeros(3)]})
+    ...     claim_run_directory(folder, {"seed": 1}, {"data": [np.zeros(3)]})
+    ...     claim_run_directory(folder, {"seed": 2}, {"data": [np.zeros(3)]})
     Traceback (most recent call last):
     ...
     ValueError: ... holds a run with other seed: give another directory, ...

@@ -1,7 +1,7 @@
 """Decoding: from a prompt to more text.
 
 Any model will do that is a function `apply(params, ids, cache) -> (logits, cache)`.
-`generate` and `stream` follow one continuation a row, the likeliest (no key) or a random one (a
+`generate` and `stream` follow one continuation a row, the most likely (no key) or a random one (a
 key); `beam_search` follows several and keeps the best. All are short loops over `start`, `advance`
 and `sample`; write your own the same way.
 """

@@ -22,7 +22,7 @@ from fnlm.generate.state import (
     advance,
     check_highest,
     check_prompt,
-    end_ids,
+    eos_ids,
     pad_id,
     pad_left,
     start,
@@ -52,7 +52,7 @@ def beam_search(
     *,
     num_beams: int,
     mask: Tensor | None = None,
-    end: SupportsIndex | Iterable[SupportsIndex] | None = None,
+    eos: SupportsIndex | Iterable[SupportsIndex] | None = None,
     pad: SupportsIndex | None = None,
     length_penalty: float = 1.0,
     prefill: Apply | None = None,
@@ -67,7 +67,7 @@ def beam_search(
         max_new_tokens: the most tokens of a continuation, at least 1.
         num_beams: K, how many hypotheses are followed; 1 is greedy decoding.
         mask: [*lead, T], nonzero for real tokens, 0 for padding on either side.
-        end: the id, or ids, after which a hypothesis has ended.
+        eos: the id, or ids, after which a hypothesis has ended.
         pad: what follows the end; by default the (first) end id.
         length_penalty: more than 0 favours longer hypotheses, less than 0 shorter ones.
         prefill: as for `generate`.
@@ -78,7 +78,7 @@ def beam_search(
         ** length_penalty.
 
     Raises:
-        TypeError: ids, end, pad or a number is not an integer, or a mask is floating.
+        TypeError: ids, eos, pad or a number is not an integer, or a mask is floating.
         ValueError: num_beams or max_new_tokens less than 1, an empty prompt, more tokens than
             positions; logits that are no distribution (NaN), naming the token; a row whose every
             continuation the logits exclude.
@@ -104,7 +104,7 @@ def beam_search(
     ids, mask = pad_left(ids, mask)
     ids = ids.reshape(-1, ids.shape[-1])
     mask = None if mask is None else mask.reshape(ids.shape)
-    ends = end_ids(end, ids.device)
+    ends = eos_ids(eos, ids.device)
     filler = ids.new_tensor(pad_id(ends, pad), dtype=torch.int64)
     if not len(ids):
         scores = torch.zeros(*lead, num_beams, device=ids.device)

@@ -35,14 +35,14 @@ def temperature(logits: Tensor, temperature: float) -> Tensor:
     if not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature must be more than 0 and finite, got {temperature}: "
-            "for the likeliest token leave out the key"
+            "for the most likely token leave out the key"
         )
     logits = at_least_float32(logits)
     return logits if temperature == 1 else logits / temperature
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k likeliest words (and what ties with the last of them).
+    """Keep the k most likely words (and what ties with the last of them).
 
     Args:
         logits: [..., V].
@@ -74,7 +74,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 
     Args:
         logits: [..., V].
-        p: 0 < p <= 1; 1 keeps all, and the likeliest word always stays.
+        p: 0 < p <= 1; 1 keeps all, and the most likely word always stays.
 
     Raises:
         ValueError: p is out of range.

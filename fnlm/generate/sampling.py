@@ -20,7 +20,7 @@ from fnlm.generate.state import (
     advance,
     check_highest,
     check_prompt,
-    end_ids,
+    eos_ids,
     pad_id,
     pad_left,
     start,
@@ -43,7 +43,7 @@ def sample(
 
     Args:
         logits: [*lead, V].
-        key: [*lead] keys; None takes the likeliest word.
+        key: [*lead] keys; None takes the most likely word.
         temperature: see `fnlm.generate.logits`, as for `top_k` and `top_p`. Without a key, 0 or 1.
 
     Returns:
@@ -112,7 +112,7 @@ def scan(
         params: its parameters.
         state: from `start`.
         steps: how many tokens.
-        key: [*lead] keys, or None for the likeliest tokens.
+        key: [*lead] keys, or None for the most likely tokens.
         temperature: see `sample`, as for `top_k` and `top_p`.
 
     Returns:
@@ -141,7 +141,7 @@ def stream(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     mask: Tensor | None = None,
-    end: SupportsIndex | Iterable[SupportsIndex] | None = None,
+    eos: SupportsIndex | Iterable[SupportsIndex] | None = None,
     pad: SupportsIndex | None = None,
     prefill: Apply | None = None,
 ) -> Iterator[Tensor]:
@@ -165,7 +165,7 @@ def stream(
     if key is None:
         _check_greedy(temperature, top_k, top_p)
     keys = None if key is None else row_keys(key, tuple(ids.shape[:-1]))
-    ends = end_ids(end, ids.device)
+    ends = eos_ids(eos, ids.device)
     filler = pad_id(ends, pad)
 
     def choose(logits: Tensor, seen: Tensor | None, n: int) -> Tensor:
@@ -208,7 +208,7 @@ def generate(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     mask: Tensor | None = None,
-    end: SupportsIndex | Iterable[SupportsIndex] | None = None,
+    eos: SupportsIndex | Iterable[SupportsIndex] | None = None,
     pad: SupportsIndex | None = None,
     prefill: Apply | None = None,
 ) -> Tensor:
@@ -220,16 +220,17 @@ def generate(
         params: its parameters.
         ids: int64 [*lead, T], the prompts.
         max_new_tokens: tokens to make for each row; prompt and new tokens must fit `n_positions`.
-        key: None takes the likeliest token each time. One key (row i then uses `fold_in(key, i)`),
-            or keys [*lead], sample: a row's tokens depend on its own key and logits alone.
+        key: None takes the most likely token each time. One key (row i then uses
+            `fold_in(key, i)`), or keys [*lead], sample: a row's tokens depend on its own key and
+            logits alone.
         temperature: more than 0; see `fnlm.generate.logits` for this and the next three. Without a
             key, 0 or 1.
-        top_k: sample among the k likeliest words; 0 for all.
+        top_k: sample among the k most likely words; 0 for all.
         top_p: sample among the fewest words that have this probability together; 1 for all.
         repetition_penalty: more than 1 makes the words of the prompt and of the text so far less
             likely.
         mask: [*lead, T], nonzero for real tokens, 0 for padding on either side.
-        end: the id, or ids, after which a row has ended: whole numbers of any type, or a tensor.
+        eos: the id, or ids, after which a row has ended: whole numbers of any type, or a tensor.
         pad: what follows the end of a row; by default the (first) end id. It is never shown to the
             model.
         prefill: see `start`; `gpt2.hidden_states` saves the unread logits of long prompts.
@@ -238,14 +239,14 @@ def generate(
         the new tokens alone, int64 [*lead, max_new_tokens].
 
     Raises:
-        TypeError: ids, end or pad are not integers, or a mask is floating.
+        TypeError: ids, eos or pad are not integers, or a mask is floating.
         ValueError: an empty prompt, more tokens than positions, a setting out of range, or one that
             samples without a key; logits that are no distribution (NaN), naming the token.
         IndexError: an id out of range.
 
     >>> def next_word(params, ids, cache=None):  # a model that counts
     ...     return torch.nn.functional.one_hot((ids + 1) % 5, 5).float(), ids
-    >>> generate(next_word, {}, torch.tensor([[0], [2]]), 4, end=3, pad=9)
+    >>> generate(next_word, {}, torch.tensor([[0], [2]]), 4, eos=3, pad=9)
     tensor([[1, 2, 3, 9],
             [3, 9, 9, 9]])
     """
@@ -261,12 +262,12 @@ def generate(
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             mask=mask,
-            end=end,
+            eos=eos,
             pad=pad,
             prefill=prefill,
         )
     )
-    filler = pad_id(end_ids(end, ids.device), pad)
+    filler = pad_id(eos_ids(eos, ids.device), pad)
     rest = ids.new_full((*ids.shape[:-1], max_new_tokens - len(steps)), filler, dtype=torch.int64)
     return torch.cat([torch.stack(steps, -1), rest], -1) if steps else rest
 
@@ -281,7 +282,7 @@ def _check_greedy(temperature: float, top_k: int, top_p: float) -> None:
         if value not in off:
             raise ValueError(
                 f"{name}={value} needs a key to sample with: give key=random.key(seed), or leave "
-                f"{name} out for the likeliest token"
+                f"{name} out for the most likely token"
             )
 
 

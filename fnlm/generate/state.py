@@ -24,7 +24,7 @@ __all__ = [
     "advance",
     "check_highest",
     "check_prompt",
-    "end_ids",
+    "eos_ids",
     "pad_id",
     "pad_left",
     "start",
@@ -211,7 +211,7 @@ def whole(number: Any, name: str) -> int:
         raise TypeError(f"{name} must be a whole number, got {number!r}") from None
 
 
-def end_ids(end: Any, device: torch.device | str) -> Tensor | None:
+def eos_ids(end: Any, device: torch.device | str) -> Tensor | None:
     """Make the end ids a tensor [E]; None where there are none.
 
     Args:
@@ -221,7 +221,7 @@ def end_ids(end: Any, device: torch.device | str) -> Tensor | None:
     Raises:
         TypeError: something else.
 
-    >>> end_ids(torch.tensor([3, 5]), "cpu")
+    >>> eos_ids(torch.tensor([3, 5]), "cpu")
     tensor([3, 5])
     """
     if end is None:

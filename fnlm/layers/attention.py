@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from fnlm.layers.dropout import drop, kept
+from fnlm.layers.dropout import apply_mask, keep_mask
 from fnlm.layers.mask import check_mask
 
 __all__ = ["attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
@@ -123,7 +123,7 @@ def attend(
             "`mask != 0`"
         )
     queries, total = q.shape[-2], sum(k.shape[-2] for k in keys)
-    keep = kept((*q.shape[:-1], total), rate, key)
+    keep = keep_mask((*q.shape[:-1], total), rate, key)
     if queries <= SLICE:
         return _attend(q, keys, values, mask, keep, rate)
     if mask is not None:
@@ -157,7 +157,7 @@ def _attend(
         scores = _masked(_join([q @ k.mT for k in keys]), mask)
     weights = scores.softmax(-1)
     if keep is not None:
-        weights = drop(weights, keep, rate)
+        weights = apply_mask(weights, keep, rate)
     if len(values) == 1:
         return weights @ values[0]
     parts = weights.split([v.shape[-2] for v in values], -1)

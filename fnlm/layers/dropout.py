@@ -4,7 +4,7 @@ from torch import Tensor
 
 from fnlm import random
 
-__all__ = ["drop", "dropout", "kept", "keys_of_sites"]
+__all__ = ["apply_mask", "dropout", "dropout_keys", "keep_mask"]
 
 
 def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
@@ -26,14 +26,14 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     >>> dropout(torch.ones(8), 0.5, random.key(0)).unique()
     tensor([0., 2.])
     """
-    keep = kept(tuple(x.shape), rate, key)
-    return x if keep is None else drop(x, keep, rate)
+    keep = keep_mask(tuple(x.shape), rate, key)
+    return x if keep is None else apply_mask(x, keep, rate)
 
 
-def kept(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | None:
+def keep_mask(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | None:
     """Draw what `dropout` keeps of a tensor of this shape: bool, or None for all.
 
-    >>> kept((2, 3), 0.0, random.key(0)) is None
+    >>> keep_mask((2, 3), 0.0, random.key(0)) is None
     True
     """
     if not 0 <= rate <= 1:
@@ -48,20 +48,20 @@ def kept(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | No
     return random.bernoulli(key, 1 - rate, shape[key.ndim :])
 
 
-def drop(x: Tensor, keep: Tensor, rate: float) -> Tensor:
+def apply_mask(x: Tensor, keep: Tensor, rate: float) -> Tensor:
     """Zero what is not kept, and divide the rest by 1 - rate; at rate 1 nothing is kept.
 
     >>> import torch
-    >>> drop(torch.ones(3), torch.tensor([True, False, True]), 0.5)
+    >>> apply_mask(torch.ones(3), torch.tensor([True, False, True]), 0.5)
     tensor([2., 0., 2.])
     """
     return x * keep.to(x.dtype).mul_(1 / (1 - rate) if rate < 1 else 0.0)
 
 
-def keys_of_sites(key: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
+def dropout_keys(key: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
     """Derive the keys of a model's dropouts, one for each place: all None without a key.
 
-    >>> keys_of_sites(None, 2)
+    >>> dropout_keys(None, 2)
     (None, None)
     """
     return (None,) * count if key is None else random.split(key, count).unbind(-1)

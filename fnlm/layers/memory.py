@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnlm.tree import register_value
 
-__all__ = ["Mems", "blank", "check", "remember", "reset_mems"]
+__all__ = ["Mems", "zero_mems", "check", "update_mems", "reset_mems"]
 
 
 @register_value
@@ -19,7 +19,7 @@ class Mems(NamedTuple):
     valid: Tensor  # bool [..., M], False for what attention does not see
 
 
-def blank(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = False) -> Mems:
+def zero_mems(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = False) -> Mems:
     """Make a memory of zeros.
 
     Args:
@@ -28,7 +28,7 @@ def blank(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = Fals
         shape: [..., M, D].
         empty: whether attention does not see the zeros.
 
-    >>> blank(torch.zeros(()), 2, (3, 6, 8)).valid.shape
+    >>> zero_mems(torch.zeros(()), 2, (3, 6, 8)).valid.shape
     torch.Size([3, 6])
     """
     hidden = tuple(like.new_zeros(*shape) for _ in range(layers))
@@ -50,7 +50,7 @@ def check(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int)
         ValueError: it is of other sizes, or on another device.
 
     >>> zero = torch.zeros(())
-    >>> check(blank(zero, 2, (3, 6, 8)), zero, 2, (3,), 8)
+    >>> check(zero_mems(zero, 2, (3, 6, 8)), zero, 2, (3,), 8)
     """
     if not isinstance(mems, Mems):
         kind = f"a tuple of {len(mems)}" if type(mems) is tuple else type(mems).__name__
@@ -82,22 +82,22 @@ def check(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int)
             )
 
 
-def remember(seen: Mems, new: int, most: int, *, held_back: int = 0, detach: bool = True) -> Mems:
+def update_mems(seen: Mems, new: int, most: int, *, ext_len: int = 0, detach: bool = True) -> Mems:
     """Return the memory of the last tokens, those held back left out.
 
     Args:
         seen: the former memory and the T new tokens, together S tokens.
         new: T.
         most: how many tokens it may hold.
-        held_back: how many of the new tokens are not remembered yet, at most T.
+        ext_len: how many of the new tokens are not remembered yet, at most T.
         detach: whether no gradient flows through the result.
 
     >>> tokens = torch.arange(6.0).view(1, 6, 1)
     >>> seen = Mems((tokens,), torch.ones(1, 6, dtype=torch.bool))
-    >>> remember(seen, new=2, most=3, held_back=1).hidden[0].flatten()
+    >>> update_mems(seen, new=2, most=3, ext_len=1).hidden[0].flatten()
     tensor([2., 3., 4.])
     """
-    stop = seen.valid.shape[-1] - min(new, held_back)
+    stop = seen.valid.shape[-1] - min(new, ext_len)
     kept = slice(max(0, stop - most), stop)
     hidden = tuple((x.detach() if detach else x)[..., kept, :] for x in seen.hidden)
     return Mems(hidden, seen.valid[..., kept])

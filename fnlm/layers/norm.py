@@ -23,8 +23,8 @@ _HALF = (torch.float16, torch.bfloat16)
 _kernel_backward = torch.ops.aten.native_layer_norm_backward.default
 
 
-def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
-    """Normalise the last axis: (x - mean) / sqrt(variance + epsilon) * scale + bias.
+def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+    """Normalise the last axis: (x - mean) / sqrt(variance + eps) * scale + bias.
 
     The variance is the biased one; half types are normalised in float32.
 
@@ -32,27 +32,27 @@ def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Ten
         x: [..., D].
         scale: [D].
         bias: [D].
-        epsilon: the published value of the family, 1e-5 (GPT, GPT-2) or 1e-12 (BERT).
+        eps: the published value of the family, 1e-5 (GPT, GPT-2) or 1e-12 (BERT).
 
     Returns:
         [..., D].
 
     >>> import torch
-    >>> layer_norm(torch.tensor([1.0, 3.0]), torch.ones(2), torch.zeros(2), epsilon=0.0)
+    >>> layer_norm(torch.tensor([1.0, 3.0]), torch.ones(2), torch.zeros(2), eps=0.0)
     tensor([-1.,  1.])
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing() or get_proxy_mode() is not None:
-        return _plain(x, scale, bias, epsilon)  # what is recorded may be differentiated later
+        return _plain(x, scale, bias, eps)  # what is recorded may be differentiated later
     stack = _functorch.get_interpreter_stack()
     if stack or forward_ad._current_level >= 0:
         kinds = [transform.key() for transform in stack or ()]
         forward = max(kinds.count(_JVP), int(forward_ad._current_level >= 0))
         outside = _is_tracked_outside(stack or (), x, scale, bias)
         if outside + forward + kinds.count(_GRAD) > 1 or (outside and stack):
-            return _plain(x, scale, bias, epsilon)
+            return _plain(x, scale, bias, eps)
     elif torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad or bias.requires_grad):
-        return _Kernel.apply(x, scale, bias, epsilon)
-    return F.layer_norm(x, (x.shape[-1],), scale, bias, epsilon)
+        return _Kernel.apply(x, scale, bias, eps)
+    return F.layer_norm(x, (x.shape[-1],), scale, bias, eps)
 
 
 def _is_tracked_outside(stack: Any, *inputs: Tensor) -> bool:
@@ -64,17 +64,17 @@ def _is_tracked_outside(stack: Any, *inputs: Tensor) -> bool:
     return records and any(debug_unwrap(leaf).requires_grad for leaf in inputs)
 
 
-def _plain(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+def _plain(x: Tensor, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Normalise by operations that torch differentiates to any order: [..., D] -> [..., D]."""
-    normed, _ = _standardised(x, epsilon)
+    normed, _ = _standardised(x, eps)
     return (normed * scale + bias).to(x.dtype)
 
 
-def _standardised(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
+def _standardised(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return (x - mean) / deviation [..., D] and 1 / deviation [..., 1], at least in float32."""
     wide = x.float() if x.dtype in _HALF else x
     centred = wide - wide.mean(-1, keepdim=True)
-    inverse = ((centred * centred).mean(-1, keepdim=True) + epsilon).rsqrt()
+    inverse = ((centred * centred).mean(-1, keepdim=True) + eps).rsqrt()
     return centred * inverse, inverse
 
 
@@ -82,10 +82,10 @@ class _Kernel(torch.autograd.Function):
     """torch's kernels for plain autograd; a gradient that is recorded is plain arithmetic."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-        result, mean, inverse = torch.native_layer_norm(x, (x.shape[-1],), scale, bias, epsilon)
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
+        result, mean, inverse = torch.native_layer_norm(x, (x.shape[-1],), scale, bias, eps)
         ctx.save_for_backward(x, scale, bias, mean, inverse)
-        ctx.epsilon = epsilon
+        ctx.eps = eps
         return result
 
     @staticmethod
@@ -95,7 +95,7 @@ class _Kernel(torch.autograd.Function):
         if not torch.is_grad_enabled():
             shape = (x.shape[-1],)
             return *_kernel_backward(slope, x, shape, mean, inverse, scale, bias, wanted), None
-        normed, inverse = _standardised(x, ctx.epsilon)
+        normed, inverse = _standardised(x, ctx.eps)
         by_normed = slope * scale
         along = (by_normed * normed).mean(-1, keepdim=True)
         by_x = inverse * (by_normed - by_normed.mean(-1, keepdim=True) - normed * along)

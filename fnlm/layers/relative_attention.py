@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fnlm.layers.dropout import dropout
 
-__all__ = ["attend_relative", "mask_of", "reach", "relative_shift", "sinusoids"]
+__all__ = ["attend_relative", "attention_bias", "causal_window_mask", "relative_shift", "sinusoids"]
 
 
 def sinusoids(
@@ -54,7 +54,9 @@ def sinusoids(
     return torch.cat([angles.sin(), angles.cos()], -1).to(dtype)
 
 
-def reach(new: int, total: int, window: int | None = None, device: Any = None) -> Tensor:
+def causal_window_mask(
+    new: int, total: int, window: int | None = None, device: Any = None
+) -> Tensor:
     """Say which keys each new token may attend to: itself and those before, at most `window`.
 
     Args:
@@ -66,7 +68,7 @@ def reach(new: int, total: int, window: int | None = None, device: Any = None) -
     Returns:
         bool [T, S].
 
-    >>> reach(2, 4, window=2).int()
+    >>> causal_window_mask(2, 4, window=2).int()
     tensor([[0, 1, 1, 0],
             [0, 0, 1, 1]], dtype=torch.int32)
     """
@@ -75,10 +77,10 @@ def reach(new: int, total: int, window: int | None = None, device: Any = None) -
     return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
 
 
-def mask_of(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+def attention_bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     """Return what is added to scores: 0 where attention is allowed, else minus infinity.
 
-    >>> mask_of(torch.tensor([True, False]), torch.float32)
+    >>> attention_bias(torch.tensor([True, False]), torch.float32)
     tensor([0., -inf])
     """
     return torch.where(allowed, 0.0, -math.inf).to(dtype)
@@ -120,8 +122,8 @@ def attend_relative(
         k: [..., H, S, Dh], the keys of the new tokens last.
         v: likewise.
         r: keys of the distances S, ..., 1, 0: [H, S + 1, Dh], or with leading axes like q's.
-        mask: broadcastable to [..., H, T, S], added to the scores: see `mask_of`. At least one key
-            of each token must be free.
+        mask: broadcastable to [..., H, T, S], added to the scores: see `attention_bias`. At
+            least one key of each token must be free.
         content_bias: [H, Dh].
         position_bias: [H, Dh].
         rate: of the dropout on the attention weights.
@@ -132,7 +134,7 @@ def attend_relative(
 
     >>> x, bias = torch.ones(2, 3, 4), torch.zeros(2, 4)
     >>> biases = {"content_bias": bias, "position_bias": bias}
-    >>> mask = mask_of(reach(3, 3), x.dtype)
+    >>> mask = attention_bias(causal_window_mask(3, 3), x.dtype)
     >>> attend_relative(x, x, x, torch.ones(2, 4, 4), mask, **biases).shape
     torch.Size([2, 3, 4])
     """

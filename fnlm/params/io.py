@@ -74,9 +74,9 @@ def read(path: str | Path) -> Checkpoint:
     path = path.parent if path.name == arrays.SHAPES else path
     if not path.is_dir():
         _archive.check_regular(path)
-    if not path.is_dir() or arrays.recognises(path):
+    if not path.is_dir() or arrays.can_read(path):
         for reader in (tensorflow, safe, arrays, pickled):
-            if reader.recognises(path):
+            if reader.can_read(path):
                 return reader.read(path)
     if path.suffix in _READERS and path.is_file():
         return _READERS[path.suffix].read(path)

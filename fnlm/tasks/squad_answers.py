@@ -32,7 +32,7 @@ class Answers(NamedTuple):
     """The answers to questions, by their ids; what the evaluation scripts read as JSON."""
 
     texts: dict[str, str]
-    n_best: dict[str, list[Candidate]]  # the likeliest first
+    n_best: dict[str, list[Candidate]]  # the most likely first
     null_odds: dict[str, float]  # score of "no answer" less that of the best span; inf without one
 
 
@@ -176,7 +176,7 @@ def _score(candidate: Candidate) -> float:
 
 
 def _with_probabilities(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return candidates, the likeliest first, with the softmax of their scores."""
+    """Return candidates, the most likely first, with the softmax of their scores."""
     scores = np.array([_score(candidate) for candidate in candidates])
     weights = np.exp(scores - scores.max())
     shares = (weights / weights.sum()).tolist()

@@ -4,7 +4,7 @@ A step of Adam reads parameters, gradients and two averages and writes three of 
 nothing next to that. So the road for `donate=True` calls torch's fused kernel, which makes one
 pass, and expresses the three optimizers in its terms::
 
-    p <- p (1 - lr decay) - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + e)
+    p <- p (1 - lr decay) - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
 
 Without bias correction t is infinite. OpenAI's correction is a number that joins lr, and so does
 its decay d of the *updated* weight, which is p - s u for an update u at a rate s::
@@ -32,16 +32,16 @@ class FusedStep(NamedTuple):
     t: float  # the step of the bias correction; infinite for none
     b1: float
     b2: float
-    e: float
+    eps: float
 
 
 def can_say(step: FusedStep) -> bool:
     """Say whether the kernel's terms hold: it has 0 / 0 without e, and shrinks by way of its rate.
 
-    >>> can_say(FusedStep(lr=0.1, lr_decayed=0.0, shrink=1.0, t=1, b1=0.9, b2=0.999, e=1e-8))
+    >>> can_say(FusedStep(lr=0.1, lr_decayed=0.0, shrink=1.0, t=1, b1=0.9, b2=0.999, eps=1e-8))
     False
     """
-    return step.e > 0 and (step.lr_decayed != 0 or step.shrink == 0)
+    return step.eps > 0 and (step.lr_decayed != 0 or step.shrink == 0)
 
 
 def clip_divisors(grads: list[Tensor], max_norm: float, *, per_tensor: bool) -> list[float]:
@@ -74,7 +74,7 @@ def fused_adam_(
     """Make one step of Adam in place; a gradient is overwritten where its divisor is not 1.
 
     >>> p, m, v = torch.ones(1), torch.zeros(1), torch.zeros(1)
-    >>> step = FusedStep(lr=0.1, lr_decayed=0.1, shrink=0.0, t=1, b1=0.9, b2=0.999, e=1e-8)
+    >>> step = FusedStep(lr=0.1, lr_decayed=0.1, shrink=0.0, t=1, b1=0.9, b2=0.999, eps=1e-8)
     >>> fused_adam_([p], [torch.ones(1)], [m], [v], step=step, decayed=[False], divisors=[1.0])
     >>> p
     tensor([0.9000])
@@ -101,7 +101,7 @@ def fused_adam_(
             beta1=step.b1,
             beta2=step.b2,
             weight_decay=step.shrink / lr if decay and lr else 0.0,
-            eps=step.e,
+            eps=step.eps,
             amsgrad=False,
             maximize=False,
             grad_scale=scale,

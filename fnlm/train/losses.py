@@ -120,12 +120,12 @@ def multiple_choice(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def pretraining(
-    word_logits: Tensor, follow_logits: Tensor, words: Tensor, follows: Tensor
+    masked_lm_logits: Tensor, follow_logits: Tensor, words: Tensor, follows: Tensor
 ) -> Tensor:
     """Return the loss of masked words plus that of the next sentence, as BERT is pretrained.
 
     Args:
-        word_logits: [..., T, V].
+        masked_lm_logits: [..., T, V].
         follow_logits: [..., 2].
         words: [..., T] the words to predict, or -1 where none is; either loss alone is
             `cross_entropy`.
@@ -140,7 +140,7 @@ def pretraining(
 
     Source: `BertForPreTraining` of pytorch-pretrained-bert 0.6.2.
     """
-    return cross_entropy(word_logits, words) + cross_entropy(follow_logits, follows)
+    return cross_entropy(masked_lm_logits, words) + cross_entropy(follow_logits, follows)
 
 
 def token_classification(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:

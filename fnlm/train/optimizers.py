@@ -36,7 +36,7 @@ from fnlm.train.transformations import (
     OptimizerState,
     add_decayed_weights,
     chain,
-    clip_global,
+    clip_by_global_norm,
     clip_per_tensor,
     correct_bias,
     decay_updated_weights,
@@ -59,7 +59,7 @@ def bert_adam(
     schedule: Callable[[float, float], Schedule] = warmup_linear,
     b1: float = 0.9,
     b2: float = 0.999,
-    e: float = 1e-6,
+    eps: float = 1e-6,
     weight_decay: float = 0.01,
     max_grad_norm: float = 1.0,
     decay: Predicate = everything,
@@ -68,7 +68,7 @@ def bert_adam(
 
     With mu and nu the moving averages of the clipped gradients and of their squares::
 
-        p <- p - lr schedule(count) (mu / (sqrt(nu) + e) + weight_decay p)
+        p <- p - lr schedule(count) (mu / (sqrt(nu) + eps) + weight_decay p)
 
     Args:
         lr: a number, a 0-d tensor, or a function of the step that gives one.
@@ -91,18 +91,18 @@ def bert_adam(
     Source: `BertAdam` of pytorch-pretrained-bert 0.6.2; the schedule is read before the count
     advances, so the first update of a warm-up moves nothing.
     """
-    check_rates(lr=lr, e=e, weight_decay=weight_decay)
+    check_rates(lr=lr, eps=eps, weight_decay=weight_decay)
     check_keeps(b1=b1, b2=b2)
     check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, schedule(warmup, t_total))
 
     def numbers(count: int) -> _fused.FusedStep:
         now = float(rate(count))
-        return _fused.FusedStep(now, now, now * weight_decay, math.inf, b1, b2, e)
+        return _fused.FusedStep(now, now, now * weight_decay, math.inf, b1, b2, eps)
 
     links = (
         clip_per_tensor(max_grad_norm),
-        scale_by_adam(b1, b2, e, bias_correction=False),
+        scale_by_adam(b1, b2, eps, bias_correction=False),
         add_decayed_weights(weight_decay, decay),
         scale_by_schedule(rate),
     )
@@ -119,7 +119,7 @@ def openai_adam(
     schedule: Callable[[float, float], Schedule] = warmup_linear,
     b1: float = 0.9,
     b2: float = 0.999,
-    e: float = 1e-8,
+    eps: float = 1e-8,
     weight_decay: float = 0.0,
     vector_l2: bool = False,
     max_grad_norm: float = -1,
@@ -130,7 +130,7 @@ def openai_adam(
 
         t    = count + 1
         rate = lr schedule(t)
-        p   <- p - rate sqrt(1 - b2^t) / (1 - b1^t) mu / (sqrt(nu) + e)
+        p   <- p - rate sqrt(1 - b2^t) / (1 - b1^t) mu / (sqrt(nu) + eps)
         p   <- p - rate weight_decay p
 
     Args:
@@ -152,7 +152,7 @@ def openai_adam(
     Source: `OpenAIAdam` of pytorch-pretrained-bert 0.6.2; the schedule is read after the count
     advanced.
     """
-    check_rates(lr=lr, e=e, weight_decay=weight_decay)
+    check_rates(lr=lr, eps=eps, weight_decay=weight_decay)
     check_keeps(b1=b1, b2=b2)
     check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, schedule(warmup, t_total))
@@ -164,11 +164,11 @@ def openai_adam(
         now = float(rate(count + 1))
         step = now * math.sqrt(1 - b2 ** (count + 1)) / (1 - b1 ** (count + 1))
         shrink = now * weight_decay
-        return _fused.FusedStep(step, step * (1 - shrink), shrink, math.inf, b1, b2, e)
+        return _fused.FusedStep(step, step * (1 - shrink), shrink, math.inf, b1, b2, eps)
 
     links = (
         clip_per_tensor(max_grad_norm),
-        scale_by_adam(b1, b2, e, bias_correction=False),
+        scale_by_adam(b1, b2, eps, bias_correction=False),
         correct_bias(b1, b2),
         scale_by_schedule(rate, first=1),
         decay_updated_weights(weight_decay, rate, first=1, where=where),
@@ -183,7 +183,7 @@ def adamw(
     *,
     b1: float = 0.9,
     b2: float = 0.999,
-    e: float = 1e-8,
+    eps: float = 1e-8,
     weight_decay: float = 0.01,
     max_grad_norm: float = -1,
     decay: Predicate = everything,
@@ -194,7 +194,7 @@ def adamw(
 
         t    = count + 1
         rate = lr(count)
-        p   <- p - rate (mu / (1 - b1^t) / (sqrt(nu / (1 - b2^t)) + e) + weight_decay p)
+        p   <- p - rate (mu / (1 - b1^t) / (sqrt(nu / (1 - b2^t)) + eps) + weight_decay p)
 
     Args:
         lr: a number, a 0-d tensor, or a function of the step that gives one.
@@ -214,18 +214,18 @@ def adamw(
     Source: Decoupled Weight Decay Regularization (arXiv:1711.05101), as `torch.optim.AdamW`
     computes it.
     """
-    check_rates(lr=lr, e=e, weight_decay=weight_decay)
+    check_rates(lr=lr, eps=eps, weight_decay=weight_decay)
     check_keeps(b1=b1, b2=b2)
     check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, None)
 
     def numbers(count: int) -> _fused.FusedStep:
         now = float(rate(count))
-        return _fused.FusedStep(now, now, now * weight_decay, count + 1, b1, b2, e)
+        return _fused.FusedStep(now, now, now * weight_decay, count + 1, b1, b2, eps)
 
     links = (
-        clip_global(max_grad_norm),
-        scale_by_adam(b1, b2, e),
+        clip_by_global_norm(max_grad_norm),
+        scale_by_adam(b1, b2, eps),
         add_decayed_weights(weight_decay, decay),
         scale_by_schedule(rate),
     )

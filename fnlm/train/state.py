@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fnlm import random, tree
 from fnlm.files import safetensors as safe
-from fnlm.train.transformations import Optimizer, global_norm
+from fnlm.train.transformations import Optimizer
 from fnlm.transforms.gradient import grad_and_value
 from fnlm.tree import Tree
 
@@ -112,7 +112,7 @@ def train_step(
 
     def step(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
         grads, value = gradient(state.params, random.fold_in(state.key, state.step), batch)
-        metrics = Metrics(value, global_norm(grads))
+        metrics = Metrics(value, tree.norm(grads))
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, donate=donate)
         return TrainState(params, opt_state, state.key, state.step + 1), metrics
 
@@ -145,7 +145,7 @@ def carry_step(
         params, moments, key, number = state.train
         own = random.fold_in(key, number)
         grads, (value, carry) = differentiate(params, state.carry, *batch, key=own)
-        metrics = Metrics(value, global_norm(grads))
+        metrics = Metrics(value, tree.norm(grads))
         params, moments = optimizer.update(grads, moments, params, donate=donate)
         carry = tree.map(torch.Tensor.detach, carry)
         return CarryState(TrainState(params, moments, key, number + 1), carry), metrics

@@ -26,13 +26,13 @@ from fnlm.train.schedules import Schedule
 from fnlm.tree import Predicate, Tree
 
 __all__ = [
-    "AdamState", "Link", "Optimizer", "OptimizerState", "add_decayed_weights", "chain",
-    "clip_global", "clip_per_tensor", "correct_bias", "decay_updated_weights", "everything",
-    "except_bias_and_norm", "global_norm", "scale_by_adam", "scale_by_schedule",
+    "AdamState", "GradientTransformation", "Optimizer", "OptimizerState", "add_decayed_weights",
+    "chain", "clip_by_global_norm", "clip_per_tensor", "correct_bias", "decay_updated_weights",
+    "everything", "except_bias_and_norm", "scale_by_adam", "scale_by_schedule",
 ]  # fmt: skip
 
 
-class Link(NamedTuple):
+class GradientTransformation(NamedTuple):
     """A pair of pure functions; see the module's first lines."""
 
     init: Callable[[Tree], Tree]
@@ -84,7 +84,7 @@ class AdamState(NamedTuple):
 Donated = Callable[[Tree, OptimizerState, Tree], tuple[Tree, OptimizerState]]
 
 
-def chain(*links: Link, donated: Donated | None = None) -> Optimizer:
+def chain(*links: GradientTransformation, donated: Donated | None = None) -> Optimizer:
     """Compose links into an optimizer: params - links[-1](... links[0](grads)).
 
     Args:
@@ -93,7 +93,7 @@ def chain(*links: Link, donated: Donated | None = None) -> Optimizer:
             pure update is made and copied into the buffers.
 
     >>> import torch
-    >>> sgd = chain(clip_global(1.0), scale_by_schedule(lambda step: 0.5))
+    >>> sgd = chain(clip_by_global_norm(1.0), scale_by_schedule(lambda step: 0.5))
     >>> params = {"w": torch.tensor([1.0, 1.0])}
     >>> sgd.update({"w": torch.tensor([0.0, 4.0])}, sgd.init(params), params)[0]
     {'w': tensor([1.0000, 0.5000])}
@@ -133,7 +133,7 @@ def chain(*links: Link, donated: Donated | None = None) -> Optimizer:
     return Optimizer(init, update)
 
 
-def clip_per_tensor(max_norm: float) -> Link:
+def clip_per_tensor(max_norm: float) -> GradientTransformation:
     """Scale each gradient tensor down to a norm of at most `max_norm` (not above 0: leave them).
 
     Source: `torch.nn.utils.clip_grad_norm_` called on one tensor (the quotient has 1e-6 under it).
@@ -152,14 +152,14 @@ def clip_per_tensor(max_norm: float) -> Link:
     )
 
 
-def clip_global(max_norm: float) -> Link:
+def clip_by_global_norm(max_norm: float) -> GradientTransformation:
     """Scale all gradients together to a norm of at most `max_norm` (not above 0: leave them).
 
     Source: `torch.nn.utils.clip_grad_norm_`.
 
     >>> import torch
     >>> grads = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
-    >>> clip_global(1.0).update(grads, (), {}, torch.tensor(0))[0]
+    >>> clip_by_global_norm(1.0).update(grads, (), {}, torch.tensor(0))[0]
     {'a': tensor([0.6000]), 'b': tensor([0.8000])}
     """
     check_clip(max_norm=max_norm)
@@ -167,22 +167,22 @@ def clip_global(max_norm: float) -> Link:
     def clip(updates: Tree, params: Tree, count: Tensor) -> Tree:
         if max_norm <= 0:
             return updates
-        factor = _clip_factor(global_norm(updates), max_norm)
+        factor = _clip_factor(tree.norm(updates), max_norm)
         return tree.map(lambda g: _times(g, factor), updates)
 
     return _stateless(clip)
 
 
 def scale_by_adam(
-    b1: float = 0.9, b2: float = 0.999, e: float = 1e-8, *, bias_correction: bool = True
-) -> Link:
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, *, bias_correction: bool = True
+) -> GradientTransformation:
     """Divide an average of the gradients by the root of an average of their squares.
 
     For the gradient g of a leaf::
 
         mu     <- b1 mu + (1 - b1) g
         nu     <- b2 nu + (1 - b2) g^2
-        update  = mu / (sqrt(nu) + e)
+        update  = mu / (sqrt(nu) + eps)
 
     With `bias_correction`, mu / (1 - b1^t) and nu / (1 - b2^t) stand in the last formula, where
     t = count + 1.
@@ -197,7 +197,7 @@ def scale_by_adam(
     {'w': tensor([ 1.0000, -1.0000])}
     """
     check_keeps(b1=b1, b2=b2)
-    check_rates(e=e)
+    check_rates(eps=eps)
 
     def zeros(params: Tree) -> Tree:
         return tree.map(lambda p: torch.zeros_like(at_least_float32(p)), params)
@@ -213,15 +213,15 @@ def scale_by_adam(
         nu = tree.map(lambda v, g: (v * b2).addcmul(g, g, value=1 - b2), state.nu, grads)
         if bias_correction:
             c1, c2 = _bias_corrections(b1, b2, count)
-            updates = tree.map(lambda m, v: _over(m, c1) / (_root(_over(v, c2)) + e), mu, nu)
+            updates = tree.map(lambda m, v: _over(m, c1) / (_root(_over(v, c2)) + eps), mu, nu)
         else:
-            updates = tree.map(lambda m, v: m / (_root(v) + e), mu, nu)
+            updates = tree.map(lambda m, v: m / (_root(v) + eps), mu, nu)
         return updates, AdamState(mu, nu)
 
-    return Link(init, update)
+    return GradientTransformation(init, update)
 
 
-def correct_bias(b1: float, b2: float) -> Link:
+def correct_bias(b1: float, b2: float) -> GradientTransformation:
     """Multiply by sqrt(1 - b2^t) / (1 - b1^t), t = count + 1: Adam's bias correction, e outside.
 
     Source: the last paragraph of section 2 of the Adam paper (arXiv:1412.6980), as OpenAI's GPT
@@ -240,7 +240,9 @@ def correct_bias(b1: float, b2: float) -> Link:
     return _stateless(correct)
 
 
-def add_decayed_weights(weight_decay: float, where: Predicate | None = None) -> Link:
+def add_decayed_weights(
+    weight_decay: float, where: Predicate | None = None
+) -> GradientTransformation:
     """Add `weight_decay * params` where `where(path, leaf)` holds (left out: everywhere).
 
     >>> import torch
@@ -263,7 +265,7 @@ def add_decayed_weights(weight_decay: float, where: Predicate | None = None) -> 
     )
 
 
-def scale_by_schedule(schedule: Schedule, first: int = 0) -> Link:
+def scale_by_schedule(schedule: Schedule, first: int = 0) -> GradientTransformation:
     """Multiply by `schedule(count + first)`: the first update reads the schedule at `first`.
 
     >>> import torch
@@ -281,7 +283,7 @@ def scale_by_schedule(schedule: Schedule, first: int = 0) -> Link:
 
 def decay_updated_weights(
     weight_decay: float, schedule: Schedule, first: int = 0, where: Predicate | None = None
-) -> Link:
+) -> GradientTransformation:
     """Decay the weights that the update leads to.
 
     The update u of a leaf p becomes::
@@ -330,21 +332,8 @@ def except_bias_and_norm(path: str, leaf: Any) -> bool:
     return path.rpartition(".")[2] not in ("bias", "scale")
 
 
-def global_norm(updates: Tree) -> Tensor:
-    """Return the Euclidean norm of all leaves together, a 0-d tensor of at least float32.
-
-    >>> import torch
-    >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
-    tensor(5.)
-    """
-    norms = [torch.linalg.vector_norm(at_least_float32(leaf)) for leaf in tree.leaves(updates)]
-    if not norms:
-        raise ValueError("global_norm() needs a tree with at least one leaf, got one with none")
-    return torch.linalg.vector_norm(torch.stack(norms))
-
-
-def _stateless(update: Callable[[Tree, Tree, Tensor], Tree]) -> Link:
-    return Link(
+def _stateless(update: Callable[[Tree, Tree, Tensor], Tree]) -> GradientTransformation:
+    return GradientTransformation(
         lambda params: (),
         lambda updates, state, params, count: (update(updates, params, count), state),
     )

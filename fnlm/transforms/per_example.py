@@ -8,7 +8,6 @@ from torch import Tensor
 from torch.func import vmap
 
 from fnlm import tree
-from fnlm.train.transformations import global_norm
 from fnlm.transforms.gradient import grad
 from fnlm.tree import Tree
 
@@ -74,9 +73,9 @@ def per_example_norms(
         return loss(floats if rest is None else tree.merge(floats, rest), *example)
 
     if _rows(batch) == 0:  # of the type that the norms of these gradients have
-        return global_norm(tree.map(lambda p: p.new_zeros(()), floats)).new_zeros(0)
+        return tree.norm(tree.map(lambda p: p.new_zeros(()), floats)).new_zeros(0)
     return _over_examples(
-        lambda p, *example: global_norm(grad(one)(p, *example)), floats, batch, chunk_size
+        lambda p, *example: tree.norm(grad(one)(p, *example)), floats, batch, chunk_size
     )
 
 
