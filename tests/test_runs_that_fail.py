@@ -292,8 +292,12 @@ def test_a_recipe_without_rows_or_checkpoints_is_refused_before_the_first_step(
 
 def test_ctrl_c_ends_the_command_by_a_line_and_code_130() -> None:
     words = ["generate", "tiny", "--num_samples", "500", "--max_new_tokens", "200"]
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # of a shell
+    code += (
+        "from fnlm.cli import main; raise SystemExit(main())"  # in the background, it is ignored
+    )
     started = subprocess.Popen(
-        [sys.executable, "-u", "-m", "fnlm.cli", *words],
+        [sys.executable, "-u", "-c", code, *words],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert started.stdout is not None and len(started.stdout.read(20)) == 20  # it is at work
