@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from fnlm import bert, random, train, tree
 from fnlm.files.checkpoint import replace as write_whole
-from fnlm.finetune.batches import Arrays, predict, tensors
+from fnlm.finetune.data import Arrays, predict, tensors
 from fnlm.layers.dropout import dropout, dropout_keys
 from fnlm.params import rename, spec
 from fnlm.params.names.bert import FAMILY

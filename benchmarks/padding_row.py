@@ -41,7 +41,7 @@ from tqdm import tqdm
 
 from fnlm import bert, random, train, transforms, tree
 from fnlm.files.checkpoint import replace as write_whole
-from fnlm.finetune.batches import predict, tensors
+from fnlm.finetune.data import predict, tensors
 from fnlm.tasks import squad
 from fnlm.tasks.squad_answers import recover
 from fnlm.tasks.squad_metrics import evaluate_v1

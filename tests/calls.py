@@ -14,7 +14,6 @@ from torch.func import grad
 
 import fnlm.generate as decoding
 from fnlm import _adaptive_vocabulary as vocabulary
-from fnlm import _causal as causal
 from fnlm import (
     bert,
     checkpoints,
@@ -211,7 +210,7 @@ CARRY_STEP = train.carry_step(square_and_sum, train.adamw(0.1))
 CARRIED = train.CarryState(STATE, torch.zeros_like(X))
 SPEC = gpt2.spec(GPT2.config, gpt2.HEADS)
 CHOICES = (IDS[:, None].expand(3, 2, 7), torch.full((3, 2), 4))
-PROMPT: dict[str, Any] = {"mask": MASK, "end": [4, 9], "prefill": gpt2.hidden_states}
+PROMPT: dict[str, Any] = {"mask": MASK, "eos": [4, 9], "prefill": gpt2.hidden_states}
 SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_k": 9, "top_p": 0.8}
 STARTED = reading.start(gpt2.apply, PARAMS, IDS)
 HEADS_KWARGS: dict[str, Any] = {"heads": None, "key": None}
@@ -265,6 +264,7 @@ TREE: dict[str, Make] = {
     "select": lambda _: on(tree.select, PARAMS, train.except_bias_and_norm),
     "merge": lambda _: on(tree.merge, *tree.partition(PARAMS, train.except_bias_and_norm)),
     "count": lambda _: on(tree.count, PARAMS),
+    "norm": lambda _: on(tree.norm, SMALL["up"]),
     "cast": lambda _: on(tree.cast, PARAMS, torch.bfloat16),
     "to": lambda _: on(tree.to, PARAMS, "meta"),
     "stack": lambda _: on(tree.stack, [SMALL, SMALL]),
@@ -274,7 +274,6 @@ FOREIGN = rename.to_foreign(UNTIED, FAMILY.dialects[0])
 NESTED = dict(tree.named_leaves(UNTIED))
 TENSORFLOW = ROOT / "tests" / "fixtures" / "tensorflow" / "partitioned"
 PARAMETERS: dict[str, Make] = {
-    **{f"tree.{name}": make for name, make in TREE.items()},
     "config.BaseConfig.from_dict": lambda _: on(gpt2.Config.from_dict, {"n_embd": 24, "new": [1]}),
     "config.BaseConfig.from_json_file": lambda folder: on(
         gpt2.Config.from_json_file, config_there(folder)
@@ -284,37 +283,8 @@ PARAMETERS: dict[str, Make] = {
     "config.BaseConfig.to_dict": lambda _: on(BaseConfig.to_dict, CLI_CONFIG),
     "config.BaseConfig.to_json_string": lambda _: on(BaseConfig.to_json_string, CLI_CONFIG),
     "config.BaseConfig.to_json_file": writes(BaseConfig.to_json_file, CLI_CONFIG),
-    "tensorflow.read": lambda _: on(tensorflow.read, TENSORFLOW, seen=dict),
-    "tensorflow.can_read": lambda _: on(tensorflow.can_read, TENSORFLOW),
-    "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
-    "hub.locate": lambda folder: on(hub.locate, saved(folder)),
-    "hub.weights": lambda folder: on(hub.weights, saved(folder)),
     "io.read": lambda folder: on(io.read, saved(folder) / "model.safetensors"),
     "io.write": writes(io.write, FOREIGN),
-    "pickled.read": lambda folder: on(pickled.read, stored(folder, "w.bin")),
-    "pickled.can_read": lambda folder: on(pickled.can_read, stored(folder, "w.bin")),
-    "pickled.write": writes(pickled.write, FOREIGN),
-    "arrays.read": lambda folder: on(arrays.read, stored(folder, "w.npz")),
-    "arrays.can_read": lambda folder: on(arrays.can_read, stored(folder, "w.npz")),
-    "safe.read": lambda folder: on(safe.read, saved(folder) / "model.safetensors"),
-    "safe.write": writes(safe.write, FOREIGN),
-    "safe.can_read": lambda folder: on(safe.can_read, saved(folder) / "model.safetensors"),
-    "checkpoint.half_written": lambda folder: on(half_written, folder, seen=list),
-    "checkpoint.replace": lambda folder: on(
-        replace,
-        folder / "made",
-        partial(Path.write_text, data="whole"),
-        seen=lambda _: files(folder),
-    ),
-    "checkpoint.Checkpoint.without": lambda folder: on(
-        Checkpoint.without, checkpoint_there(folder), {"bias"}, seen=dict
-    ),
-    "checkpoint.Checkpoint.outlined": lambda folder: on(
-        Checkpoint.outlined, checkpoint_there(folder), seen=dict
-    ),
-    "folder.current": lambda folder: on(current, saved(folder), "model"),
-    "folder.directory_of": lambda folder: on(directory_of, folder / ".model.saved" / "a.txt"),
-    "folder.replace_files": writes(saving_two),
     "io.load": lambda folder: on(io.load, saved(folder), *FOLDER_ARGS, **HEADS_KWARGS),
     "io.assemble": lambda _: on(io.assemble, FOREIGN, GPT2.config, FAMILY, gpt2.spec),
     "io.config_from": lambda folder: on(io.config_from, config_there(folder), FAMILY, gpt2.Config),
@@ -346,6 +316,37 @@ PARAMETERS: dict[str, Make] = {
     "spec.listed": lambda _: on(spec.listed, ["a", "b"]),
     "spec.check": lambda _: on(spec.check, SPEC, PARAMS),
 }
+FILES: dict[str, Make] = {
+    "tensorflow.read": lambda _: on(tensorflow.read, TENSORFLOW, seen=dict),
+    "tensorflow.can_read": lambda _: on(tensorflow.can_read, TENSORFLOW),
+    "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
+    "hub.locate": lambda folder: on(hub.locate, saved(folder)),
+    "hub.weights": lambda folder: on(hub.weights, saved(folder)),
+    "torch_pickle.read": lambda folder: on(pickled.read, stored(folder, "w.bin")),
+    "torch_pickle.can_read": lambda folder: on(pickled.can_read, stored(folder, "w.bin")),
+    "torch_pickle.write": writes(pickled.write, FOREIGN),
+    "numpy.read": lambda folder: on(arrays.read, stored(folder, "w.npz")),
+    "numpy.can_read": lambda folder: on(arrays.can_read, stored(folder, "w.npz")),
+    "safetensors.read": lambda folder: on(safe.read, saved(folder) / "model.safetensors"),
+    "safetensors.write": writes(safe.write, FOREIGN),
+    "safetensors.can_read": lambda folder: on(safe.can_read, saved(folder) / "model.safetensors"),
+    "checkpoint.half_written": lambda folder: on(half_written, folder, seen=list),
+    "checkpoint.replace": lambda folder: on(
+        replace,
+        folder / "made",
+        partial(Path.write_text, data="whole"),
+        seen=lambda _: files(folder),
+    ),
+    "checkpoint.Checkpoint.without": lambda folder: on(
+        Checkpoint.without, checkpoint_there(folder), {"bias"}, seen=dict
+    ),
+    "checkpoint.Checkpoint.outlined": lambda folder: on(
+        Checkpoint.outlined, checkpoint_there(folder), seen=dict
+    ),
+    "folder.current": lambda folder: on(current, saved(folder), "model"),
+    "folder.directory_of": lambda folder: on(directory_of, folder / ".model.saved" / "a.txt"),
+    "folder.replace_files": writes(saving_two),
+}
 
 
 def called(made: tuple[Callable[..., Any], Any]) -> Any:
@@ -374,12 +375,6 @@ LAYERS: dict[str, Make] = {
     "cache.append": lambda _: on(cache.append, grown(), *grown().segments[-1], MASK[:, :1]),
     "cache.take_rows": lambda _: on(cache.take_rows, grown(), torch.tensor([2, 0, 2])),
     "cache.truncate": lambda _: on(cache.truncate, grown(), 2),
-    "causal.attention": lambda _: on(
-        causal.attention, WIDE, ((), ()), HALF, PARAMS["blocks"][0]["attention"], GPT2.config
-    ),
-    "causal.positions": lambda _: on(causal.positions, grown(), MASK),
-    "causal.check": lambda _: on(causal.check, GPT2.config, IDS, grown(), MASK, layers=2),
-    "causal.fixed_cache": lambda _: on(causal.fixed_cache, GPT2.config, X, 3, 9, layers=2),
     "dropout.dropout": lambda _: on(dropout.dropout, X, 0.4, KEYS),
     "dropout.keep_mask": lambda _: on(dropout.keep_mask, X.shape, 0.4, KEYS),
     "dropout.apply_mask": lambda _: on(dropout.apply_mask, X, X > 0, 0.4),
@@ -487,7 +482,7 @@ DECODING: dict[str, Make] = {
     "state.pad_left": lambda _: on(reading.pad_left, IDS, MASK),
     "state.check_prompt": lambda _: on(reading.check_prompt, PARAMS, IDS, MASK, 4),
     "state.check_highest": lambda _: on(reading.check_highest, torch.ones(3), 4),
-    "state.whole": lambda _: on(reading.whole, torch.tensor(3), "end"),
+    "state.whole": lambda _: on(reading.whole, torch.tensor(3), "eos"),
     "state.eos_ids": lambda _: on(reading.eos_ids, [3, 4], torch.device("cpu")),
     "state.pad_id": lambda _: on(reading.pad_id, torch.tensor([3, 4]), None),
 }
@@ -537,21 +532,7 @@ TRAINING: dict[str, Make] = {
     "bert_adam": updates(train.bert_adam, 0.1, **RATES),
     "openai_adam": updates(train.openai_adam, 0.1, weight_decay=0.1, **RATES),
     "mask_rows": updates(train.mask_rows, train.adamw(0.1), {"up.weight": 1}),
-    "grad": lambda _: on(transforms.grad(square), SMALL, X),
-    "grad_and_value": lambda _: on(transforms.grad_and_value(square), SMALL, X),
-    "per_example_grads": lambda _: on(transforms.per_example_grads, square, SMALL, X, chunk_size=2),
-    "per_example_norms": lambda _: on(transforms.per_example_norms, square, SMALL, X),
     "init_state": lambda _: on(train.init_state, SMALL, train.adamw(0.1), KEY),
-    "Epochs.of": lambda _: on(finetune.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
-    "batches": lambda _: on(finetune.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
-    "length_sorted_batches": lambda _: on(finetune.length_sorted_batches, ROWED, 2, seen=list),
-    "predict": lambda _: on(finetune.predict, row_squares, SMALL, ROWED, 2, "cpu"),
-    "tensors": lambda _: on(finetune.tensors, ROWED),
-    "finetune": finetuned,
-    "mean_loss": lambda _: on(finetune.mean_loss, row_loss, SMALL, ROWED, finetune.Recipe()),
-    "write_results": lambda folder: on(
-        finetune.write_results, {"f1": 0.5}, folder / "made", "r", seen=lambda _: files(folder)
-    ),
     "fit": fitted,
     "read_log": lambda folder: on(train.read_log, log_there(folder)),
     "load_state": lambda folder: on(train.load_state, state_there(folder), SMALL),
@@ -559,13 +540,6 @@ TRAINING: dict[str, Make] = {
     "train_step": lambda _: on(STEP, STATE, X),
     "carry_step": lambda _: on(CARRY_STEP, CARRIED, X),
     "CarryState.step": lambda _: on(lambda state: state.step, CARRIED),
-    "claim_run_directory": lambda folder: on(
-        finetune.claim_run_directory,
-        folder,
-        {"seed": 1},
-        {"rows": [ROWED[0]]},
-        seen=lambda _: files(folder),
-    ),
     "losses.cross_entropy": lambda _: on(losses.cross_entropy, LOGITS, LABELS),
     "losses.language_model": lambda _: on(
         losses.language_model, random.normal(KEY, (3, 7, 41)), IDS, MASK
@@ -588,6 +562,31 @@ TRAINING: dict[str, Make] = {
     ),
     "schedules.warmup_cosine_with_warmup_restarts": at_steps(
         schedules.warmup_cosine_with_warmup_restarts(0.1, 20, 2)
+    ),
+}
+TRANSFORMS: dict[str, Make] = {
+    "grad": lambda _: on(transforms.grad(square), SMALL, X),
+    "grad_and_value": lambda _: on(transforms.grad_and_value(square), SMALL, X),
+    "per_example_grads": lambda _: on(transforms.per_example_grads, square, SMALL, X, chunk_size=2),
+    "per_example_norms": lambda _: on(transforms.per_example_norms, square, SMALL, X),
+}
+FINETUNING: dict[str, Make] = {
+    "Epochs.of": lambda _: on(finetune.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
+    "batches": lambda _: on(finetune.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
+    "length_sorted_batches": lambda _: on(finetune.length_sorted_batches, ROWED, 2, seen=list),
+    "predict": lambda _: on(finetune.predict, row_squares, SMALL, ROWED, 2, "cpu"),
+    "tensors": lambda _: on(finetune.tensors, ROWED),
+    "finetune": finetuned,
+    "mean_loss": lambda _: on(finetune.mean_loss, row_loss, SMALL, ROWED, finetune.Recipe()),
+    "write_results": lambda folder: on(
+        finetune.write_results, {"f1": 0.5}, folder / "made", "r", seen=lambda _: files(folder)
+    ),
+    "claim_run_directory": lambda folder: on(
+        finetune.claim_run_directory,
+        folder,
+        {"seed": 1},
+        {"rows": [ROWED[0]]},
+        seen=lambda _: files(folder),
     ),
 }
 MERGES = ([("a", "b"), ("ab", "b")], {"a": 0, "b": 1, "ab": 2, "abb": 3})
@@ -894,12 +893,6 @@ BIASES = XL_PARAMS["blocks"][0]["attention"]
 BY_HEAD = random.normal(KEY, (3, 7, 10))
 DISTANCES = random.normal(KEY, (3, 8, 10))
 XL_LAYERS: dict[str, Make] = {
-    "vocabulary.check": lambda _: on(vocabulary.check, XL_CONFIG),
-    "vocabulary.cutoffs_of": lambda _: on(vocabulary.cutoffs_of, {"embed.cluster_0.table": (9, 3)}),
-    "vocabulary.spec": lambda _: on(vocabulary.spec, XL_CONFIG, lambda *n: spec.Spec(n)),
-    "vocabulary.tied_projections": lambda _: on(vocabulary.tied_projections, XL_CONFIG),
-    "vocabulary.embedding_clusters": lambda _: on(vocabulary.embedding_clusters, XL_PARAMS),
-    "vocabulary.softmax_clusters": lambda _: on(vocabulary.softmax_clusters, XL_PARAMS),
     "adaptive_softmax.adaptive_embedding": lambda _: on(
         adaptive_softmax.adaptive_embedding,
         IDS,
@@ -963,6 +956,8 @@ TABLE: dict[str, Make] = {
     f"fnlm.{part}.{name}": make
     for part, rows in {
         "random": RANDOM,
+        "tree": TREE,
+        "files": FILES,
         "params": PARAMETERS,
         "layers": LAYERS | XL_LAYERS,
         "heads": HEADS,
@@ -974,6 +969,8 @@ TABLE: dict[str, Make] = {
         "transfo_xl": XL_MODEL,
         "generate": DECODING,
         "train": TRAINING,
+        "transforms": TRANSFORMS,
+        "finetune": FINETUNING,
         "tokenize": TOKENIZING | SYMBOL_TOKENIZING | COUNTED_TOKENIZING,
         "tasks": TASKS,
         "tasks.language_model": LANGUAGE,

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from fnlm import bert, cli, gpt, random, train, transfo_xl, tree
 from fnlm import generate as decoding
-from fnlm.finetune import batches as data
+from fnlm.finetune import data
 from fnlm.tasks import language_model, rocstories
 from fnlm.tokenize import gpt as tokenize_gpt
 from fnlm.tokenize import transfo_xl as tokenize_xl

@@ -1,6 +1,6 @@
 """Fine-tuning BERT: the recipe of the examples, its flags, and its batches."""
 
-from fnlm.finetune.batches import Epochs, batches, length_sorted_batches, predict, tensors
+from fnlm.finetune.data import Epochs, batches, length_sorted_batches, predict, tensors
 from fnlm.finetune.recipe import (
     Recipe,
     TextRecipe,

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fnlm import random, tree
 from fnlm.files.checkpoint import replace
-from fnlm.finetune.batches import Arrays, Epochs, batches, length_sorted_batches
+from fnlm.finetune.data import Arrays, Epochs, batches, length_sorted_batches
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import bert_adam
 from fnlm.train.rows import mask_rows

@@ -202,7 +202,7 @@ def whole(number: Any, name: str) -> int:
     Raises:
         TypeError: it is none; names the argument.
 
-    >>> whole(torch.tensor(3), "end")
+    >>> whole(torch.tensor(3), "eos")
     3
     """
     try:
@@ -211,11 +211,11 @@ def whole(number: Any, name: str) -> int:
         raise TypeError(f"{name} must be a whole number, got {number!r}") from None
 
 
-def eos_ids(end: Any, device: torch.device | str) -> Tensor | None:
+def eos_ids(eos: Any, device: torch.device | str) -> Tensor | None:
     """Make the end ids a tensor [E]; None where there are none.
 
     Args:
-        end: a whole number or several, of any type: Python's, numpy's, a tensor.
+        eos: a whole number or several, of any type: Python's, numpy's, a tensor.
         device: of the result.
 
     Raises:
@@ -224,11 +224,11 @@ def eos_ids(end: Any, device: torch.device | str) -> Tensor | None:
     >>> eos_ids(torch.tensor([3, 5]), "cpu")
     tensor([3, 5])
     """
-    if end is None:
+    if eos is None:
         return None
-    if not isinstance(end, Iterable) or getattr(end, "ndim", 1) == 0:
-        end = (end,)
-    numbers = [whole(number, "end") for number in end]
+    if not isinstance(eos, Iterable) or getattr(eos, "ndim", 1) == 0:
+        eos = (eos,)
+    numbers = [whole(number, "eos") for number in eos]
     return torch.tensor(numbers, device=device) if numbers else None
 
 

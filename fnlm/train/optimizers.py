@@ -76,7 +76,7 @@ def bert_adam(
         t_total: number of steps planned; -1 leaves the rate alone, whatever the schedule.
         schedule: makes a schedule of `warmup` and `t_total`; any of `fnlm.train.schedules`.
         b1, b2: how much the averages of gradients and of their squares keep.
-        e: added to the root of the average of squares.
+        eps: added to the root of the average of squares.
         weight_decay: multiple of the weights that joins the update.
         max_grad_norm: limit of the norm of each gradient tensor; not above 0 for none.
         decay: says by path and leaf what decays; `except_bias_and_norm` is the usual choice of
@@ -139,7 +139,7 @@ def openai_adam(
         t_total: number of steps planned; -1 leaves the rate alone, whatever the schedule.
         schedule: makes a schedule of `warmup` and `t_total`; any of `fnlm.train.schedules`.
         b1, b2: how much the averages of gradients and of their squares keep.
-        e: added to the root of the average of squares.
+        eps: added to the root of the average of squares.
         weight_decay: share of a weight that a step at rate 1 takes off.
         vector_l2: decay vectors (biases, norms) too, and not only leaves of two or more dimensions.
         max_grad_norm: limit of the norm of each gradient tensor; not above 0 for none.
@@ -199,7 +199,7 @@ def adamw(
     Args:
         lr: a number, a 0-d tensor, or a function of the step that gives one.
         b1, b2: how much the averages of gradients and of their squares keep.
-        e: added to the root of the average of squares.
+        eps: added to the root of the average of squares.
         weight_decay: multiple of the weights that joins the update.
         max_grad_norm: limit of the norm of all gradients together; not above 0 for none.
         decay: says by path and leaf what decays.
