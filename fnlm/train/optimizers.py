@@ -29,7 +29,7 @@ from torch import Tensor
 from fnlm import tree
 from fnlm.layers.precision import at_least_float32
 from fnlm.train import _fused
-from fnlm.train._checks import check_clip, check_keeps, check_rates
+from fnlm.train._checks import check_clip, check_decay_rates, check_rates
 from fnlm.train.schedules import Schedule, warmup_linear
 from fnlm.train.transformations import (
     AdamState,
@@ -94,7 +94,7 @@ def bert_adam(
     advances, so the first update of a warm-up has learning rate 0.
     """
     check_rates(lr=lr, eps=eps, weight_decay=weight_decay)
-    check_keeps(b1=b1, b2=b2)
+    check_decay_rates(b1=b1, b2=b2)
     check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, schedule(warmup, t_total))
 
@@ -154,7 +154,7 @@ def openai_adam(
     has advanced.
     """
     check_rates(lr=lr, eps=eps, weight_decay=weight_decay)
-    check_keeps(b1=b1, b2=b2)
+    check_decay_rates(b1=b1, b2=b2)
     check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, schedule(warmup, t_total))
 
@@ -216,7 +216,7 @@ def adamw(
     computes it.
     """
     check_rates(lr=lr, eps=eps, weight_decay=weight_decay)
-    check_keeps(b1=b1, b2=b2)
+    check_decay_rates(b1=b1, b2=b2)
     check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, None)
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fnlm import tree
 from fnlm.layers.precision import at_least_float32
-from fnlm.train._checks import check_clip, check_gradients, check_keeps, check_rates
+from fnlm.train._checks import check_clip, check_decay_rates, check_gradients, check_rates
 from fnlm.train.schedules import Schedule
 from fnlm.tree import Predicate, Tree
 
@@ -207,7 +207,7 @@ def scale_by_adam(
     >>> adam.update({"w": torch.tensor([3.0, -0.1])}, adam.init(params), params, torch.tensor(0))[0]
     {'w': tensor([ 1.0000, -1.0000])}
     """
-    check_keeps(b1=b1, b2=b2)
+    check_decay_rates(b1=b1, b2=b2)
     check_rates(eps=eps)
 
     def zeros(params: Tree) -> Tree:
@@ -244,7 +244,7 @@ def correct_bias(b1: float, b2: float) -> GradientTransformation:
     >>> correct_bias(0.9, 0.99).update({"w": torch.ones(1)}, (), {}, torch.tensor(0))[0]
     {'w': tensor([1.0000])}
     """
-    check_keeps(b1=b1, b2=b2)
+    check_decay_rates(b1=b1, b2=b2)
 
     def correct(updates: Tree, params: Tree, count: Tensor) -> Tree:
         c1, c2 = _bias_corrections(b1, b2, count)
