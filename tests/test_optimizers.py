@@ -484,7 +484,7 @@ def test_refuses_gradients_of_other_parameters() -> None:
         ({"lr": -1.0}, "lr must not be negative, got -1.0"),
         ({"lr": 1.0, "b1": 1.0}, r"b1 must be in \[0, 1\), got 1.0"),
         ({"lr": 1.0, "b2": -0.1}, r"b2 must be in \[0, 1\), got -0.1"),
-        ({"lr": 1.0, "e": -1e-8}, "e must not be negative"),
+        ({"lr": 1.0, "eps": -1e-8}, "eps must not be negative"),
     ],
 )
 def test_refuses_what_has_no_meaning(

@@ -131,7 +131,7 @@ def test_donated_equals_pure_in_half_precision_and_uses_the_same_memory(
 @pytest.mark.parametrize("make", [bert_adam, openai_adam, adamw])
 def test_without_eps_the_two_ways_agree(make: Any) -> None:
     """0 / 0 is 0: an unused row moves in neither; nor does full decay get lost in one of them."""
-    for kwargs in ({"e": 0.0, "weight_decay": 0.0}, {"weight_decay": 2.0}):
+    for kwargs in ({"eps": 0.0, "weight_decay": 0.0}, {"weight_decay": 2.0}):
         optimizer, params = make(0.5, **kwargs), {"w": torch.ones(2, 2)}
         grads = {"w": torch.tensor([[0.0, 0.5], [0.0, -0.5]])}
         pure, _ = optimizer.update(grads, optimizer.init(params), params)
