@@ -89,7 +89,7 @@ def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> T
     >>> language_model(torch.zeros(1, 4, 5), ids, mask=torch.tensor([[1, 1, 1, 0]]))
     tensor(1.6094)
 
-    Source: the loss of `GPT2LMHeadModel` in pytorch-pretrained-BERT 0.6.2. Deviation: the mask.
+    Source: the loss of `GPT2LMHeadModel` in pytorch-pretrained-bert 0.6.2. Deviation: the mask.
     """
     ids = _integers(ids, "ids")
     labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], IGNORE)], dim=-1)  # [..., T]
@@ -141,7 +141,7 @@ def pretraining(
     ...             torch.tensor([0]))
     tensor(2.0794)
 
-    Source: `BertForPreTraining` of pytorch-pretrained-BERT 0.6.2.
+    Source: `BertForPreTraining` of pytorch-pretrained-bert 0.6.2.
     """
     return cross_entropy(mlm_logits, mlm_labels) + cross_entropy(nsp_logits, nsp_labels)
 
@@ -160,7 +160,7 @@ def token_classification(logits: Tensor, labels: Tensor, mask: Tensor | None = N
     >>> token_classification(torch.zeros(3, 2), torch.tensor([1, 0, 9]), torch.tensor([1, 1, 0]))
     tensor(0.6931)
 
-    Source: `BertForTokenClassification` of pytorch-pretrained-BERT 0.6.2. Deviation: -1 is ignored.
+    Source: `BertForTokenClassification` of pytorch-pretrained-bert 0.6.2. Deviation: -1 is ignored.
     """
     labels = _integers(labels, "labels")
     check_mask(mask)
@@ -186,7 +186,7 @@ def span(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor)
     >>> span(torch.zeros(2, 4), torch.zeros(2, 4), starts, ends)
     tensor(1.3863)
 
-    Source: `BertForQuestionAnswering` of pytorch-pretrained-BERT 0.6.2. Deviations: that one clamps
+    Source: `BertForQuestionAnswering` of pytorch-pretrained-bert 0.6.2. Deviations: that one clamps
     the caller's labels in place, and is NaN if every position is ignored.
     """
     outside = start_logits.shape[-1]  # T, one past the last position
@@ -214,7 +214,7 @@ def regression(logits: Tensor, targets: Tensor) -> Tensor:
     >>> regression(torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 4.0]))
     tensor(2.)
 
-    Source: `run_classifier.py` of pytorch-pretrained-BERT 0.6.2, for STS-B.
+    Source: `run_classifier.py` of pytorch-pretrained-bert 0.6.2, for STS-B.
     """
     if logits.shape != (*targets.shape, 1):
         raise ValueError(

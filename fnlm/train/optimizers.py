@@ -11,7 +11,7 @@ With `count` the number of updates made before this one::
 
 `state = optimizer.init(params)`, then `params, state = optimizer.update(grads, state, params)`.
 
-Sources: `BertAdam` and `OpenAIAdam` of pytorch-pretrained-BERT 0.6.2, equal step by step, and
+Sources: `BertAdam` and `OpenAIAdam` of pytorch-pretrained-bert 0.6.2, equal step by step, and
 `torch.optim.AdamW`.
 Deviations from the first two: clipping is a transformation and leaves the caller's gradients
 unchanged; a predicate selects the leaves with weight decay, not a list of parameter groups; a
@@ -90,7 +90,7 @@ def bert_adam(
     >>> from fnlm.train import except_bias_and_norm
     >>> optimizer = bert_adam(5e-5, warmup=0.1, t_total=1000, decay=except_bias_and_norm)
 
-    Source: `BertAdam` of pytorch-pretrained-BERT 0.6.2. The schedule is read before the count
+    Source: `BertAdam` of pytorch-pretrained-bert 0.6.2. The schedule is read before the count
     advances, so the first update of a warm-up has learning rate 0.
     """
     check_rates(lr=lr, eps=eps, weight_decay=weight_decay)
@@ -150,7 +150,7 @@ def openai_adam(
 
     >>> optimizer = openai_adam(6.25e-5, warmup=0.002, t_total=1000, weight_decay=0.01)
 
-    Source: `OpenAIAdam` of pytorch-pretrained-BERT 0.6.2. The schedule is read after the count
+    Source: `OpenAIAdam` of pytorch-pretrained-bert 0.6.2. The schedule is read after the count
     has advanced.
     """
     check_rates(lr=lr, eps=eps, weight_decay=weight_decay)

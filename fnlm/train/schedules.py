@@ -15,7 +15,7 @@ with w the fraction of the steps in the warm-up (there the multiplier is x / w),
 cycles and y = (x - w) / (1 - w). A negative `t_total` means that the length is unknown: the
 multiplier is 1 at every step.
 
-Source: the schedules of pytorch-pretrained-BERT 0.6.2, equal at every step, beyond `t_total` too.
+Source: the schedules of pytorch-pretrained-bert 0.6.2, equal at every step, beyond `t_total` too.
 Deviation: no warning is logged for a step beyond `t_total`, as schedules are pure functions.
 """
 
