@@ -86,7 +86,7 @@ def warmup_cosine(warmup: float = 0.002, t_total: float = -1, cycles: float = 0.
     """
 
     def multiplier(x: Any, warmup: float) -> Any:
-        y = (x - warmup) / (1 - warmup)
+        y = (x - warmup) / (1 - warmup)  # progress after the warm-up: 1 at t_total
         return _warm_up(x, warmup, 0.5 * (1.0 + _cos(math.pi * cycles * 2 * y)))
 
     return _schedule(warmup, t_total, multiplier)
@@ -106,7 +106,7 @@ def warmup_cosine_with_hard_restarts(
     _check_cycles(cycles)
 
     def multiplier(x: Any, warmup: float) -> Any:
-        y = (x - warmup) / (1 - warmup)
+        y = (x - warmup) / (1 - warmup)  # progress after the warm-up: 1 at t_total
         return _warm_up(x, warmup, 0.5 * (1.0 + _cos(math.pi * ((cycles * y) % 1))))
 
     return _schedule(warmup, t_total, multiplier)
@@ -132,10 +132,11 @@ def warmup_cosine_with_warmup_restarts(
         )
 
     def multiplier(x: Any, warmup: float) -> Any:
-        part = x * cycles % 1.0
-        y = (part - warmup) / (1 - warmup)
-        return _warm_up(part, warmup, 0.5 * (1.0 + _cos(math.pi * y)))
+        within = x * cycles % 1.0  # progress within the cycle
+        y = (within - warmup) / (1 - warmup)
+        return _warm_up(within, warmup, 0.5 * (1.0 + _cos(math.pi * y)))
 
+    # The warm-up, a fraction of all steps, is `cycles` times that fraction of a cycle.
     return _schedule(warmup * cycles if warmup >= 0 else warmup, t_total, multiplier)
 
 
@@ -148,6 +149,7 @@ def _schedule(warmup: float, t_total: float, multiplier: Callable[[Any, float], 
     fraction = max(float(warmup), 0.0)
 
     def schedule(step: Any, /) -> Any:
+        # float64 in both cases, so that tensors and numbers give the same multiplier.
         step = step.to(torch.float64) if isinstance(step, Tensor) else float(step)
         return _like(step, 1.0) if t_total < 0 else multiplier(step / float(t_total), fraction)
 

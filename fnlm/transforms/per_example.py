@@ -82,7 +82,7 @@ def _map_examples(
     fn: Callable[..., Tree], params: Tree, batch: tuple[Any, ...], chunk_size: int | None
 ) -> Tree:
     """Map a function over examples, in chunks that are copied into one preallocated result."""
-    mapped = vmap(fn, in_dims=(None, *(0 for _ in batch)))
+    mapped = vmap(fn, in_dims=(None, *(0 for _ in batch)))  # params are shared
     size = _rows(batch)
     if chunk_size is None or chunk_size >= size:
         return mapped(params, *batch)
@@ -90,8 +90,8 @@ def _map_examples(
     for start in range(0, size, chunk_size):
         rows = slice(start, start + chunk_size)
         chunk = mapped(params, *tree.map(lambda x, rows=rows: x[rows], batch))
-        if start == 0:
-            result = tree.map(lambda x: x.new_empty(size, *x.shape[1:]), chunk)
+        if start == 0:  # shapes and types are known from the first chunk
+            result = tree.map(lambda x: x.new_empty(size, *x.shape[1:]), chunk)  # [B, ...]
         tree.map(lambda out, x, rows=rows: out[rows].copy_(x), result, chunk)
     return result
 
