@@ -22,9 +22,11 @@ import torch
 from conftest import ROOT, data_path
 
 from fnlm import bert, cli, gpt2, random, train, tree
-from fnlm.finetune import batches as data
 from fnlm.tasks import corpus, glue
 from fnlm.tokenize import bert as tokenize
+
+# The module, which the function of the same name hides from an import.
+data = importlib.import_module("fnlm.finetune.batches")
 
 PAGE = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
 LINES = re.findall(

@@ -30,10 +30,12 @@ from torch.nn import functional as F
 
 from fnlm import bert, cli, gpt, random, train, transfo_xl, tree
 from fnlm import generate as decoding
-from fnlm.finetune import batches as data
 from fnlm.tasks import language_model, rocstories
 from fnlm.tokenize import gpt as tokenize_gpt
 from fnlm.tokenize import transfo_xl as tokenize_xl
+
+# The module, which the function of the same name hides from an import.
+data = importlib.import_module("fnlm.finetune.batches")
 
 ROWS = [
     ("Rick was cold.", "He had no coat.", "Ann came.", "She had two.", 'He said "oh".', "No.", "1"),
