@@ -110,7 +110,9 @@ def main(flags: Flags) -> None:
     held_out = read(flags.eval_dataset, "--eval_dataset") if flags.do_eval else None
     results: dict[str, float] = {}
     if flags.do_train:
-        own = {name: getattr(flags, name) for name in ("lm_coef", "lr_schedule", "max_grad_norm")}
+        settings = {
+            name: getattr(flags, name) for name in ("lm_coef", "lr_schedule", "max_grad_norm")
+        }
         params, results = finetune.finetune(
             partial(loss, lm_coef=flags.lm_coef),
             params,
@@ -123,7 +125,7 @@ def main(flags: Flags) -> None:
                 schedule=getattr(schedules, flags.lr_schedule),
                 max_grad_norm=flags.max_grad_norm,
             ),
-            facts=own,
+            settings=settings,
         )
         gpt.save(params, flags.output_dir)
         tokenizer.save(flags.output_dir)

@@ -149,8 +149,8 @@ def learn(flags: Flags, path: Path) -> None:
         same_length=flags.same_length, dropout=flags.dropout,
     )  # fmt: skip
     ids = store(path, tokenizer, flags.work_dir / "train-ids")
-    facts = {field.name: getattr(flags, field.name) for field in fields(Training)}
-    finetune.claim_run_directory(flags.work_dir, facts, {"training text": [ids]})
+    settings = {field.name: getattr(flags, field.name) for field in fields(Training)}
+    finetune.claim_run_directory(flags.work_dir, settings, {"training text": [ids]})
     rate = schedules.warmup_cosine(flags.warmup_proportion, flags.steps)
     optimizer = train.adamw(
         lambda step: flags.learning_rate * rate(step),

@@ -1,4 +1,4 @@
-"""Fine-tuning BERT: the recipe of the examples, its flags, and its batches."""
+"""Fine-tuning BERT: the training recipe of the examples, its flags, batches and prediction."""
 
 from fnlm.finetune.data import Epochs, batches, length_sorted_batches, predict, tensors
 from fnlm.finetune.recipe import (

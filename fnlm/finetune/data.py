@@ -1,6 +1,6 @@
-"""From arrays on disk or in memory to the batch of a step, padded no more than it needs.
+"""Batches of tensors from arrays on disk or in memory, trimmed to their longest row.
 
-Letters: N rows, B rows of a batch, T tokens; `...` any axes between, as that of choices.
+Letters: N rows, B batch size, T tokens; `...` any axes between, such as choices.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,17 +25,17 @@ Device = torch.device | str
 
 
 class Epochs(NamedTuple):
-    """The rows of a run, epoch by epoch."""
+    """The data of a run, epoch by epoch."""
 
-    sizes: tuple[int, ...]  # rows to take of each epoch
-    arrays: Callable[[int], Arrays]  # the rows of an epoch; two epochs are held at a time
+    sizes: tuple[int, ...]  # number of rows to take from each epoch
+    arrays: Callable[[int], Arrays]  # epoch -> its rows; at most two epochs are in memory
 
     @classmethod
     def of(cls, arrays: Arrays, count: float) -> Self:
         """Repeat the same rows: 2.5 epochs are two whole ones and a random half.
 
         Raises:
-            ValueError: that is less than one row.
+            ValueError: the epochs are less than one row.
 
         >>> Epochs.of((np.zeros((6, 4)),), 2.5).sizes
         (6, 6, 3)
@@ -43,26 +43,27 @@ class Epochs(NamedTuple):
         rows = len(arrays[0])
         if round(rows * count) < 1:
             raise ValueError(f"{count} epochs of {rows} rows must be at least one row")
-        whole, rest = divmod(round(rows * count), rows)
-        return cls((rows,) * whole + ((rest,) if rest else ()), lambda epoch: arrays)
+        whole, remainder = divmod(round(rows * count), rows)
+        sizes = (rows,) * whole + ((remainder,) if remainder else ())
+        return cls(sizes, lambda epoch: arrays)
 
 
 def batches(
     epochs: Epochs, key: Tensor, batch_size: int, device: Device = "cpu"
 ) -> tuple[int, Callable[[int], Batch]]:
-    """Make the function from a step to its batch, each epoch in an order of its own.
+    """Return the number of steps and the function from a step to its batch, shuffled by epoch.
 
-    Every batch is full: the epochs follow each other without a gap, and the last batch is filled up
-    with the first rows.
+    Every batch is full: batches run across the ends of epochs, and the last one is filled up with
+    the first rows.
 
     Args:
-        epochs: at least one row.
-        key: [] int64, of the orders.
+        epochs: the data, at least one row.
+        key: [] int64, of the shuffling.
         batch_size: B.
-        device: where the tensors shall be.
+        device: of the tensors.
 
     Returns:
-        how many steps the epochs last; the function, to be called with 0, 1, ... in any order.
+        the number of steps; the function, which may be called with 0, 1, ... in any order.
 
     Raises:
         ValueError: there are no rows, or B is below 1.
@@ -72,30 +73,31 @@ def batches(
     >>> steps, batch_at(2)[0].shape
     (3, torch.Size([5, 4]))
     """
-    borders = np.cumsum([0, *epochs.sizes])
-    if borders[-1] < 1 or batch_size < 1:
-        raise ValueError(f"{borders[-1]} rows and batch_size={batch_size} must be at least 1")
+    starts = np.cumsum([0, *epochs.sizes])  # of each epoch; the last is the total
+    if starts[-1] < 1 or batch_size < 1:
+        raise ValueError(f"{starts[-1]} rows and batch_size={batch_size} must be at least 1")
 
     @lru_cache(maxsize=2)
     def shuffled(epoch: int) -> tuple[Arrays, npt.NDArray[Any]]:
         arrays = epochs.arrays(epoch)
-        places = random.uniform(random.fold_in(key, epoch), (len(arrays[0]),), torch.float64)
-        return arrays, places.argsort(stable=True).numpy()
+        # Sorting random numbers gives a random permutation.
+        scores = random.uniform(random.fold_in(key, epoch), (len(arrays[0]),), torch.float64)
+        return arrays, scores.argsort(stable=True).numpy()
 
     def batch_at(step: int) -> Batch:
-        places = np.arange(step * batch_size, (step + 1) * batch_size) % borders[-1]
-        owners = np.searchsorted(borders, places, side="right") - 1
-        parts = []
-        for epoch in np.unique(owners).tolist():
+        index = np.arange(step * batch_size, (step + 1) * batch_size) % starts[-1]  # [B]
+        epoch_of = np.searchsorted(starts, index, side="right") - 1  # [B]
+        parts = []  # the rows of each epoch in the batch, by the number of the epoch
+        for epoch in np.unique(epoch_of).tolist():
             arrays, order = shuffled(epoch)
-            rows = order[places[owners == epoch] - borders[epoch]]
+            rows = order[index[epoch_of == epoch] - starts[epoch]]
             parts.append([array[rows] for array in arrays])
-        back = np.argsort(np.argsort(owners, kind="stable"))  # parts go by the number of the epoch
-        return tensors(
-            [np.concatenate(pieces)[back] for pieces in zip(*parts, strict=True)], device
-        )
+        # Undo the sorting by epoch: the last batch may wrap around to epoch 0.
+        inverse = np.argsort(np.argsort(epoch_of, kind="stable"))
+        columns = [np.concatenate(pieces)[inverse] for pieces in zip(*parts, strict=True)]
+        return tensors(columns, device)
 
-    return -(-int(borders[-1]) // batch_size), batch_at
+    return -(-int(starts[-1]) // batch_size), batch_at  # rounded up
 
 
 def length_sorted_batches(
@@ -106,16 +108,16 @@ def length_sorted_batches(
     Args:
         arrays: ids, token types, mask and any labels.
         batch_size: B; the last batch may be smaller.
-        device: where the tensors shall be.
+        device: of the tensors.
 
     Yields:
-        the numbers of the rows [B]; their tensors.
+        the indices of the rows [B]; their tensors.
 
     >>> mask = np.arange(8) < np.array([[2], [8], [5]])
     >>> [rows.tolist() for rows, batch in length_sorted_batches((mask, mask, mask), 2)]
     [[1, 2], [0]]
     """
-    lengths = arrays[2].reshape(len(arrays[2]), -1).sum(axis=1)
+    lengths = arrays[2].reshape(len(arrays[2]), -1).sum(axis=1)  # [N] real tokens per row
     order = np.argsort(-lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
@@ -126,21 +128,21 @@ def length_sorted_batches(
 def predict(
     model: Callable[..., Tensor], params: Tree, arrays: Arrays, batch_size: int, device: Device
 ) -> npt.NDArray[Any]:
-    """Run a model on all rows, without dropout, showing a bar.
+    """Return a model's outputs for all rows, without dropout, with a progress bar.
 
     Args:
         model: `model(params, ids, token_types, mask) -> [B, ...]`.
-        params: as the model takes them, on any device.
-        arrays: ids, token types and mask; further ones are not looked at.
+        params: the parameters of the model, on any device.
+        arrays: ids, token types and mask; further arrays are ignored.
         batch_size: B.
-        device: where to compute.
+        device: of the computation.
 
     Returns:
         [N, ...] in the order of the rows; an axis of tokens is as long as in the longest batch, and
-        0 where a batch is shorter. What is NaN stays NaN.
+        padded with 0 where a batch is shorter. NaN outputs stay NaN.
 
     Raises:
-        TypeError: the mask is floating.
+        TypeError: the mask is floating point.
         ValueError: there are no rows.
 
     >>> mask = np.arange(16) < np.array([[2], [16], [5]])
@@ -151,26 +153,29 @@ def predict(
     if not len(arrays[0]):
         raise ValueError("arrays have no rows: there is nothing to predict")
     params = tree.to(params, device)
-    found = length_sorted_batches(arrays[:3], batch_size, device)
-    bar = tqdm(found, "predict", -(-len(arrays[0]) // batch_size))
-    parts = [(rows, model(params, *batch).cpu().numpy()) for rows, batch in bar]
-    longest = parts[0][1]
-    made = np.zeros((len(arrays[0]), *longest.shape[1:]), longest.dtype)
-    for rows, part in parts:
-        made[(rows, *map(slice, part.shape[1:]))] = part
-    return made
+    pairs = length_sorted_batches(arrays[:3], batch_size, device)
+    bar = tqdm(pairs, "predict", -(-len(arrays[0]) // batch_size))
+    outputs = [(rows, model(params, *batch).cpu().numpy()) for rows, batch in bar]
+    longest = outputs[0][1]  # batches come longest first
+    result = np.zeros((len(arrays[0]), *longest.shape[1:]), longest.dtype)  # [N, ...]
+    for rows, output in outputs:
+        result[(rows, *map(slice, output.shape[1:]))] = output
+    return result
 
 
 def tensors(arrays: Sequence[npt.NDArray[Any]], device: Device = "cpu") -> Batch:
-    """Turn the arrays of a batch into tensors without the columns that are padding in all rows.
+    """Convert the arrays of a batch to tensors, without the columns that are padding in all rows.
 
     Args:
         arrays: ids, token types, mask and any labels; those of more than one axis end in T.
-        device: where the tensors shall be.
+        device: of the tensors.
 
     Returns:
-        a tensor for each array; integers as int64. T is that of the longest row, rounded up to a
-        multiple of 8, which vector units like.
+        a tensor for each array; int32 becomes int64. T is the length of the longest row, rounded up
+        to a multiple of 8 for the sake of vector units.
+
+    Raises:
+        TypeError: the mask is floating point.
 
     >>> ids, mask = np.ones((2, 32), np.int32), np.arange(32) < np.array([[3], [9]])
     >>> [x.shape[-1] for x in tensors([ids, ids, mask, np.array([0, 1])])]
@@ -181,7 +186,7 @@ def tensors(arrays: Sequence[npt.NDArray[Any]], device: Device = "cpu") -> Batch
             f"the mask (arrays[2]) must be bool or integers, got {arrays[2].dtype}: of a bias that "
             "is 0 for real tokens make it by `mask = bias == 0`"
         )
-    used = np.flatnonzero(arrays[2].any(axis=tuple(range(arrays[2].ndim - 1))))
-    length = -(-(int(used[-1]) + 1 if len(used) else 1) // 8) * 8
-    made = [torch.from_numpy(a[..., :length] if a.ndim > 1 else a).to(device) for a in arrays]
-    return tuple(x.long() if x.dtype == torch.int32 else x for x in made)
+    columns = np.flatnonzero(arrays[2].any(axis=tuple(range(arrays[2].ndim - 1))))  # with a token
+    length = -(-(int(columns[-1]) + 1 if len(columns) else 1) // 8) * 8  # at least one column
+    trimmed = [torch.from_numpy(a[..., :length] if a.ndim > 1 else a).to(device) for a in arrays]
+    return tuple(x.long() if x.dtype == torch.int32 else x for x in trimmed)

@@ -1,4 +1,4 @@
-"""The recipe of BERT's fine-tuning, as a run that may be killed at any time."""
+"""BERT's fine-tuning recipe, as a preemption-safe run."""
 
 import json
 import zlib
@@ -31,18 +31,18 @@ _fine_tuning = partial(bert_adam, decay=except_bias_and_norm)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a fine-tuning run can choose; the names are those of the well-known scripts.
+    """The hyperparameters of a fine-tuning run, named as in the scripts of pytorch-pretrained-BERT.
 
     Args:
-        train_batch_size: rows a step.
-        gradient_accumulation_steps: parts in which a step goes through its rows, to save memory.
-        learning_rate: highest.
-        num_train_epochs: how often to go through the rows; 0.5 takes half of them.
-        warmup_proportion: share of the steps over which the learning rate rises; then it falls.
-        weight_decay: of all but norms and biases.
+        train_batch_size: rows per step.
+        gradient_accumulation_steps: micro-batches per step, to save memory.
+        learning_rate: peak learning rate.
+        num_train_epochs: passes over the rows; 0.5 takes half of them.
+        warmup_proportion: fraction of the steps in the warm-up; then the learning rate decays.
+        weight_decay: decoupled weight-decay coefficient, for all but norms and biases.
         seed: of new heads, the order of the rows and dropout.
         checkpoint_every: steps between checkpoints.
-        device: where to compute, such as cpu or cuda.
+        device: torch device, such as cpu or cuda.
     """
 
     train_batch_size: int = 32
@@ -58,15 +58,15 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TextRecipe(Recipe):
-    """What a program that fine-tunes BERT on texts asks for besides.
+    """A `Recipe` with the settings of a program that fine-tunes BERT on texts.
 
     Args:
         bert_model: directory, file or hub name of a model and its tokenizer.
         output_dir: directory of the run.
-        do_lower_case: lower-case the text; without, as the files or the name of the model say.
-        max_seq_length: most tokens of a row.
-        workers: processes that turn texts into ids.
-        cache_dir: where to keep the ids of texts for the next run; without, they are not kept.
+        do_lower_case: lower-case the text; by default as the model's files or name specify.
+        max_seq_length: maximum number of tokens per row.
+        workers: number of processes that tokenize.
+        cache_dir: directory in which to cache token ids; by default they are not cached.
     """
 
     bert_model: str
@@ -87,35 +87,36 @@ def finetune(
     held_out: Arrays | None = None,
     optimizer: Callable[..., Optimizer] = _fine_tuning,
     masked_rows: Mapping[str, int | None] | None = None,
-    facts: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[Tree, dict[str, float]]:
-    """Train by the recipe of BERT: `bert_adam`, warm-up and linear decay, keyed dropout.
+    """Train with BERT's recipe: `bert_adam`, warm-up and linear decay, keyed dropout.
 
-    Started again with the same arguments, a run that was killed goes on from its last checkpoint
-    and ends with the same numbers.
+    An interrupted run that is started again with the same arguments resumes from its last
+    checkpoint and ends with the same numbers.
 
     Args:
         loss: `loss(params, *batch, key=key) -> []`; a batch has a tensor for each array.
-        params: where to start; left as they are.
-        data: ids, token types, mask and labels; or these by epoch, which make up their number.
-        recipe: the settings.
-        directory: of the run: `state.safetensors`, `log.jsonl` and `run.json`, which tells it from
-            other runs.
-        held_out: rows whose mean loss joins the log at each checkpoint.
-        optimizer: makes another one: called with the learning rate and `warmup`, `t_total` and
-            `weight_decay`.
-        masked_rows: rows of tables whose gradient counts as 0 (see `mask_rows`). That of `[PAD]`
-            makes a run of BERT that of its peers, whose tables have it as their `padding_idx`.
-        facts: settings of `loss` and `optimizer`, which tell the run from others, too.
+        params: the initial parameters, which stay unchanged.
+        data: ids, token types, mask and labels; or `Epochs` of these, which set the number of
+            epochs, too.
+        recipe: the hyperparameters.
+        directory: of the run: `state.safetensors`, `log.jsonl`, and `run.json`, which identifies
+            the run.
+        held_out: validation rows, whose mean loss is logged at each checkpoint.
+        optimizer: factory of the optimizer, called with the learning rate and `warmup`, `t_total`
+            and `weight_decay`.
+        masked_rows: rows of tables with zero gradients (see `mask_rows`). With that of `[PAD]`, a
+            run of BERT equals one of pytorch-pretrained-BERT, where it is the `padding_idx`.
+        settings: settings of `loss` and `optimizer`, which identify the run, too.
 
     Returns:
-        the trained parameters; the number of steps, "global_step", and the mean loss of those since
-        the last checkpoint but one, "loss".
+        the trained parameters; a dictionary of the number of steps, "global_step", and the mean
+        training loss over the steps between the last two checkpoints, "loss".
 
     Raises:
-        ValueError: the directory holds a run with other settings, data or starting parameters; the
-            message names what differs. Or a batch cannot be cut in equal parts, `checkpoint_every`
-            is below 1, or `held_out` has no rows.
+        ValueError: the directory holds a run with other settings, data or initial parameters, and
+            the message names what differs; a batch does not divide into equal micro-batches;
+            `checkpoint_every` is below 1; or `held_out` has no rows.
     """
     rows, parts = recipe.train_batch_size, recipe.gradient_accumulation_steps
     if recipe.checkpoint_every < 1:
@@ -126,31 +127,31 @@ def finetune(
         raise ValueError(
             f"train_batch_size={rows} must be a multiple of gradient_accumulation_steps={parts}"
         )
-    order, dropout = random.split(random.key(recipe.seed))
+    order_key, dropout_key = random.split(random.key(recipe.seed))
     epochs = data if isinstance(data, Epochs) else Epochs.of(data, recipe.num_train_epochs)
-    steps, batch_at = batches(epochs, order, rows, recipe.device)
-    chosen = optimizer(
+    steps, batch_at = batches(epochs, order_key, rows, recipe.device)
+    optim = optimizer(
         recipe.learning_rate,
         warmup=recipe.warmup_proportion,
         t_total=steps,
         weight_decay=recipe.weight_decay,
     )
     masked = {path: row for path, row in (masked_rows or {}).items() if row is not None}
-    chosen = mask_rows(chosen, masked)
-    # A copy, as the steps write into it, and what was read from a file may share memory with that.
+    optim = mask_rows(optim, masked)
+    # A copy, as the steps update in place, and loaded parameters may be memory-mapped from a file.
     params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), recipe.device)
-    sources = {
+    fingerprinted = {
         "data": (np.array(epochs.sizes), *epochs.arrays(0)),
         "starting parameters": [leaf.cpu().numpy() for leaf in tree.leaves(params)],
     }
-    free = ("device", "checkpoint_every")
-    names = [field.name for field in fields(Recipe) if field.name not in free]
-    told = {"masked_rows": masked} if masked else {}
-    settings = {name: getattr(recipe, name) for name in names} | told | dict(facts or {})
-    claim_run_directory(directory, settings, sources)
+    may_differ = ("device", "checkpoint_every")  # between a run and its continuation
+    names = [field.name for field in fields(Recipe) if field.name not in may_differ]
+    identity = {name: getattr(recipe, name) for name in names}
+    identity |= {"masked_rows": masked} if masked else {}
+    claim_run_directory(directory, identity | dict(settings or {}), fingerprinted)
     state = fit(
-        train_step(loss, chosen, accumulate=parts, donate=True),
-        init_state(params, chosen, dropout.to(recipe.device)),
+        train_step(loss, optim, accumulate=parts, donate=True),
+        init_state(params, optim, dropout_key.to(recipe.device)),
         batch_at,
         steps=steps,
         directory=directory,
@@ -164,25 +165,26 @@ def finetune(
 
 @torch.no_grad()
 def mean_loss(loss: Loss, params: Tree, arrays: Arrays, recipe: Recipe) -> float:
-    """Return the mean loss of rows, without dropout.
+    """Return the mean loss over all rows, without dropout.
 
     Args:
         loss: `loss(params, *batch)`, a mean over the rows.
         params: on the recipe's device.
         arrays: ids, token types, mask and labels.
-        recipe: says how many rows to take at a time.
+        recipe: gives the batch size and the device.
 
     Raises:
         ValueError: there are no rows.
     """
     if not len(arrays[0]):
         raise ValueError("arrays have no rows, so no mean loss")
-    parts = length_sorted_batches(arrays, recipe.train_batch_size, recipe.device)
-    return sum(len(at) * float(loss(params, *x)) for at, x in parts) / len(arrays[0])
+    # Batches may differ in size, so each mean is weighted by its number of rows.
+    pairs = length_sorted_batches(arrays, recipe.train_batch_size, recipe.device)
+    return sum(len(rows) * float(loss(params, *batch)) for rows, batch in pairs) / len(arrays[0])
 
 
 def write_results(results: dict[str, float], directory: str | Path, name: str) -> str:
-    """Write numbers as `name`.json and, a line each, as `name`.txt; return the lines.
+    """Write results to `name`.json and, one per line, to `name`.txt; return the text.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -198,18 +200,18 @@ def write_results(results: dict[str, float], directory: str | Path, name: str) -
 
 def claim_run_directory(
     directory: str | Path,
-    facts: Mapping[str, Any],
-    sources: Mapping[str, Sequence[npt.NDArray[Any]]],
+    settings: Mapping[str, Any],
+    fingerprinted: Mapping[str, Sequence[npt.NDArray[Any]]],
 ) -> None:
-    """Write down in `run.json` what tells a run from others; refuse a directory of another one.
+    """Claim a directory for a run, by the settings and checksums in its `run.json`.
 
     Args:
-        directory: of the run, made if need be.
-        facts: settings, by name; what JSON can hold.
-        sources: arrays, by a name for them; told apart by a checksum.
+        directory: of the run; created if missing.
+        settings: name -> value that JSON can represent.
+        fingerprinted: name -> arrays, of which a checksum is compared.
 
     Raises:
-        ValueError: the directory holds a run with others, and the message names them; or its
+        ValueError: the directory holds another run, and the message names what differs; or its
             `run.json` is damaged.
 
     >>> import tempfile
@@ -220,27 +222,29 @@ def claim_run_directory(
     ...
     ValueError: ... holds a run with other seed: give another directory, ...
     """
-    checksums = dict.fromkeys(sources, 0)
-    for name, arrays in sources.items():
+    checksums = dict.fromkeys(fingerprinted, 0)
+    for name, arrays in fingerprinted.items():
         for array in arrays:
             checksums[name] = zlib.crc32(np.ascontiguousarray(array).data, checksums[name])
-    text = json.dumps({**facts, **checksums}, indent=2, sort_keys=True) + "\n"
+    text = json.dumps({**settings, **checksums}, indent=2, sort_keys=True) + "\n"
     path = Path(directory) / "run.json"
     if path.exists():
         try:
-            found = json.loads(path.read_bytes().decode())
+            recorded = json.loads(path.read_bytes().decode())
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
+            recorded = None
+        if not isinstance(recorded, dict):
             raise ValueError(
                 f"{path} is damaged, so nobody knows which run is in {directory}: remove the file "
                 "if it is this one, or give another directory"
             )
-        other = [name for name, value in json.loads(text).items() if found.get(name) != value]
-        if other:
+        # Compared as JSON, where a tuple is a list.
+        expected = json.loads(text)
+        differing = [name for name in expected if recorded.get(name) != expected[name]]
+        if differing:
             raise ValueError(
-                f"{directory} holds a run with other {', '.join(other)}: give another directory, "
-                "or remove this one to start anew"
+                f"{directory} holds a run with other {', '.join(differing)}: give another "
+                "directory, or remove this one to start anew"
             )
     _write(path, text)
 

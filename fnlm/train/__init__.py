@@ -1,4 +1,4 @@
-"""Training on trees and functions: optimizers, losses, per-example gradients, state of a run."""
+"""Optimizers, schedules, losses, training steps and a training loop, over parameter trees."""
 
 from fnlm.train import losses, schedules
 from fnlm.train.loop import fit, read_log

@@ -1,16 +1,18 @@
-"""Links: the words of which optimizers are sentences.
+"""Composable gradient transformations, the building blocks of optimizers.
 
-A link turns a tree of updates (first the gradients) into another one, with a state of its own::
+A transformation maps a tree of updates (the first one sees the gradients) to another one, and keeps
+a state::
 
     init(params) -> state
     update(updates, state, params, count) -> (updates, state)
 
-`count` is a 0-d int64 tensor: how many updates were made before this one. `chain` runs links one
-after the other and takes what comes out off the parameters. All of it is plain tensor arithmetic
-out of place, so an update can be differentiated, vmapped over members and compiled.
+`count` is a 0-d int64 tensor, the number of updates made before this one. `chain` applies
+transformations in order and subtracts the result from the parameters. All of it is plain
+out-of-place tensor arithmetic, so an update can be differentiated, vmapped over the members of an
+ensemble and compiled.
 
-What has fewer than 32 bits is updated in float32: gradients are taken to it before the first link,
-averages are kept in it, and the new parameters are rounded once.
+Half-precision parameters are updated in float32: gradients are cast before the first
+transformation, moment estimates are kept in float32, and the new parameters are rounded once.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from torch import Tensor
 
 from fnlm import tree
 from fnlm.layers.precision import at_least_float32
-from fnlm.train._checks import check_clip, check_gradients, check_keeps, check_rates
+from fnlm.train._checks import check_clip, check_decay_rates, check_gradients, check_rates
 from fnlm.train.schedules import Schedule
 from fnlm.tree import Predicate, Tree
 
@@ -33,14 +35,14 @@ __all__ = [
 
 
 class GradientTransformation(NamedTuple):
-    """A pair of pure functions; see the module's first lines."""
+    """A pair of pure functions, `init` and `update`, as the module's docstring describes them."""
 
     init: Callable[[Tree], Tree]
     update: Callable[[Tree, Tree, Tree, Tensor], tuple[Tree, Tree]]
 
 
 class UpdateFn(Protocol):
-    """The second half of an optimizer."""
+    """The signature of `Optimizer.update`."""
 
     def __call__(
         self, grads: Tree, state: "OptimizerState", params: Tree, *, donate: bool = False
@@ -48,11 +50,10 @@ class UpdateFn(Protocol):
 
 
 class Optimizer(NamedTuple):
-    """Two functions: `init(params) -> state`, `update(grads, state, params) -> (params, state)`.
+    """A pair: `init(params) -> state` and `update(grads, state, params) -> (params, state)`.
 
-    `update` changes none of its arguments. With `donate=True` it may use their memory: the tensors
-    of `params`, `grads` and `state` are consumed (the first and the last are the results, the
-    gradients hold something unspecified).
+    `update` is pure. With `donate=True` it works in place: the tensors of `params` and `state` are
+    overwritten with the results, and those of `grads` hold unspecified values afterwards.
 
     >>> import torch
     >>> from fnlm.train import adamw
@@ -68,29 +69,33 @@ class Optimizer(NamedTuple):
 
 
 class OptimizerState(NamedTuple):
-    """What an optimizer remembers: a tree of tensors, saved, stacked, vmapped like parameters."""
+    """The state of an optimizer: a tree of tensors, saved, stacked and vmapped like parameters."""
 
-    step: Tensor  # [] int64, how many updates were made
-    links: tuple[Any, ...]  # the state of each link, () where it has none
+    step: Tensor  # [] int64, number of updates made
+    links: tuple[Any, ...]  # the state of each transformation, () for a stateless one
 
 
 class AdamState(NamedTuple):
-    """The moving averages of `scale_by_adam`."""
+    """The moment estimates of `scale_by_adam`."""
 
-    mu: Tree  # shapes and types of the parameters, at least float32: average of the gradients
-    nu: Tree  # shapes and types of the parameters, at least float32: average of their squares
+    mu: Tree  # first moment: shapes and dtypes of the parameters, at least float32
+    nu: Tree  # second moment, likewise
 
 
 Donated = Callable[[Tree, OptimizerState, Tree], tuple[Tree, OptimizerState]]
 
 
-def chain(*links: GradientTransformation, donated: Donated | None = None) -> Optimizer:
-    """Compose links into an optimizer: params - links[-1](... links[0](grads)).
+def chain(*transformations: GradientTransformation, donated: Donated | None = None) -> Optimizer:
+    """Compose gradient transformations into an optimizer.
+
+    The new parameters are::
+
+        params - transformations[-1](... transformations[0](grads))
 
     Args:
-        links: in the order in which they act.
-        donated: does the same in the buffers of its arguments, for `donate=True`. Left out, the
-            pure update is made and copied into the buffers.
+        transformations: in the order in which they are applied.
+        donated: an equivalent in-place update for `donate=True`. If None, the pure update is
+            computed and copied into the buffers.
 
     >>> import torch
     >>> sgd = chain(clip_by_global_norm(1.0), scale_by_schedule(lambda step: 0.5))
@@ -102,14 +107,15 @@ def chain(*links: GradientTransformation, donated: Donated | None = None) -> Opt
     def init(params: Tree) -> OptimizerState:
         device = next((leaf.device for leaf in tree.leaves(params)), None)
         count = torch.zeros((), dtype=torch.int64, device=device)
-        return OptimizerState(count, tuple(link.init(params) for link in links))
+        return OptimizerState(count, tuple(t.init(params) for t in transformations))
 
     def pure(updates: Tree, state: OptimizerState, params: Tree) -> tuple[Tree, OptimizerState]:
         states = []
         updates = tree.map(at_least_float32, updates)
-        for link, link_state in zip(links, state.links, strict=True):
-            updates, link_state = link.update(updates, link_state, params, state.step)
-            states.append(link_state)
+        for transformation, before in zip(transformations, state.links, strict=True):
+            updates, after = transformation.update(updates, before, params, state.step)
+            states.append(after)
+        # The difference is taken in float32 and rounded once to the type of the parameter.
         params = tree.map(lambda p, u: (p - u).to(p.dtype), params, updates)
         return params, OptimizerState(state.step + 1, tuple(states))
 
@@ -134,9 +140,9 @@ def chain(*links: GradientTransformation, donated: Donated | None = None) -> Opt
 
 
 def clip_per_tensor(max_norm: float) -> GradientTransformation:
-    """Scale each gradient tensor down to a norm of at most `max_norm` (not above 0: leave them).
+    """Scale each gradient tensor down to a norm of at most `max_norm` (no clipping if <= 0).
 
-    Source: `torch.nn.utils.clip_grad_norm_` called on one tensor (the quotient has 1e-6 under it).
+    Source: `torch.nn.utils.clip_grad_norm_` called on one tensor, with its 1e-6 in the denominator.
 
     >>> import torch
     >>> clip_per_tensor(1.0).update({"a": torch.tensor([3.0, 4.0])}, (), {}, torch.tensor(0))[0]
@@ -153,7 +159,7 @@ def clip_per_tensor(max_norm: float) -> GradientTransformation:
 
 
 def clip_by_global_norm(max_norm: float) -> GradientTransformation:
-    """Scale all gradients together to a norm of at most `max_norm` (not above 0: leave them).
+    """Scale all gradients by one factor to a global norm of at most `max_norm` (none if <= 0).
 
     Source: `torch.nn.utils.clip_grad_norm_`.
 
@@ -176,7 +182,7 @@ def clip_by_global_norm(max_norm: float) -> GradientTransformation:
 def scale_by_adam(
     b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, *, bias_correction: bool = True
 ) -> GradientTransformation:
-    """Divide an average of the gradients by the root of an average of their squares.
+    """Scale updates by the Adam rule.
 
     For the gradient g of a leaf::
 
@@ -184,19 +190,24 @@ def scale_by_adam(
         nu     <- b2 nu + (1 - b2) g^2
         update  = mu / (sqrt(nu) + eps)
 
-    With `bias_correction`, mu / (1 - b1^t) and nu / (1 - b2^t) stand in the last formula, where
+    With `bias_correction`, the last line has mu / (1 - b1^t) and nu / (1 - b2^t) instead, where
     t = count + 1.
 
-    Deviation: nu is taken as at least the smallest normal number under the root, which changes no
-    digit of a sum with e >= 1e-12, and keeps derivatives of the update finite where a gradient is
+    Args:
+        b1, b2: decay rates of the first and second moment estimates, in [0, 1).
+        eps: added to the denominator for numerical stability.
+        bias_correction: correct both estimates for their initialization at 0.
+
+    Deviation: nu is clamped to the smallest normal number under the root. This changes no digit of
+    the denominator for eps >= 1e-12, and keeps derivatives of the update finite where a gradient is
     exactly 0.
 
     >>> import torch
-    >>> link, params = scale_by_adam(), {"w": torch.zeros(2)}
-    >>> link.update({"w": torch.tensor([3.0, -0.1])}, link.init(params), params, torch.tensor(0))[0]
+    >>> adam, params = scale_by_adam(), {"w": torch.zeros(2)}
+    >>> adam.update({"w": torch.tensor([3.0, -0.1])}, adam.init(params), params, torch.tensor(0))[0]
     {'w': tensor([ 1.0000, -1.0000])}
     """
-    check_keeps(b1=b1, b2=b2)
+    check_decay_rates(b1=b1, b2=b2)
     check_rates(eps=eps)
 
     def zeros(params: Tree) -> Tree:
@@ -222,7 +233,9 @@ def scale_by_adam(
 
 
 def correct_bias(b1: float, b2: float) -> GradientTransformation:
-    """Multiply by sqrt(1 - b2^t) / (1 - b1^t), t = count + 1: Adam's bias correction, e outside.
+    """Multiply by sqrt(1 - b2^t) / (1 - b1^t), t = count + 1: bias correction after eps.
+
+    The correction is a factor of the whole update, so eps is added to the uncorrected root of nu.
 
     Source: the last paragraph of section 2 of the Adam paper (arXiv:1412.6980), as OpenAI's GPT
     used it.
@@ -231,7 +244,7 @@ def correct_bias(b1: float, b2: float) -> GradientTransformation:
     >>> correct_bias(0.9, 0.99).update({"w": torch.ones(1)}, (), {}, torch.tensor(0))[0]
     {'w': tensor([1.0000])}
     """
-    check_keeps(b1=b1, b2=b2)
+    check_decay_rates(b1=b1, b2=b2)
 
     def correct(updates: Tree, params: Tree, count: Tensor) -> Tree:
         c1, c2 = _bias_corrections(b1, b2, count)
@@ -243,13 +256,17 @@ def correct_bias(b1: float, b2: float) -> GradientTransformation:
 def add_decayed_weights(
     weight_decay: float, where: Predicate | None = None
 ) -> GradientTransformation:
-    """Add `weight_decay * params` where `where(path, leaf)` holds (left out: everywhere).
+    """Add `weight_decay * params` to the updates of the leaves selected by `where(path, leaf)`.
+
+    Args:
+        weight_decay: decoupled weight-decay coefficient.
+        where: predicate of path and leaf; None selects every leaf.
 
     >>> import torch
     >>> params = {"weight": torch.ones(1), "bias": torch.ones(1)}
     >>> updates = {"weight": torch.zeros(1), "bias": torch.zeros(1)}
-    >>> link = add_decayed_weights(0.1, except_bias_and_norm)
-    >>> link.update(updates, (), params, torch.tensor(0))[0]
+    >>> decay = add_decayed_weights(0.1, except_bias_and_norm)
+    >>> decay.update(updates, (), params, torch.tensor(0))[0]
     {'weight': tensor([0.1000]), 'bias': tensor([0.])}
     """
     check_rates(weight_decay=weight_decay)
@@ -266,11 +283,11 @@ def add_decayed_weights(
 
 
 def scale_by_schedule(schedule: Schedule, first: int = 0) -> GradientTransformation:
-    """Multiply by `schedule(count + first)`: the first update reads the schedule at `first`.
+    """Scale updates by `schedule(count + first)`: the first update reads the schedule at `first`.
 
     >>> import torch
-    >>> link = scale_by_schedule(lambda step: 0.5**step)
-    >>> link.update({"w": torch.ones(1)}, (), {}, torch.tensor(2))[0]
+    >>> scale = scale_by_schedule(lambda step: 0.5**step)
+    >>> scale.update({"w": torch.ones(1)}, (), {}, torch.tensor(2))[0]
     {'w': tensor([0.2500])}
     """
 
@@ -284,18 +301,24 @@ def scale_by_schedule(schedule: Schedule, first: int = 0) -> GradientTransformat
 def decay_updated_weights(
     weight_decay: float, schedule: Schedule, first: int = 0, where: Predicate | None = None
 ) -> GradientTransformation:
-    """Decay the weights that the update leads to.
+    """Apply weight decay to the updated weights, p - u, rather than to p.
 
     The update u of a leaf p becomes::
 
         rate = schedule(count + first)
         u   <- u + rate weight_decay (p - u)
 
-    To stand behind the links that scale by the learning rate.
+    It belongs after the transformation that scales by the learning rate.
+
+    Args:
+        weight_decay: decoupled weight-decay coefficient.
+        schedule: the learning rate as a function of the step.
+        first: step at which the first update reads the schedule.
+        where: predicate of path and leaf; None selects every leaf.
 
     >>> import torch
-    >>> link = decay_updated_weights(0.1, lambda step: 0.5)
-    >>> link.update({"w": torch.tensor([1.0])}, (), {"w": torch.tensor([3.0])}, torch.tensor(0))[0]
+    >>> decay = decay_updated_weights(0.1, lambda step: 0.5)
+    >>> decay.update({"w": torch.tensor([1.0])}, (), {"w": torch.tensor([3.0])}, torch.tensor(0))[0]
     {'w': tensor([1.1000])}
     """
     check_rates(weight_decay=weight_decay)
@@ -313,22 +336,22 @@ def decay_updated_weights(
 
 
 def everything(path: str, leaf: Any) -> bool:
-    """Choose every leaf: the predicate to decay all weights.
+    """Select every leaf, for weight decay of all parameters.
 
     >>> everything("norm.bias", None)
     True
     """
-    del path, leaf  # every leaf is chosen
+    del path, leaf  # every leaf is selected
     return True
 
 
 def except_bias_and_norm(path: str, leaf: Any) -> bool:
-    """Choose what is neither a bias nor the scale of a norm: what fine-tuning recipes decay.
+    """Select all but biases and the scales of norms, as fine-tuning recipes do for weight decay.
 
     >>> [except_bias_and_norm(path, None) for path in ("up.weight", "up.bias", "norm.scale")]
     [True, False, False]
     """
-    del leaf  # the name says it
+    del leaf  # the last name of the path decides
     return path.rpartition(".")[2] not in ("bias", "scale")
 
 
@@ -345,14 +368,19 @@ def _times(x: Tensor, factor: Any) -> Tensor:
 
 
 def _over(x: Tensor, divisor: Tensor) -> Tensor:
+    """Divide by a 0-d tensor, in the type of `x`."""
     return x / divisor.to(x.dtype)
 
 
 def _root(v: Tensor) -> Tensor:
-    return v.clamp_min(torch.finfo(v.dtype).tiny).sqrt_()  # of memory of its own
+    """Return sqrt(v), with v clamped away from 0, where the root has an infinite derivative."""
+    return v.clamp_min(
+        torch.finfo(v.dtype).tiny
+    ).sqrt_()  # in place: clamp_min returned a new tensor
 
 
 def _clip_factor(norm: Tensor, max_norm: float) -> Tensor:
+    """Return the factor, at most 1, that brings a norm down to `max_norm`."""
     return (max_norm / (norm + 1e-6)).clamp_max(1.0)
 
 

@@ -1,4 +1,4 @@
-"""Functions of functions: gradients, and the gradients of every example."""
+"""Function transforms: gradients, and per-example gradients and their norms."""
 
 from fnlm.transforms.gradient import grad, grad_and_value
 from fnlm.transforms.per_example import per_example_grads, per_example_norms
