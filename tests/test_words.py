@@ -15,14 +15,14 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-# Identifiers, whole and as they are written -> what to write instead.
+# Identifiers, whole and as they are written -> the identifier to write instead.
 NAMES = {
     "Link": "GradientTransformation",
     "Writer": "Pipeline",
     "check_run": "claim_run_directory",
     "clip_global": "clip_by_global_norm",
     "epsilon": "eps",
-    "global_norm": "tree.norm",
+    "global_norm": "norm",
     "in_order": "length_sorted_batches",
     "keys_of_sites": "dropout_keys",
     "likeliest": "most_likely",
