@@ -7,7 +7,7 @@ gradient of the batch is shown beside them: no per-example gradient takes less.
 
 First the gradients are compared, without dropout. BERT looks its positions up once for all rows,
 which the hooks don't see through: they need position ids for each row, which the benchmark gives.
-How large the difference is otherwise is printed, too, and whether the hooks can do masked words,
+How large the difference is otherwise is printed, too, and whether the hooks can do masked LM,
 whose scores use the table of the embeddings a second time.
 """
 
@@ -37,10 +37,10 @@ from fnlm.tree import Tree
 
 BAR = 1.0
 PEER, OURS = "opacus", "fnlm"
-CLASSIFY, WORDS = "sequence_classification", "masked_lm"
+CLASSIFY, MASKED_LM = "sequence_classification", "masked_lm"
 MODULES = {
     CLASSIFY: transformers.BertForSequenceClassification,
-    WORDS: transformers.BertForMaskedLM,
+    MASKED_LM: transformers.BertForMaskedLM,
 }
 Batch = tuple[Tensor, ...]  # ids, token types, mask, labels
 
@@ -143,8 +143,8 @@ def main() -> int:
     batch = make_batch(CLASSIFY, args.rows, args.length)
     print("classes:", difference(CLASSIFY, batch, positions=True))
     print("classes, no position ids:", difference(CLASSIFY, batch, positions=False))
-    words = make_batch(WORDS, 2, 9)
-    print("masked words:", difference(WORDS, words, positions=True))
+    words = make_batch(MASKED_LM, 2, 9)
+    print("masked LM:", difference(MASKED_LM, words, positions=True))
     taken = take_turns(batch, args.layers, args.rounds)
     for name, times in taken.items():
         print(f"{name:16} median {statistics.median(times):6.2f} s "

@@ -35,7 +35,7 @@ from fnlm.train import schedules
 
 Mems = transfo_xl.Mems
 Ids = npt.NDArray[np.integer[Any]]
-CORPORA = (".bin", ".pkl", ".pt")  # how files of the ancestor end, as ids and not as text
+CORPORA = (".bin", ".pkl", ".pt")  # files of ids, as pytorch-pretrained-bert names them
 ATTENTION = ("tgt_len", "mem_len", "clamp_len", "same_length")
 
 
@@ -92,7 +92,7 @@ class Flags(Training):
         work_dir: directory of the run.
         model_name: directory, file or hub name of the model to evaluate.
         train_file: text on which to train a model of the given sizes, instead of loading one.
-        eval_file: text, or corpus.bin of the ancestor; without, that of the model.
+        eval_file: text, or corpus.bin of pytorch-pretrained-bert; without, that of the model.
         split: of such a corpus.
         batch_size: places of the text at which to evaluate at the same time.
         checkpoint_every: steps between checkpoints of the training.

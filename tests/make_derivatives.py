@@ -63,7 +63,7 @@ class Model(NamedTuple):
 
 TINY = {"n_embd": 6, "n_layer": 1, "n_positions": 8, "vocab_size": 11}
 MODELS = {
-    "BERT, masked words": Model(
+    "BERT, masked LM": Model(
         BERT,
         {"hidden_size": 6, "intermediate_size": 5, "num_hidden_layers": 1, "vocab_size": 11},
         bert.masked_lm, ("masked_lm",), "BertForMaskedLM",

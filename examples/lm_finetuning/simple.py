@@ -1,4 +1,4 @@
-"""Fine-tune BERT as a language model on a text of your own: masked words and next sentences.
+"""Fine-tune BERT as a language model on a text of your own: masked tokens and next sentences.
 
     python examples/lm_finetuning/simple.py --train_corpus text.txt \
         --bert_model bert-base-uncased --output_dir runs/lm
