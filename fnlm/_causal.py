@@ -45,7 +45,7 @@ def attention(
     mask: Tensor,
     params: dict[str, Any],
     config: _Sizes,
-    keys: tuple[Tensor | None, ...] = (None, None),
+    keys: Sequence[Tensor | None] = (None, None),
     *,
     scale: float = 1.0,
 ) -> tuple[Tensor, KV]:
