@@ -45,7 +45,7 @@ __all__ = [
 HEADS: tuple[str, ...] = ()
 Params = dict[str, Any]
 Keys = Sequence[Tensor | None]  # dropout keys; None is no dropout
-_OTHER_ATTENTION = "no published model has another, and those of pytorch-pretrained-bert fail"
+_OTHER_ATTENTION = "no published model has another, and others fail or change their memory"
 
 
 @register_constant
