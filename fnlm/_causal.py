@@ -25,7 +25,7 @@ KVSegments = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys, values: [...
 
 
 class _Sizes(Protocol):
-    """The fields of a config that are read here, by their published names."""
+    """The config fields used here, by their published names."""
 
     @property
     def n_positions(self) -> int: ...

@@ -56,7 +56,7 @@ def adaptive_embedding(
         ids: int64 [...], each 0 <= id < V.
         clusters: their tables have V rows in total.
         sparse: which implementation (see above).
-        name: what an error calls `ids`.
+        name: of `ids`, for errors.
 
     Returns:
         [..., D].
