@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 
-MOST_CLUSTERS = 1000
+MOST_CLUSTERS = 1000  # bounds the leaves that a damaged file can ask for
 
 
 class _Vocabulary(Protocol):
@@ -91,7 +91,7 @@ def cutoffs_of(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     >>> cutoffs_of({"embed.cluster_0.table": (20, 4), "embed.cluster_1.table": (30, 2)})
     [20]
     """
-    rows: list[int] = []
+    rows: list[int] = []  # tokens of each cluster
     while shape := shapes.get(f"embed.cluster_{len(rows)}.table"):
         rows.append(shape[0])
     if len(rows) == 1 and "softmax.gates.bias" in shapes:
@@ -124,11 +124,13 @@ def spec(config: _Vocabulary, weight: Any) -> tuple[Tree, Tree]:
 
     embed: Tree = {}
     softmax: Tree = {}
+    # Of one width, all clusters are rows of one table.
     tables = [config.n_token] if config.div_val == 1 else sizes
     for i, (rows, width) in enumerate(zip(tables, widths, strict=False)):
         table = {"table": weight(rows, width)}
         embed[f"cluster_{i}"] = table | projection(i)
         softmax[f"cluster_{i}"] = {"bias": Spec((rows,))} | ({} if config.tie_weight else table)
+    # Projections follow ties of their own: one for each cluster, even of one table.
     for i, tied in enumerate(tied_projections(config)):
         if not tied and _is_projected(config, i):
             softmax[f"cluster_{i}"] = softmax.get(f"cluster_{i}", {}) | projection(i)
@@ -175,7 +177,7 @@ def softmax_clusters(params: Tree) -> tuple[list[Cluster], Cluster | None]:
 
 def _width(config: _Vocabulary, i: int) -> int:
     """Return the embedding width of a cluster."""
-    return config.d_embed // config.div_val**i
+    return config.d_embed // config.div_val**i  # E, E / div_val, E / div_val^2, ...
 
 
 def _is_projected(config: _Vocabulary, i: int) -> bool:

@@ -7,8 +7,8 @@ choices.
 Sources: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training";
 openai/finetune-transformer-lm, `train.py`; pytorch-pretrained-bert 0.6.2, `modeling_openai.py`.
 Deviations: with a key, dropout falls on the sum of the embeddings (OpenAI's code drops elements
-of the embedding matrix, pytorch-pretrained-bert forgets its `embd_pdrop`); padding is understood;
-there is a cache, and it is a value.
+of the embedding matrix, pytorch-pretrained-bert ignores its `embd_pdrop`); padding masks; an
+immutable key-value cache.
 """
 
 import dataclasses
@@ -166,7 +166,7 @@ def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
     """Return parameters with `n_special` special tokens, at the end of the embedding table.
 
     Existing special tokens keep their embeddings (pytorch-pretrained-bert's
-    `set_num_special_tokens` makes all of them anew); those beyond `n_special` are left out.
+    `set_num_special_tokens` draws all of them anew); those beyond `n_special` are dropped.
 
     Args:
         params: from `init` or `load`; not changed.
@@ -248,7 +248,7 @@ def hidden_states(
     attention_mask = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])  # [..., 1, T, S + T]
     new: list[KV] = []  # for each layer, keys and values [..., H, T, Dh]
     for layer, block in enumerate(blocks):
-        layer_keys = block_keys[3 * layer : 3 * layer + 3]
+        layer_keys = block_keys[3 * layer : 3 * layer + 3]  # attention weights, its output, MLP
         past = kv.past(cache, layer)
         x, layer_kv = _block(x, block, past, attention_mask, config, layer_keys)
         new.append(layer_kv)
@@ -271,13 +271,12 @@ def apply(
     Args:
         params: from `init` or `load`.
         ids: int64 [..., T], each 0 <= id < V.
-        cache: of the tokens before `ids`, from an earlier call; it stays usable.
+        cache: key-value cache of the tokens before `ids`, from an earlier call; not modified.
         positions: int64, broadcastable to [..., T]; by default each row counts its real tokens, the
             cached included.
-        token_types: ids [..., T] whose embeddings are added.
-        mask: [..., T], nonzero for real tokens, 0 for padding on either side; the cache remembers
-            it.
-        key: turns dropout on; one key, or keys for the leading axes of `ids`.
+        token_types: int64 [..., T], token ids whose embeddings are added.
+        mask: [..., T], nonzero for real tokens, 0 for padding on either side; stored in the cache.
+        key: turns dropout on; one key, or one for each of the leading axes of `ids`.
 
     Returns:
         logits [..., T, V], and the cache with the new tokens.
@@ -317,13 +316,13 @@ def double_heads(
     Args:
         params: with the head "multiple_choice".
         ids: int64 [..., C, T].
-        choice_positions: int64 [..., C], the token whose hidden state stands for the choice: most
+        choice_positions: int64 [..., C], the token whose hidden state is scored: most
             often a special one, at the end.
-        cache: see `apply`, as for the other arguments.
+        cache: as for `apply`, like the other arguments.
 
     Returns:
-        language-model logits [..., C, T, V], choice logits [..., C], and the cache that includes
-        the new tokens.
+        language-model logits [..., C, T, V], choice logits [..., C], and the cache with the new
+        tokens.
 
     Raises:
         KeyError: the parameters have no such head.

@@ -6,7 +6,7 @@ S + T keys for T queries.
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2,
 `src/model.py`; pytorch-pretrained-bert 0.6.2, `modeling_gpt2.py`. Deviations: dropout (the
-published code has none) is on when a key is given; padding is understood; the cache is a value.
+published code has none) is on when a key is given; padding masks; an immutable cache.
 """
 
 import math
@@ -215,7 +215,7 @@ def hidden_states(
     attention_mask = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])  # [..., 1, T, S + T]
     new: list[KV] = []  # for each layer, keys and values [..., H, T, Dh]
     for layer, block in enumerate(blocks):
-        layer_keys = block_keys[3 * layer : 3 * layer + 3]
+        layer_keys = block_keys[3 * layer : 3 * layer + 3]  # attention weights, its output, MLP
         past, scale = kv.past(cache, layer), _scale(config, layer)
         x, layer_kv = _block(x, block, past, attention_mask, config, layer_keys, scale=scale)
         new.append(layer_kv)
@@ -239,13 +239,12 @@ def apply(
     Args:
         params: from `init` or `load`.
         ids: int64 [..., T], each 0 <= id < V.
-        cache: of the tokens before `ids`, from an earlier call; it stays usable.
+        cache: key-value cache of the tokens before `ids`, from an earlier call; not modified.
         positions: int64, broadcastable to [..., T]; by default each row counts its real tokens, the
             cached included.
-        token_types: ids [..., T] whose embeddings are added.
-        mask: [..., T], nonzero for real tokens, 0 for padding on either side; the cache remembers
-            it.
-        key: turns dropout on; one key, or keys for the leading axes of `ids`.
+        token_types: int64 [..., T], token ids whose embeddings are added.
+        mask: [..., T], nonzero for real tokens, 0 for padding on either side; stored in the cache.
+        key: turns dropout on; one key, or one for each of the leading axes of `ids`.
 
     Returns:
         logits [..., T, V], and the cache with the new tokens.
@@ -285,12 +284,12 @@ def double_heads(
     Args:
         params: with the head "multiple_choice".
         ids: int64 [..., C, T].
-        choice_positions: int64 [..., C], the token whose hidden state stands for the choice.
-        cache: see `apply`, as for the other arguments.
+        choice_positions: int64 [..., C], the token whose hidden state is scored.
+        cache: as for `apply`, like the other arguments.
 
     Returns:
-        language-model logits [..., C, T, V], choice logits [..., C], and the cache that includes
-        the new tokens.
+        language-model logits [..., C, T, V], choice logits [..., C], and the cache with the new
+        tokens.
 
     Raises:
         KeyError: the parameters have no such head.
