@@ -351,7 +351,7 @@ def _classify(params: Params, x: Tensor, head: Tree, key: Tensor | None) -> Tens
 def _check(config: Config, ids: Tensor, token_types: Tensor | None, mask: Tensor | None) -> None:
     """Validate shapes; no value is read, so it works under every transform."""
     check_ids(ids)
-    if not 0 < ids.shape[-1] <= (limit := config.max_position_embeddings):
+    if not (limit := config.max_position_embeddings) >= ids.shape[-1] > 0:
         raise ValueError(
             f"{ids.shape[-1]} tokens are not from 1 to max_position_embeddings={limit}: "
             "shorten ids, or cut them into windows"
