@@ -1,7 +1,7 @@
-"""The leaves of an adaptive vocabulary: which there are, and what the layers make of them.
+"""Parameters of an adaptive vocabulary: their specs, and the clusters that the layers take.
 
-A tie is one leaf used twice, so the softmax has leaves only for what it does not share with the
-embedding. With `div_val` 1 all clusters have rows of one table, in `cluster_0`.
+Tied weights are one leaf used twice: the softmax has leaves only for what it does not share with
+the embedding. With `div_val` 1 all clusters are rows of one table, in `cluster_0`.
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ __all__ = [
 ]
 
 
-MOST_CLUSTERS = 1000
+MOST_CLUSTERS = 1000  # bounds the leaves that a damaged file can ask for
 
 
 class _Vocabulary(Protocol):
-    """The fields of a config that are read here, by their published names."""
+    """The config fields used here, by their published names."""
 
     @property
     def n_token(self) -> int: ...
@@ -54,10 +54,10 @@ class _Vocabulary(Protocol):
 
 
 def check(config: _Vocabulary) -> None:
-    """Raise ValueError, naming the field, unless there can be such a vocabulary."""
+    """Validate the fields of the vocabulary; raise ValueError that names the field."""
     clusters = len(config.cutoffs) + 1
-    ends = (0, *config.cutoffs, config.n_token)
-    if any(stop <= start for start, stop in pairwise(ends)):
+    bounds = (0, *config.cutoffs, config.n_token)
+    if any(stop <= start for start, stop in pairwise(bounds)):
         raise ValueError(
             f"cutoffs={short(config.cutoffs)} must rise, above 0 and below n_token={config.n_token}"
         )
@@ -80,18 +80,18 @@ def check(config: _Vocabulary) -> None:
 
 
 def cutoffs_of(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
-    """Return the cutoffs of a vocabulary whose config states none, by the tables of its clusters.
+    """Return the cutoffs that the shapes of a file's embedding tables imply.
 
     Args:
-        shapes: of leaves, by path.
+        shapes: of the leaves, by path.
 
     Raises:
-        ValueError: clusters share one table, which does not tell where it is cut.
+        ValueError: the clusters share one table, so the cutoffs are unknown.
 
     >>> cutoffs_of({"embed.cluster_0.table": (20, 4), "embed.cluster_1.table": (30, 2)})
     [20]
     """
-    rows: list[int] = []
+    rows: list[int] = []  # tokens of each cluster
     while shape := shapes.get(f"embed.cluster_{len(rows)}.table"):
         rows.append(shape[0])
     if len(rows) == 1 and "softmax.gates.bias" in shapes:
@@ -104,16 +104,16 @@ def cutoffs_of(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
 
 
 def tied_projections(config: _Vocabulary) -> tuple[bool, ...]:
-    """Say of each cluster whether the softmax shares the projection of the embedding."""
+    """Return, for each cluster, whether softmax and embedding share the projection."""
     return config.tie_projs or (False, *[config.proj_share_all_but_first] * len(config.cutoffs))
 
 
 def spec(config: _Vocabulary, weight: Any) -> tuple[Tree, Tree]:
-    """Describe the leaves of the embedding and of the softmax.
+    """Return the specs of the embedding and of the softmax.
 
     Args:
         config: of the family.
-        weight: makes the `Spec` of a table [rows, columns].
+        weight: function from (rows, columns) to the `Spec` of a table.
     """
     sizes = [stop - start for start, stop in pairwise((0, *config.cutoffs, config.n_token))]
     widths = [_width(config, i) for i in range(len(sizes))]
@@ -124,11 +124,13 @@ def spec(config: _Vocabulary, weight: Any) -> tuple[Tree, Tree]:
 
     embed: Tree = {}
     softmax: Tree = {}
+    # Of one width, all clusters are rows of one table.
     tables = [config.n_token] if config.div_val == 1 else sizes
     for i, (rows, width) in enumerate(zip(tables, widths, strict=False)):
         table = {"table": weight(rows, width)}
         embed[f"cluster_{i}"] = table | projection(i)
         softmax[f"cluster_{i}"] = {"bias": Spec((rows,))} | ({} if config.tie_weight else table)
+    # Projections follow ties of their own: one for each cluster, even of one table.
     for i, tied in enumerate(tied_projections(config)):
         if not tied and _is_projected(config, i):
             softmax[f"cluster_{i}"] = softmax.get(f"cluster_{i}", {}) | projection(i)
@@ -138,7 +140,7 @@ def spec(config: _Vocabulary, weight: Any) -> tuple[Tree, Tree]:
 
 
 def embedding_clusters(params: Tree) -> list[Cluster]:
-    """Return the clusters of `adaptive_embedding`, from "embed" of the parameters."""
+    """Return the clusters for `adaptive_embedding`."""
     config, embed = params["config"], params["embed"]
     return [
         Cluster(embed[f"cluster_{i}"]["table"], None, _projection(config, i, embed))
@@ -147,7 +149,7 @@ def embedding_clusters(params: Tree) -> list[Cluster]:
 
 
 def softmax_clusters(params: Tree) -> tuple[list[Cluster], Cluster | None]:
-    """Return the clusters and gates of `adaptive_log_softmax`, from the whole parameters.
+    """Return the clusters and gates for `adaptive_log_softmax`.
 
     Raises:
         KeyError: the parameters have no softmax.
@@ -159,23 +161,23 @@ def softmax_clusters(params: Tree) -> tuple[list[Cluster], Cluster | None]:
         )
     config, embed, softmax = params["config"], params["embed"], params["softmax"]
     clusters = []
-    ends = pairwise((0, *config.cutoffs, config.n_token))
-    for i, ((start, stop), tied) in enumerate(zip(ends, tied_projections(config), strict=True)):
-        shared = config.div_val == 1
-        home = "cluster_0" if shared else f"cluster_{i}"
-        rows = slice(start, stop) if shared else slice(None)
-        table = (embed if config.tie_weight else softmax)[home]["table"]
-        owner = {f"cluster_{i}": embed[home]} if tied else softmax
-        projection = _projection(config, i, owner)
-        clusters.append(Cluster(table[rows], softmax[home]["bias"][rows], projection))
+    spans = pairwise((0, *config.cutoffs, config.n_token))
+    for i, ((start, stop), tied) in enumerate(zip(spans, tied_projections(config), strict=True)):
+        one_table = config.div_val == 1  # the cluster is a span of its rows
+        name = "cluster_0" if one_table else f"cluster_{i}"
+        rows = slice(start, stop) if one_table else slice(None)
+        table = (embed if config.tie_weight else softmax)[name]["table"]  # [rows, E]
+        source = {f"cluster_{i}": embed[name]} if tied else softmax
+        projection = _projection(config, i, source)
+        clusters.append(Cluster(table[rows], softmax[name]["bias"][rows], projection))
     if not config.cutoffs:
         return clusters, None
     return clusters, Cluster(softmax["gates"]["table"], softmax["gates"]["bias"])
 
 
 def _width(config: _Vocabulary, i: int) -> int:
-    """Return the width of the vectors of a cluster."""
-    return config.d_embed // config.div_val**i
+    """Return the embedding width of a cluster."""
+    return config.d_embed // config.div_val**i  # E, E / div_val, E / div_val^2, ...
 
 
 def _is_projected(config: _Vocabulary, i: int) -> bool:
@@ -183,6 +185,6 @@ def _is_projected(config: _Vocabulary, i: int) -> bool:
     return not (same and (config.div_val == 1 or not config.proj_same_dim))
 
 
-def _projection(config: _Vocabulary, i: int, owner: Tree) -> Any:
-    """Return the projection of a cluster; None where its vectors are as wide as the model."""
-    return owner[f"cluster_{i}"]["projection"] if _is_projected(config, i) else None
+def _projection(config: _Vocabulary, i: int, source: Tree) -> Any:
+    """Return the projection [E, D] of a cluster; None where E = D needs none."""
+    return source[f"cluster_{i}"]["projection"] if _is_projected(config, i) else None

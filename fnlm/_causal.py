@@ -1,6 +1,6 @@
-"""What the causal families share: attention over a cache, positions, and checks of what comes in.
+"""Shared by GPT and GPT-2: attention over a key-value cache, positions, and input validation.
 
-Their blocks differ, and stand in their own files.
+Dimensions: T new tokens, S cached tokens, D width, H heads, Dh = D / H width of a head.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from fnlm.layers.mask import check_mask
 
 __all__ = ["KV", "KVSegments", "attention", "check", "fixed_cache", "positions"]
 
-FEW = 2**15  # numbers of a piece
+FEW = 2**15  # elements: below it, copying a segment is cheaper than one more matrix product
 KV = tuple[Tensor, Tensor]  # keys and values of the new tokens [..., H, T, Dh]
-KVSegments = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # cached keys and values, piece by piece
+KVSegments = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys, values: [..., H, Si, Dh] each
 
 
 class _Sizes(Protocol):
-    """The fields of a config that are read here, by their published names."""
+    """The config fields used here, by their published names."""
 
     @property
     def n_positions(self) -> int: ...
@@ -42,46 +42,45 @@ class _Sizes(Protocol):
 def attention(
     x: Tensor,
     past: KVSegments,
-    allowed: Tensor,
+    mask: Tensor,
     params: dict[str, Any],
     config: _Sizes,
-    keys: tuple[Tensor | None, ...] = (None, None),
+    keys: Sequence[Tensor | None] = (None, None),
     *,
     scale: float = 1.0,
 ) -> tuple[Tensor, KV]:
-    """Attend to the past and to x itself.
+    """Causal multi-head self-attention over the cached tokens and x.
 
     Args:
         x: [..., T, D].
-        past: keys and values of the S tokens before, as `cache.past` gives them.
-        allowed: bool [..., 1, T, S + T], as `causal_mask` gives it.
+        past: keys and values of the S cached tokens, from `cache.past`.
+        mask: bool [..., 1, T, S + T], from `causal_mask`.
         params: "qkv", weight [D, 3 D] and bias, and "out", weight [D, D] and bias.
         config: of the family.
-        keys: of the dropouts on the weights and on the result.
-        scale: of the scores, besides 1 / sqrt(Dh).
+        keys: dropout keys, of the attention weights and of the output.
+        scale: factor on the scores, besides 1 / sqrt(Dh).
 
     Returns:
         [..., T, D], and the keys and values of the new tokens.
     """
-    q, k, v = split_heads(linear(x, **params["qkv"]), config.n_head, parts=3)
-    # A copy even of what is contiguous: a cache must not hold on to the memory of q.
+    qkv = linear(x, **params["qkv"])  # [..., T, 3 D]
+    q, k, v = split_heads(qkv, config.n_head, parts=3)  # [..., H, T, Dh] each
+    # Views of qkv would keep q alive for as long as the cache lives.
     k, v = (x.clone(memory_format=torch.contiguous_format) for x in (k, v))
     kv.check_dtype(past[0], k)
-    pieces = _few_pieces(past, (k, v))
+    keys_values = _append_segment(past, (k, v))  # S + T tokens together
     q = q if scale == 1 else q * scale
-    mixed = attend(q, *pieces, allowed, causal=True, rate=config.attn_pdrop, key=keys[0])
-    out = linear(merge_heads(mixed), **params["out"])
+    context = attend(q, *keys_values, mask, causal=True, rate=config.attn_pdrop, key=keys[0])
+    out = linear(merge_heads(context), **params["out"])  # [..., H, T, Dh] -> [..., T, D]
     return dropout(out, config.resid_pdrop, keys[1]), (k, v)
 
 
-def _few_pieces(past: KVSegments, new: KV) -> KVSegments:
-    """Put the new tokens behind the cached ones, the last of which are joined where they are few.
-
-    To copy `FEW` numbers costs less than a product with one more piece.
-    """
-    keys, values = ((*pieces, x) for pieces, x in zip(past, new, strict=True))
-    first, numbers = len(past[0]), new[0].numel()
-    while first and (numbers := numbers + keys[first - 1].numel()) <= FEW:
+def _append_segment(past: KVSegments, new: KV) -> KVSegments:
+    """Append the new tokens to the cached segments, and concatenate the last ones if small."""
+    keys, values = ((*segments, x) for segments, x in zip(past, new, strict=True))
+    # The longest tail of at most FEW elements, the new tokens included.
+    first, elements = len(past[0]), new[0].numel()
+    while first and (elements := elements + keys[first - 1].numel()) <= FEW:
         first -= 1
     if first == len(past[0]):
         return keys, values
@@ -92,10 +91,10 @@ def _few_pieces(past: KVSegments, new: KV) -> KVSegments:
 
 
 def positions(cache: Cache | FixedCache | None, new_valid: Tensor) -> Tensor:
-    """Count real tokens, row by row, padding taking the number of its neighbour.
+    """Return position ids that count real tokens only; padding repeats its left neighbour's.
 
     Args:
-        cache: of the tokens before.
+        cache: of the earlier tokens.
         new_valid: bool [..., T], False for padding.
 
     Returns:
@@ -104,10 +103,10 @@ def positions(cache: Cache | FixedCache | None, new_valid: Tensor) -> Tensor:
     >>> positions(None, torch.tensor([False, True, True, False]))
     tensor([0, 0, 1, 1])
     """
-    counted = new_valid.cumsum(-1) - 1
+    position_ids = new_valid.cumsum(-1) - 1  # [..., T]
     if cache is not None:
-        counted = counted + cache.valid.sum(-1, keepdim=True)
-    return counted.clamp(min=0)
+        position_ids = position_ids + cache.valid.sum(-1, keepdim=True)
+    return position_ids.clamp(min=0)  # padding on the left has -1
 
 
 def check(
@@ -118,14 +117,14 @@ def check(
     *,
     layers: int,
 ) -> None:
-    """Compare types and shapes; no value is read, so it works under every transform.
+    """Validate types and shapes; no value is read, so it works under every transform.
 
     Args:
         config: of the family.
         ids: [..., T].
-        cache: of the tokens before.
+        cache: of the earlier tokens.
         mask: [..., T].
-        layers: blocks of the parameters, which may be fewer than the config says.
+        layers: number of blocks in the parameters, which may be fewer than `n_layer`.
 
     Raises:
         TypeError: ids are no tensor; a mask is floating; the cache is none, or on another device.
@@ -152,14 +151,14 @@ def check(
 def fixed_cache(
     config: _Sizes, like: Tensor, batch: int | Sequence[int], capacity: int, *, layers: int
 ) -> FixedCache:
-    """Make an empty cache of fixed capacity; the body of every family's `init_cache`.
+    """Return an empty key-value cache of fixed capacity; the body of each `init_cache`.
 
     Args:
         config: of the family.
         like: a parameter, whose type and device the cache takes.
         batch: B, or all leading axes.
         capacity: tokens it can hold, at most `n_positions`.
-        layers: blocks of the parameters.
+        layers: number of blocks in the parameters.
 
     Raises:
         ValueError: capacity is more than `n_positions`.
@@ -169,7 +168,7 @@ def fixed_cache(
             f"capacity must be from 1 to n_positions={config.n_positions}, got {capacity}"
         )
     lead = (batch,) if isinstance(batch, int) else tuple(batch)
-    shape = (*lead, config.n_head, capacity, config.n_embd // config.n_head)
+    shape = (*lead, config.n_head, capacity, config.n_embd // config.n_head)  # [..., H, C, Dh]
     keys = tuple(like.new_zeros(shape) for _ in range(layers))
     values = tuple(like.new_zeros(shape) for _ in range(layers))
     valid = torch.zeros(*lead, capacity, dtype=torch.bool, device=like.device)

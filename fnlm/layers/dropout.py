@@ -1,4 +1,4 @@
-"""Dropout with a key: its presence is the mode."""
+"""Dropout with an explicit key: a key turns it on, None turns it off."""
 
 from torch import Tensor
 
@@ -13,8 +13,8 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     Args:
         x: [..., D].
         rate: 0 <= rate <= 1; 1 gives zeros, with a derivative of 0.
-        key: None changes nothing. One key masks the whole of x; keys of shape x.shape[:n] mask each
-            row with its own, which is what `vmap` over rows and keys gives.
+        key: None returns x unchanged. One key masks the whole of x; keys of shape x.shape[:n] mask
+            each row with its own, equal to `vmap` over rows and keys.
 
     Returns:
         [..., D].
@@ -31,7 +31,7 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
 
 
 def keep_mask(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | None:
-    """Draw what `dropout` keeps of a tensor of this shape: bool, or None for all.
+    """Sample the mask of elements that dropout keeps: bool [shape], or None to keep all.
 
     >>> keep_mask((2, 3), 0.0, random.key(0)) is None
     True
@@ -49,7 +49,7 @@ def keep_mask(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor
 
 
 def apply_mask(x: Tensor, keep: Tensor, rate: float) -> Tensor:
-    """Zero what is not kept, and divide the rest by 1 - rate; at rate 1 nothing is kept.
+    """Return x * keep / (1 - rate); zeros at rate 1.
 
     >>> import torch
     >>> apply_mask(torch.ones(3), torch.tensor([True, False, True]), 0.5)
@@ -59,7 +59,7 @@ def apply_mask(x: Tensor, keep: Tensor, rate: float) -> Tensor:
 
 
 def dropout_keys(key: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
-    """Derive the keys of a model's dropouts, one for each place: all None without a key.
+    """Split a key into one per dropout layer; all None if `key` is None.
 
     >>> dropout_keys(None, 2)
     (None, None)
