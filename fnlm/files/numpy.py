@@ -254,7 +254,9 @@ def _vector(path: Path) -> Entry:
     try:
         entry = _file(path, _archive.map_file(path))
         if entry.dtype not in _DTYPES.values() or len(entry.shape) != 1:
-            raise ValueError(f"it has shape {entry.shape} and type {entry.dtype}, it is no vector")
+            raise ValueError(
+                f"expected a 1-D array of numbers, got shape {entry.shape}, type {entry.dtype}"
+            )
         return entry
     except ValueError as error:
         raise _broken(path, error) from error

@@ -10,8 +10,7 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fnlm.files import _archive
-from fnlm.files import torch_pickle as pickled
+from fnlm.files import _archive, torch_pickle
 from fnlm.files.checkpoint import Checkpoint, Entry, replace
 
 __all__ = ["read", "can_read", "write"]
@@ -155,7 +154,7 @@ def _shards(path: Path) -> Checkpoint:
 
 
 def _reader(path: Path) -> Callable[[Path], Checkpoint]:
-    return pickled.read if pickled.can_read(path) else _single
+    return torch_pickle.read if torch_pickle.can_read(path) else _single
 
 
 def _agree(path: Path, file: str, wanted: set[str], found: set[str]) -> None:

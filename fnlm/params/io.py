@@ -15,21 +15,7 @@ import torch
 from torch import Tensor
 
 from fnlm import tree
-from fnlm.files import (
-    _archive,
-    folder,
-    hub,
-    tensorflow,
-)
-from fnlm.files import (
-    numpy as arrays,
-)
-from fnlm.files import (
-    safetensors as safe,
-)
-from fnlm.files import (
-    torch_pickle as pickled,
-)
+from fnlm.files import _archive, folder, hub, numpy, safetensors, tensorflow, torch_pickle
 from fnlm.files._text import printable_errors
 from fnlm.files.checkpoint import Checkpoint
 from fnlm.params import _saving, _settings, rename
@@ -42,9 +28,9 @@ __all__ = ["assemble", "config_from", "load", "read", "save", "write"]
 
 SpecOf = Callable[..., Tree]
 _READERS = {
-    ".safetensors": safe,
-    **dict.fromkeys((".bin", ".pt", ".pth"), pickled),
-    **dict.fromkeys((".npz", ".npy"), arrays),
+    ".safetensors": safetensors,
+    **dict.fromkeys((".bin", ".pt", ".pth"), torch_pickle),
+    **dict.fromkeys((".npz", ".npy"), numpy),
     ".index": tensorflow,
 }
 _SHARDS = re.compile(
@@ -71,11 +57,11 @@ def read(path: str | Path) -> Checkpoint:
     ('safetensors', (128,))
     """
     path = Path(path)
-    path = path.parent if path.name == arrays.SHAPES else path
+    path = path.parent if path.name == numpy.SHAPES else path
     if not path.is_dir():
         _archive.check_regular(path)
-    if not path.is_dir() or arrays.can_read(path):
-        for reader in (tensorflow, safe, arrays, pickled):
+    if not path.is_dir() or numpy.can_read(path):
+        for reader in (tensorflow, safetensors, numpy, torch_pickle):
             if reader.can_read(path):
                 return reader.read(path)
     if path.suffix in _READERS and path.is_file():
@@ -95,9 +81,9 @@ def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
             reads; any other means safetensors.
     """
     if Path(path).suffix == ".bin":
-        pickled.write(tensors, path, legacy=True)
+        torch_pickle.write(tensors, path, legacy=True)
     else:
-        safe.write(tensors, path)
+        safetensors.write(tensors, path)
 
 
 @printable_errors()
