@@ -1,4 +1,4 @@
-"""Names that trainers leave in files: of wrappers around a model, slots, counters."""
+"""Names that trainers leave in checkpoints: model wrappers, optimizer slots, step counters."""
 
 import re
 
