@@ -73,10 +73,10 @@ def cached(repository: str, revision: str) -> Callable[[str], Path | None]:
 def download(
     repository: str, revision: str, choices: Sequence[tuple[str, ...]]
 ) -> tuple[Path, ...]:
-    """Return the first complete set of files, downloaded, after one bounded look at the listing.
+    """Return the first complete set of files, downloaded after one request for the listing.
 
-    All files are of the commit that the answer names, however the branch moves meanwhile; of the
-    commit that the cache holds of the branch, where that has a complete set.
+    All files are of the one commit in the answer, even if the branch moves meanwhile; the commit
+    of the branch in the cache is preferred, where it has a complete set.
     """
     from huggingface_hub.errors import RevisionNotFoundError
 
@@ -101,16 +101,16 @@ def download(
 
 
 def _of_commit(
-    repository: str, commit: str, there: Sequence[str], choices: Sequence[tuple[str, ...]]
+    repository: str, commit: str, available: Sequence[str], choices: Sequence[tuple[str, ...]]
 ) -> tuple[Path, ...] | None:
     """Return the first complete set of the files of a commit, downloaded; or None."""
 
     def get(name: str) -> Path:
-        if name not in there:
+        if name not in available:
             raise Reason(f"{repository} lacks {name}, which its index names")
         return _file(repository, commit, name)
 
-    complete = (names for names in choices if set(names) <= set(there))
+    complete = (names for names in choices if set(names) <= set(available))
     return next((paths for names in complete if (paths := whole(names, get))), None)
 
 
@@ -197,13 +197,13 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 def _file(repository: str, commit: str, name: str) -> Path:
     """Return the path of a file of a commit in the hub's cache, downloaded if need be.
 
-    huggingface_hub itself begins again what an earlier run left unfinished, and takes what the
-    server calls a tag for the name of a file.
+    huggingface_hub itself would restart an unfinished download, and use the server's ETag as a file
+    name unchecked.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    if there := cached(repository, commit)(name):
-        return there
+    if path := cached(repository, commit)(name):
+        return path
     url = hf_hub_url(repository, name, revision=commit)
     about = get_hf_file_metadata(url, timeout=_patience(), library_name="fnlm")
     tag = about.etag or ""
@@ -217,12 +217,12 @@ def _file(repository: str, commit: str, name: str) -> Path:
     _fetch(url, blob, name, about.size)
     pointer = _folder(repository) / "snapshots" / commit / name
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    made = pointer.with_name(f".{name}.{os.getpid()}.part")
+    part = pointer.with_name(f".{name}.{os.getpid()}.part")
     try:
-        os.symlink(os.path.relpath(blob, pointer.parent), made)
+        os.symlink(os.path.relpath(blob, pointer.parent), part)
     except OSError:  # a file system without links
-        shutil.copyfile(blob, made)
-    os.replace(made, pointer)
+        shutil.copyfile(blob, part)
+    os.replace(part, pointer)
     return pointer
 
 
@@ -265,15 +265,15 @@ def _fetch(url: str, blob: Path, name: str, size: int | None) -> None:
         with _Bounded(part, _LARGEST_UNANNOUNCED if size is None else size) as file:
             _check_room(part, (size or 0) - file.tell(), name)
             while size is None or file.tell() < size:
-                have = file.tell()
+                received = file.tell()
                 try:
                     http_get(
-                        url, cast(Any, file), resume_size=have, expected_size=size,
+                        url, cast(Any, file), resume_size=received, expected_size=size,
                         displayed_filename=name, headers=build_hf_headers(library_name="fnlm"),
                     )  # fmt: skip
                 except failures():
-                    if file.tell() == have or not checked:
-                        raise
+                    if file.tell() == received or not checked:
+                        raise  # no progress, or no checksum to resume by
                 if size is None:
                     break
         with part.open("rb") as opened:

@@ -59,15 +59,15 @@ def replace_files(
 ) -> list[str]:
     """Replace the files of an earlier save by new ones, all at once.
 
-    A process that is killed leaves what was there before or all that is new, for readers that ask
-    `current`. The next call finishes what it had begun.
+    A process that is killed leaves all former or all new files, for readers that ask `current`.
+    The next call completes an interrupted one.
 
     Args:
-        directory: made if need be.
-        kind: "model" or "tokenizer"; saves of the two kinds know nothing of each other.
+        directory: created if need be.
+        kind: "model" or "tokenizer"; saves of the two kinds leave each other alone.
         files: for each name, a function that writes the file at the path that it is given; they
             are called in this order, in one folder.
-        owned: names that another save of this kind may have left; whatever else is there stays.
+        owned: names that an earlier save of this kind may have left; other files stay.
         tokenizer: more files, of the kind "tokenizer", to be saved with those of a model.
 
     Returns:
@@ -91,6 +91,7 @@ def replace_files(
     if _committed(_committed(directory, "model"), "tokenizer").is_dir():
         _publish(directory, "model")
     _publish(directory, kind)
+    # Stage all files in one hidden folder; its rename to .KIND.saved is the commit.
     staged = Path(tempfile.mkdtemp(dir=directory, prefix=f".{kind}.", suffix=".part"))
     try:
         for folder, contents in ((staged, files), (_committed(staged, "tokenizer"), tokenizer)):

@@ -54,7 +54,7 @@ _ARRAYS = "params_shapes.json"
 _LARGEST_NOTE = 1 << 16  # bytes of TensorFlow's file `checkpoint` that are looked at
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@\w[\w.-]*(/\w[\w.-]*)*)?", re.ASCII)
-_WANTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
+_EXPECTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
 # Names of weights end so: a vocabulary is looked for beside them.
 _WITH_VOCABULARY = (".safetensors", ".safetensors.index.json", ".npz", ".index")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -91,8 +91,8 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
     """
     if _on_disk(name_or_path) is None:
         choices = [(name, config) for name in WEIGHTS for config in configs]
-        wanted = f"{_WANTED} beside a configuration ({' or '.join(configs)})"
-        return Source(*_from_hub(str(name_or_path), choices, wanted)[:2])
+        expected = f"{_EXPECTED} beside a configuration ({' or '.join(configs)})"
+        return Source(*_from_hub(str(name_or_path), choices, expected)[:2])
     path = weights(name_or_path)
     for name in configs:
         if (config := path.parent / name).is_file():
@@ -115,7 +115,7 @@ def weights(name_or_path: _Path) -> Path:
     """
     path = _on_disk(name_or_path)
     if path is None:
-        return _from_hub(str(name_or_path), [(name,) for name in WEIGHTS], _WANTED)[0]
+        return _from_hub(str(name_or_path), [(name,) for name in WEIGHTS], _EXPECTED)[0]
     if path.is_dir():
         path = _weights_in(folder.current(path, "model"))
     elif (saved := folder.current(path.parent, "model") / path.name).is_file():
@@ -148,24 +148,24 @@ def find(name_or_path: _Path, choices: _Choices, optional: Sequence[str] = ()) -
         >>> [path.name for path in find("tiny", [("vocab.txt",), ("vocab.json", "merges.txt")])]
         ['vocab.json', 'merges.txt']
     """
-    wanted = " or ".join("+".join(names) for names in choices)
+    expected = " or ".join("+".join(names) for names in choices)
     path = _on_disk(name_or_path)
     if path is None:
         some = [names for n in range(len(optional), -1, -1) for names in combinations(optional, n)]
-        return _from_hub(str(name_or_path), [(*a, *b) for a in choices for b in some], wanted)
+        return _from_hub(str(name_or_path), [(*a, *b) for a in choices for b in some], expected)
     directory, single = path, None
     if not path.is_dir():
         directory = path.parent
-        choices, single = _sets_of(path, choices, wanted)
+        choices, single = _sets_of(path, choices, expected)
     directory = folder.current(directory, "tokenizer")
     for names in choices:
         files = [single or directory / name for name in names]
         if all(file.is_file() for file in files):
             return *files, *(file for name in optional if (file := directory / name).is_file())
-    raise FileNotFoundError(f"directory {str(directory)!r} holds no {wanted}; put them there")
+    raise FileNotFoundError(f"directory {str(directory)!r} holds no {expected}; put them there")
 
 
-def _sets_of(path: Path, choices: _Choices, wanted: str) -> tuple[_Choices, Path | None]:
+def _sets_of(path: Path, choices: _Choices, expected: str) -> tuple[_Choices, Path | None]:
     """Return the sets that a file belongs to, and the file if it replaces one of another name."""
     if path.name.endswith(_WITH_VOCABULARY) or path.name in (*WEIGHTS, *CONFIGS, _ARRAYS):
         return choices, None
@@ -175,7 +175,7 @@ def _sets_of(path: Path, choices: _Choices, wanted: str) -> tuple[_Choices, Path
     alike = [names for names in alone if names[0].endswith(path.suffix or " ")]
     if not (sets := alike or [names for names in alone if names[0].endswith(".txt")]):
         raise FileNotFoundError(
-            f"{path} is not called {wanted}, so that it can't be told what it is"
+            f"{path} is not called {expected}, so that it can't be told what it is"
         )
     return sets[:1], path
 
@@ -260,13 +260,13 @@ def _unpack(archive: Path) -> str:
     )
 
 
-def _from_hub(name: str, choices: _Choices, wanted: str) -> tuple[Path, ...]:
+def _from_hub(name: str, choices: _Choices, expected: str) -> tuple[Path, ...]:
     """Return the first complete set of files, from the hub's cache or else from the network."""
     bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/"))) or "none"
     if not _NAME.fullmatch(name) or ".." in name or len(name) > 200:
         raise FileNotFoundError(
             f"{name!r} is no directory and no name of a model ('model' or 'owner/model'); give a "
-            f"directory that holds {wanted}"
+            f"directory that holds {expected}"
         )
     from huggingface_hub import constants
 
@@ -291,8 +291,8 @@ def _from_hub(name: str, choices: _Choices, wanted: str) -> tuple[Path, ...]:
         why = _hub_client.why(error, homes[0], revision)
         raise FileNotFoundError(
             f"{name!r} is no directory or file, no model inside the package (there: {bundled}), "
-            f"and the hub ({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no {wanted}: "
-            f"{why}; check the name{near}, or do it by hand: put these files of "
+            f"and the hub ({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no "
+            f"{expected}: {why}; check the name{near}, or do it by hand: put these files of "
             f"{constants.ENDPOINT}/{homes[0]} into a directory and load that"
         ) from error
 
