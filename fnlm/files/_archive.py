@@ -124,7 +124,7 @@ def members(data: mmap.mmap) -> dict[str, Member]:
     count = int.from_bytes(data[last + 10 : last + 12], "little")
     if len(listed) != count and count != 0xFFFF:
         raise ValueError(f"the zip archive lists {len(listed)} members of {count}: copy it again")
-    unchecked = all(info.CRC == 0 for info in listed)
+    unchecked = all(info.CRC == 0 for info in listed)  # the writer computed no checksums
     result = {info.filename: _member(data, info, unchecked) for info in listed}
     if len(result) != len(listed):
         raise ValueError("the zip archive has several members of one name: write it again")
@@ -143,6 +143,7 @@ def content(data: mmap.mmap, member: Member) -> bytearray:
     if not member.deflated:
         verify(data, member)
         return bytearray(data[member.offset : member.offset + member.stored])
+    # Inflate in blocks, so that a member that lies about its size ends early.
     engine, whole = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(member.size)
     crc, filled, position, end = 0, 0, member.offset, member.offset + member.stored
     pending = b""
@@ -191,39 +192,33 @@ def verify(data: mmap.mmap, member: Member) -> None:
 def _member(data: mmap.mmap, info: zipfile.ZipInfo, unchecked: bool) -> Member:
     """Return a member, after comparing the directory with the header in front of it."""
     name, offset = info.orig_filename, info.header_offset
-    wrong = ValueError(f"member {name!r} of the zip archive contradicts itself: copy it again")
+    contradiction = ValueError(
+        f"member {name!r} of the zip archive contradicts itself: copy it again"
+    )
     if offset < 0 or offset + _LOCAL.size > len(data) or info.filename != name:
-        raise wrong
+        raise contradiction
     mark, _, flags, method, _, _, crc, stored, size, long_name, extra = _LOCAL.unpack_from(
         data, offset
     )
     first = offset + _LOCAL.size
     local = data[first : first + long_name].decode("utf-8" if flags & 0x800 else "cp437")
     if (mark, local, flags, method) != (b"PK\3\4", name, info.flag_bits, info.compress_type):
-        raise wrong
-    written = flags & 8 == 0  # else the sizes come after the member
-    large = 0xFFFFFFFF in (stored, size)  # then they are in the extra field
-    if (
-        written
-        and not large
-        and (crc, stored, size)
-        != (
-            info.CRC,
-            info.compress_size,
-            info.file_size,
-        )
-    ):
-        raise wrong
+        raise contradiction
+    streamed = flags & 8 != 0  # the sizes come after the member
+    large = 0xFFFFFFFF in (stored, size)  # zip64: the sizes are in the extra field
+    recorded = (info.CRC, info.compress_size, info.file_size)
+    if not streamed and not large and (crc, stored, size) != recorded:
+        raise contradiction
     if flags & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"member {name!r} is encrypted or compressed in a way fnlm doesn't read")
     deflated = method == zipfile.ZIP_DEFLATED
     if not deflated and info.compress_size != info.file_size:
-        raise wrong
+        raise contradiction
     if info.file_size > info.compress_size * _MOST_PER_BYTE:
         raise ValueError(f"member {name!r} claims {info.file_size} bytes, more than it can hold")
-    place = first + long_name + extra
+    begin = first + long_name + extra
     checksum = None if unchecked else info.CRC
-    return Member(name, place, info.compress_size, info.file_size, checksum, deflated)
+    return Member(name, begin, info.compress_size, info.file_size, checksum, deflated)
 
 
 def _damaged(member: Member) -> ValueError:

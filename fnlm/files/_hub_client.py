@@ -24,7 +24,7 @@ _COMMIT = "[0-9a-f]{40}"
 # Bytes of what comes from strangers.
 _LARGEST_INDEX = 1 << 22
 _LARGEST_LISTING = 1 << 22
-_LARGEST_UNANNOUNCED = 1 << 30  # of a file whose size the hub does not say
+_LARGEST_UNANNOUNCED = 1 << 30  # of a file whose size the hub does not announce
 
 
 class Reason(Exception):

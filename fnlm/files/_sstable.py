@@ -220,13 +220,13 @@ def crc32c(data: memoryview | NDArray[np.uint8]) -> int:
 def _fold(data: NDArray[np.uint8], count: int) -> Words:
     """Return 8 words whose remainder from 0 is that of the first `count` words from ~0."""
     lanes = min(_LANES, 1 << (count - 1).bit_length())
-    first = count % lanes or lanes
+    first = count % lanes or lanes  # the first group may be shorter, and is padded in front
     state = np.zeros(lanes, np.uint64)
     state[lanes - first :] = data[: 8 * first].copy().view(np.uint64)
     state[lanes - first] ^= np.uint64(0xFFFFFFFF)
     for at in range(8 * first, 8 * count, 8 * lanes):
         state = _shift(state, lanes) ^ data[at : at + 8 * lanes].copy().view(np.uint64)
-    while lanes > 8:
+    while lanes > 8:  # fold the upper half onto the lower
         lanes //= 2
         state = _shift(state[:lanes], lanes) ^ state[lanes:]
     return state
@@ -246,6 +246,7 @@ def _shift(words: Words, places: int) -> Words:
 def _tables(places: int) -> Words:
     """Return `_shift` of all words with one byte set: [8 places of the byte, its 256 values]."""
     bits = np.uint64(1) << np.arange(64, dtype=np.uint64)
+    # Linear over bits: the images of the 64 single bits give those of all 256 values of a byte.
     if places > 1:
         images = _shift(_shift(bits, places // 2), places // 2)
     else:

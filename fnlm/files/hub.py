@@ -4,7 +4,7 @@ Existing paths come first, the network last. A named file is the one that is rea
 the first of: the names of `WEIGHTS` in their order, the only other .safetensors file, TensorFlow's
 latest checkpoint, OpenAI's ten arrays, the only .npz file.
 
-Nothing here knows tensors, and huggingface_hub is imported only when a name is asked for; its
+This module knows no tensors, and huggingface_hub is imported only when a name is asked for; its
 environment variables (HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT ...) work as in
 its own documentation.
 """

@@ -82,7 +82,7 @@ def raise_named(error: Exception, params: Tree, spec: Callable[..., Tree]) -> No
         ValueError: leaves are missing, and named; else the error itself is raised.
     """
     if error.args and str(error.args[0]).startswith("params have no"):
-        raise error  # it says more than this function would
+        raise error  # already names the missing part
     paths = {path for path, _ in tree.named_leaves(params)}
     expected = spec(params["config"], tuple(params.get("heads", ())))
     blocks = params.get("blocks", expected["blocks"])  # there may be fewer than in the config

@@ -28,7 +28,7 @@ _TABLES = (
     ("embed.position", "embeddings.position_embeddings"),
     ("embed.token_type", "embeddings.token_type_embeddings"),
 )
-# Three heads are called "classifier": the class that a config.json names tells which one it is.
+# Three heads are called "classifier": the class in config.json decides which.
 _HEADS = (
     ("heads.next_sentence_prediction", "cls.seq_relationship"),
     ("heads.sequence_classification", "classifier"),
