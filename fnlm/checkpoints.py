@@ -92,7 +92,7 @@ def inspect(
     Args:
         path: a file or directory of any format, a bundled model or a hub name.
         heads: as in every family's `load`, like `ignore`.
-        seed: of the key with which heads that the file lacks would be initialised.
+        seed: of the key with which heads that the file lacks would be initialized.
 
     Raises:
         ValueError: the file is damaged, or of no known format.
@@ -143,7 +143,7 @@ def convert(
         dtype: floating type to cast to, such as "float16"; by default that of the source.
         heads: the heads that are written; by default those of the source.
         ignore: patterns of names of tensors of the source that are left out.
-        seed: of the key with which heads that the source lacks are initialised.
+        seed: of the key with which heads that the source lacks are initialized.
 
     Raises:
         ValueError: the checkpoint is damaged, or does not fit its family or config; a file beside

@@ -46,13 +46,13 @@ class Dialect(NamedTuple):
     """One library's names for a family."""
 
     name: str
-    file: str  # that the library looks for in a directory; "" where fnlm reads its form alone
+    file: str  # the name of its weights in a directory; "" if fnlm only reads this form
     rules: tuple[Rule, ...]
     prefix: str  # of every name but the unprefixed; optional when reading
-    unprefixed: tuple[str, ...]
-    ties: Mapping[str, str]  # foreign names of a second copy of one of our leaves
+    unprefixed: tuple[str, ...]  # beginnings of names that have no prefix
+    ties: Mapping[str, str]  # foreign name of a second copy -> our path
     buffers: tuple[str, ...]  # foreign names that hold no parameter
-    bare: bool = False  # whether a file without heads goes without the prefix
+    bare: bool = False  # whether a file without heads is written without the prefix
 
 
 class Family(NamedTuple):
@@ -60,18 +60,16 @@ class Family(NamedTuple):
 
     name: str  # the `model_type` of its config.json
     dialects: tuple[Dialect, ...]  # the first is the one written by default
-    architectures: Mapping[
-        tuple[str, ...], str
-    ]  # heads -> the class that reads the file in `transformers`
-    required: Mapping[
-        str, object
-    ]  # config keys that would change the arithmetic, with the only value we compute
+    # heads -> the class of `transformers` that reads the file
+    architectures: Mapping[tuple[str, ...], str]
+    # config keys that would change the arithmetic -> the only value that fnlm computes
+    required: Mapping[str, object]
     required_by_head: Mapping[str, Mapping[str, object]] = {}  # the same, for some heads alone
     harmless: Mapping[str, str] = {}  # config keys that change no number, and why
-    optional: Mapping[str, tuple[str, ...]] = {}  # what a file may lack, and the heads that need it
-    ties: Mapping[str, tuple[str, ...]] = {}  # leaves that a config may tie, and to which leaf
-    stacks: Mapping[str, str] = {}  # leaves that may come stacked, all layers in one, and where
-    # the config as a file of a dialect states it, of a model with some heads
+    optional: Mapping[str, tuple[str, ...]] = {}  # part that a file may lack -> heads that need it
+    ties: Mapping[str, tuple[str, ...]] = {}  # leaf that a config may tie -> leaves that it may be
+    stacks: Mapping[str, str] = {}  # leaf of each layer -> leaf of all layers stacked [L, ...]
+    # (config, heads, dialect) -> the config as it is written
     stated: Callable[[Any, tuple[str, ...], str], Any] = lambda config, heads, dialect: config
 
 
