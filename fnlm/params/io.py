@@ -383,7 +383,7 @@ def _new_parts(
     if key is None:
         raise ValueError(
             f"{source} has no head {', '.join(missing)}: "
-            "pass key=fnlm.random.key(seed) to initialise it at random"
+            "pass key=fnlm.random.key(seed) to initialize it at random"
         )
     # Optional parts of the body (BERT's pooler) that these heads need, and the file lacks as well.
     body = {path.split(".")[0] for path in leaves}
