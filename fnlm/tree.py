@@ -26,7 +26,7 @@ __all__ = [
 
 
 def register_constant(cls: C) -> C:
-    """Make a frozen dataclass a tree node without leaves; usable as a decorator.
+    """Return a frozen dataclass, registered as a tree node without leaves; usable as a decorator.
 
     `torch.load` then reads what `torch.save` wrote of it, and so does `torch.export.load`, as long
     as its fields can be written as JSON.
@@ -51,10 +51,10 @@ def register_constant(cls: C) -> C:
 
 
 def register_value(cls: C) -> C:
-    """Make a NamedTuple a value for files, too; usable as a decorator.
+    """Return a NamedTuple, registered for saving in files; usable as a decorator.
 
-    `torch.export.save` and a plain `torch.load` know its name, and what is pickled or copied of it
-    is what it shows: not the rest of a memory of which a tensor is a view.
+    `torch.export.save` and a plain `torch.load` know its name, and pickles and copies hold its
+    tensors alone, not the larger storages that they may be views of.
 
     >>> import io
     >>> from fnlm.layers.cache import Segment
@@ -68,13 +68,13 @@ def register_value(cls: C) -> C:
 
 
 def _name_in_files(cls: type) -> str:
-    """Make a class one that `torch.load` takes, and return the name by which files refer to it."""
+    """Return the name of a class in files, after allowing it to `torch.load`."""
     torch.serialization.add_safe_globals([cls])
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def structure(tree: Tree) -> Any:
-    """Return what is left of a tree without its leaves: comparable by `==`.
+    """Return the structure of a tree without its leaves, comparable by `==`.
 
     >>> structure({"a": 1}) == structure({"a": 2}), structure({"a": 1}) == structure({"b": 1})
     (True, False)
@@ -83,7 +83,7 @@ def structure(tree: Tree) -> Any:
 
 
 def unflatten(like: Any, leaves: Sequence[Any]) -> Tree:
-    """Put leaves (in the order of `leaves`) into a structure.
+    """Return a tree of this structure with these leaves (in the order of `leaves`).
 
     >>> unflatten(structure({"a": 0, "b": (0,)}), [1, 2])
     {'a': 1, 'b': (2,)}
@@ -92,7 +92,7 @@ def unflatten(like: Any, leaves: Sequence[Any]) -> Tree:
 
 
 def leaves(tree: Tree) -> list[Any]:
-    """List the leaves, depth first, dict entries in their own order.
+    """Return the leaves, depth first, dict entries in their own order.
 
     >>> leaves({"b": 1, "a": (2, 3)})
     [1, 2, 3]
@@ -101,7 +101,7 @@ def leaves(tree: Tree) -> list[Any]:
 
 
 def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
-    """List the leaves with their dotted paths, the names used in errors, predicates and files.
+    """Return the leaves with their dotted paths, the names used in errors, predicates and files.
 
     >>> named_leaves({"blocks": ({"weight": 1}, {"weight": 2})})
     [('blocks.0.weight', 1), ('blocks.1.weight', 2)]
@@ -111,7 +111,7 @@ def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
 
 
 def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """Apply `fn` to each leaf (and to the leaves of `rest` at the same place).
+    """Return the tree of `fn(leaf, ...)`, with the leaves of `rest` at the same place.
 
     >>> map(lambda x, y: x + y, {"a": 1}, {"a": 10})
     {'a': 11}
@@ -120,7 +120,7 @@ def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 
 def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
-    """Apply `fn(path, leaf, ...)` to each leaf, `path` being the dotted name.
+    """Return the tree of `fn(path, leaf, ...)`, `path` being the dotted name.
 
     >>> map_with_path(lambda path, x: f"{path}={x}", {"a": {"b": 1}})
     {'a': {'b': 'a.b=1'}}
@@ -129,7 +129,7 @@ def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
 
 
 def partition(tree: Tree, predicate: Predicate) -> tuple[Tree, Tree]:
-    """Split into two trees: leaves for which `predicate(path, leaf)` holds, and the others.
+    """Return two trees: the leaves for which `predicate(path, leaf)` holds, and the others.
 
     Dict entries without any chosen leaf are left out; a tuple keeps its length, so the two halves
     `merge` again. A constant node (a config) goes with the second half.
@@ -155,7 +155,7 @@ def select(tree: Tree, predicate: Predicate) -> Tree:
 
 
 def merge(first: Tree, second: Tree) -> Tree:
-    """Put the halves of a `partition` together: its inverse, up to the order of dict entries.
+    """Return the union of two halves of a `partition`: its inverse, up to the order of dicts.
 
     Raises:
         ValueError: both trees have a leaf at the same place.
@@ -167,7 +167,7 @@ def merge(first: Tree, second: Tree) -> Tree:
 
 
 def count(tree: Tree) -> int:
-    """Count the numbers in a tree: a leaf used twice by a model (a tie) is one leaf, counted once.
+    """Return the number of elements in a tree; a tied leaf is one leaf, and counts once.
 
     >>> count({"weight": torch.zeros(3, 4), "bias": torch.zeros(4)})
     16
@@ -189,7 +189,7 @@ def norm(tree: Tree) -> Tensor:
 
 
 def cast(tree: Tree, dtype: torch.dtype) -> Tree:
-    """Convert the floating-point leaves to `dtype`; integers and booleans stay.
+    """Return the tree with floating-point leaves in `dtype`; integers and booleans stay.
 
     >>> cast({"w": torch.zeros(2), "step": torch.tensor(3)}, torch.float64)["w"].dtype
     torch.float64
@@ -198,7 +198,7 @@ def cast(tree: Tree, dtype: torch.dtype) -> Tree:
 
 
 def to(tree: Tree, device: torch.device | str) -> Tree:
-    """Move every leaf to a device (`"meta"` gives shapes and types without memory).
+    """Return the tree on a device (`"meta"`: shapes and dtypes without memory).
 
     >>> to({"w": torch.zeros(2)}, "meta")["w"].device.type
     'meta'
@@ -207,7 +207,7 @@ def to(tree: Tree, device: torch.device | str) -> Tree:
 
 
 def stack(trees: Iterable[Tree]) -> Tree:
-    """Stack trees of one structure along a new first axis: an ensemble for `torch.func.vmap`.
+    """Return trees of one structure stacked along a new first axis: an ensemble for vmap.
 
     >>> stack([{"w": torch.zeros(2)}, {"w": torch.ones(2)}])["w"].shape
     torch.Size([2, 2])
@@ -219,7 +219,7 @@ def stack(trees: Iterable[Tree]) -> Tree:
 
 
 def unstack(tree: Tree) -> list[Tree]:
-    """Undo `stack`: one tree for each index of the leaves' first axis.
+    """Return one tree for each index of the leaves' first axis: the inverse of `stack`.
 
     >>> [t["w"].item() for t in unstack({"w": torch.tensor([1, 2])})]
     [1, 2]
@@ -255,7 +255,7 @@ def _is_named_tuple(node: object) -> bool:
 
 
 def _places(node: Any) -> Iterable[Any]:
-    """Name the children of a tuple or list as paths do: by field, or by number."""
+    """Return the path names of the children of a tuple or list: fields, or numbers."""
     return node._fields if _is_named_tuple(node) else range(len(node))
 
 
@@ -264,10 +264,10 @@ def _rebuild(node: Any, children: list[Any]) -> Any:
 
 
 def _keep(node: Tree, predicate: Predicate, path: str, constants: bool) -> Tree:
-    """Keep the leaves that satisfy `predicate`; `{}` stands for a place with none."""
+    """Return the leaves that satisfy `predicate`; `{}` stands for a subtree with none."""
     if isinstance(node, dict):
-        kept = {k: _keep(v, predicate, _join(path, k), constants) for k, v in node.items()}
-        return {k: v for k, v in kept.items() if not _is_empty(v)}
+        children = {k: _keep(v, predicate, _join(path, k), constants) for k, v in node.items()}
+        return {k: v for k, v in children.items() if not _is_empty(v)}
     if isinstance(node, tuple | list):
         named = zip(_places(node), node, strict=True)
         return _rebuild(node, [_keep(v, predicate, _join(path, i), constants) for i, v in named])

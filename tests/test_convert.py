@@ -145,9 +145,9 @@ def test_the_verb_for_transformer_xl(tmp_path: Path, run: Any) -> None:
     config.to_json_file(tmp_path / "config.json")
     target = tmp_path / "made"
     run("convert_transfo_xl_checkpoint", source, target, tmp_path / "config.json")
-    rules = transfo_xl.names.FAMILY  # type: ignore[attr-defined]
+    tables = transfo_xl.names.FAMILY  # type: ignore[attr-defined]
     tensors = io.read(hub.weights(source))
-    same(transfo_xl.load(target), io.assemble(tensors, config, rules, transfo_xl.spec))
+    same(transfo_xl.load(target), io.assemble(tensors, config, tables, transfo_xl.spec))
 
 
 def test_what_is_not_read_is_counted(tmp_path: Path, run: Any) -> None:

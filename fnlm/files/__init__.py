@@ -1,1 +1,1 @@
-"""Files: where they are, and the formats that tensors are kept in."""
+"""Checkpoint files: locating them, and reading and writing each format."""

@@ -1,4 +1,4 @@
-"""What readers of checkpoints share: mapped files, members of zip archives, small JSON files."""
+"""Shared by the readers of checkpoints: memory maps, members of zip archives, small JSON files."""
 
 import json
 import mmap
@@ -35,7 +35,7 @@ _MOST_PER_BYTE = 1032
 
 
 class Member(NamedTuple):
-    """Where the bytes of a member of a zip archive are."""
+    """The bytes of a member of a zip archive."""
 
     name: str
     offset: int  # of its first byte in the file
@@ -52,7 +52,7 @@ def check_regular(path: str | Path) -> None:
 
 
 def leads_out(path: Path) -> bool:
-    """Tell whether a file is a link out of its folder; the hub's cache, made of links, is one.
+    """Whether a file is a link out of its folder; links within the hub's cache are not.
 
     >>> leads_out(Path(__file__))
     False
@@ -62,7 +62,7 @@ def leads_out(path: Path) -> bool:
 
 
 def map_file(path: str | Path) -> mmap.mmap:
-    """Map a file into memory, privately: what is written there never reaches the file."""
+    """Return a private memory map of a file: writes to it never reach the file."""
     check_regular(path)
     with open(path, "rb") as file:
         if file.seek(0, 2) == 0:
@@ -71,7 +71,7 @@ def map_file(path: str | Path) -> mmap.mmap:
 
 
 def read_json(path: Path) -> Any:
-    """Read a small JSON file, in which no name may be given twice.
+    """Return the content of a small JSON file, which may have no duplicate key.
 
     Raises:
         ValueError: it is damaged.
@@ -86,14 +86,14 @@ def read_json(path: Path) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    values = dict(pairs)
+    if len(values) != len(pairs):
         raise ValueError("a name is given twice")
-    return found
+    return values
 
 
 def tensor(buffer: mmap.mmap | bytearray, dtype: torch.dtype, offset: int, count: int) -> Tensor:
-    """Give `count` elements from byte `offset` on; without a copy where they are aligned."""
+    """Return `count` elements from byte `offset` on, a view where they are aligned, else a copy."""
     if count == 0:
         return torch.empty(0, dtype=dtype)
     if offset % dtype.itemsize:
@@ -102,12 +102,12 @@ def tensor(buffer: mmap.mmap | bytearray, dtype: torch.dtype, offset: int, count
 
 
 def is_zip(data: mmap.mmap) -> bool:
-    """Tell a zip archive by its first bytes."""
+    """Whether the first bytes are those of a zip archive."""
     return data[:4] == b"PK\3\4"
 
 
 def members(data: mmap.mmap) -> dict[str, Member]:
-    """Describe every member of a zip archive.
+    """Return every member of a zip archive by name.
 
     The directory at the end and the header in front of each member must agree, and no two
     members may share a name or a byte.
@@ -124,24 +124,26 @@ def members(data: mmap.mmap) -> dict[str, Member]:
     count = int.from_bytes(data[last + 10 : last + 12], "little")
     if len(listed) != count and count != 0xFFFF:
         raise ValueError(f"the zip archive lists {len(listed)} members of {count}: copy it again")
-    unchecked = all(info.CRC == 0 for info in listed)
-    found = {info.filename: _member(data, info, unchecked) for info in listed}
-    if len(found) != len(listed):
+    unchecked = all(info.CRC == 0 for info in listed)  # the writer computed no checksums
+    result = {info.filename: _member(data, info, unchecked) for info in listed}
+    if len(result) != len(listed):
         raise ValueError("the zip archive has several members of one name: write it again")
-    taken = sorted((info.header_offset, found[info.filename]) for info in listed)
-    ends = [member.offset + member.stored for _, member in taken]
-    starts = [offset for offset, _ in taken[1:]] + [end]
-    for (_, member), stop, following in zip(taken, ends, starts, strict=True):
+    # Overlapping members would make a small archive claim any amount of content.
+    spans = sorted((info.header_offset, result[info.filename]) for info in listed)
+    ends = [member.offset + member.stored for _, member in spans]
+    starts = [offset for offset, _ in spans[1:]] + [end]
+    for (_, member), stop, following in zip(spans, ends, starts, strict=True):
         if stop > following:
             raise ValueError(f"member {member.name!r} of the zip archive overlaps what follows it")
-    return found
+    return result
 
 
 def content(data: mmap.mmap, member: Member) -> bytearray:
-    """Give the bytes of a member, inflated and verified."""
+    """Return the bytes of a member, inflated and verified."""
     if not member.deflated:
         verify(data, member)
         return bytearray(data[member.offset : member.offset + member.stored])
+    # Inflate in blocks, so that a member that lies about its size ends early.
     engine, whole = zlib.decompressobj(-zlib.MAX_WBITS), bytearray(member.size)
     crc, filled, position, end = 0, 0, member.offset, member.offset + member.stored
     pending = b""
@@ -162,18 +164,18 @@ def content(data: mmap.mmap, member: Member) -> bytearray:
 
 
 def start(data: mmap.mmap, member: Member, size: int) -> bytes:
-    """Give the first bytes of a member, at most `size`, without verifying the rest."""
+    """Return the first bytes of a member, at most `size`, without verifying the others."""
     if not member.deflated:
         return data[member.offset : member.offset + min(size, member.stored)]
-    rest = data[member.offset : member.offset + min(member.stored, size + 1024)]
+    compressed = data[member.offset : member.offset + min(member.stored, size + 1024)]
     try:
-        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(rest, size)
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(compressed, size)
     except zlib.error as error:
         raise _damaged(member) from error
 
 
 def verify(data: mmap.mmap, member: Member) -> None:
-    """Hold the bytes of a stored member to its checksum.
+    """Verify the checksum of a stored member.
 
     Raises:
         ValueError: they differ.
@@ -188,41 +190,35 @@ def verify(data: mmap.mmap, member: Member) -> None:
 
 
 def _member(data: mmap.mmap, info: zipfile.ZipInfo, unchecked: bool) -> Member:
-    """Hold a line of the directory to the header in front of the member."""
+    """Return a member, after comparing the directory with the header in front of it."""
     name, offset = info.orig_filename, info.header_offset
-    wrong = ValueError(f"member {name!r} of the zip archive contradicts itself: copy it again")
+    contradiction = ValueError(
+        f"member {name!r} of the zip archive contradicts itself: copy it again"
+    )
     if offset < 0 or offset + _LOCAL.size > len(data) or info.filename != name:
-        raise wrong
+        raise contradiction
     mark, _, flags, method, _, _, crc, stored, size, long_name, extra = _LOCAL.unpack_from(
         data, offset
     )
     first = offset + _LOCAL.size
     local = data[first : first + long_name].decode("utf-8" if flags & 0x800 else "cp437")
     if (mark, local, flags, method) != (b"PK\3\4", name, info.flag_bits, info.compress_type):
-        raise wrong
-    written = flags & 8 == 0  # else the sizes come after the member
-    large = 0xFFFFFFFF in (stored, size)  # then they are in the extra field
-    if (
-        written
-        and not large
-        and (crc, stored, size)
-        != (
-            info.CRC,
-            info.compress_size,
-            info.file_size,
-        )
-    ):
-        raise wrong
+        raise contradiction
+    streamed = flags & 8 != 0  # the sizes come after the member
+    large = 0xFFFFFFFF in (stored, size)  # zip64: the sizes are in the extra field
+    recorded = (info.CRC, info.compress_size, info.file_size)
+    if not streamed and not large and (crc, stored, size) != recorded:
+        raise contradiction
     if flags & 1 or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError(f"member {name!r} is encrypted or compressed in a way fnlm doesn't read")
     deflated = method == zipfile.ZIP_DEFLATED
     if not deflated and info.compress_size != info.file_size:
-        raise wrong
+        raise contradiction
     if info.file_size > info.compress_size * _MOST_PER_BYTE:
         raise ValueError(f"member {name!r} claims {info.file_size} bytes, more than it can hold")
-    place = first + long_name + extra
+    begin = first + long_name + extra
     checksum = None if unchecked else info.CRC
-    return Member(name, place, info.compress_size, info.file_size, checksum, deflated)
+    return Member(name, begin, info.compress_size, info.file_size, checksum, deflated)
 
 
 def _damaged(member: Member) -> ValueError:

@@ -1,6 +1,6 @@
-"""Files of a repository on the hub: out of its cache, or else from the network, by huggingface_hub.
+"""The hub's client: files of a repository from its cache or the network, by huggingface_hub.
 
-huggingface_hub is imported inside the functions: whoever loads from a directory never needs it.
+huggingface_hub is imported inside the functions: loading from a directory does not need it.
 """
 
 import errno
@@ -24,27 +24,27 @@ _COMMIT = "[0-9a-f]{40}"
 # Bytes of what comes from strangers.
 _LARGEST_INDEX = 1 << 22
 _LARGEST_LISTING = 1 << 22
-_LARGEST_UNANNOUNCED = 1 << 30  # of a file whose size the hub does not say
+_LARGEST_UNANNOUNCED = 1 << 30  # of a file whose size the hub does not announce
 
 
 class Reason(Exception):
-    """Why the hub did not give the files, in words for the message."""
+    """The reason why the hub gave no files, for the error message."""
 
 
 def whole(names: Sequence[str], get: Callable[[str], Path | None]) -> tuple[Path, ...] | None:
-    """The paths of a set of files, with the shards that an index among them names; or None."""
+    """Return the paths of a set of files, with the shards of an index among them; or None."""
     names, paths = list(names), []
     for name in names:
         if (path := get(name)) is None:
             return None
         paths.append(path)
         if name.endswith(".index.json"):
-            names += _shards(path)  # the loop comes to them
+            names += _shards(path)  # the loop goes on with them
     return tuple(paths)
 
 
 def _shards(index: Path) -> list[str]:
-    """The files that an index names, all beside it: an index comes from strangers."""
+    """Return the files that an index names, all of which must lie beside it."""
     if index.stat().st_size > _LARGEST_INDEX:
         raise ValueError(f"{index} is too large for an index of shards: get it again")
     try:
@@ -60,7 +60,7 @@ def _shards(index: Path) -> list[str]:
 
 
 def cached(repository: str, revision: str) -> Callable[[str], Path | None]:
-    """A function from the name of a file to where the hub's cache has it."""
+    """Return a function from a file name to its path in the hub's cache, or None."""
     from huggingface_hub import try_to_load_from_cache
 
     def get(name: str) -> Path | None:
@@ -73,54 +73,55 @@ def cached(repository: str, revision: str) -> Callable[[str], Path | None]:
 def download(
     repository: str, revision: str, choices: Sequence[tuple[str, ...]]
 ) -> tuple[Path, ...]:
-    """Ask which files there are, once and not for long, and download the first complete set.
+    """Return the first complete set of files, downloaded after one request for the listing.
 
-    All files are of the commit that the answer names, however the branch moves meanwhile; of the
-    commit that the cache holds of the branch, where that has a complete set.
+    All files are of the one commit in the answer, even if the branch moves meanwhile; the commit
+    of the branch in the cache is preferred, where it has a complete set.
     """
     from huggingface_hub.errors import RevisionNotFoundError
 
     ref = _folder(repository) / "refs" / revision
-    held = ref.read_text() if ref.is_file() else ""
-    there: list[str] = []
-    for asked in (held, revision) if re.fullmatch(_COMMIT, held) else (revision,):
+    cached_commit = ref.read_text() if ref.is_file() else ""
+    names: list[str] = []
+    commits = (cached_commit, revision) if re.fullmatch(_COMMIT, cached_commit) else (revision,)
+    for asked in commits:
         try:
-            commit, there = listed(_listing(repository, asked))
+            commit, names = listed(_listing(repository, asked))
         except RevisionNotFoundError:
             if asked == revision:
                 raise
             continue
-        if paths := _of_commit(repository, commit, there, choices):
+        if paths := _of_commit(repository, commit, names, choices):
             if asked == revision != commit:
                 ref.parent.mkdir(parents=True, exist_ok=True)
                 ref.write_text(commit)
             return paths
-    some = ", ".join(there[:8])[:400] or "no files"
-    raise Reason(f"it holds {some}{' ...' if len(there) > 8 else ''}")
+    some = ", ".join(names[:8])[:400] or "no files"
+    raise Reason(f"it holds {some}{' ...' if len(names) > 8 else ''}")
 
 
 def _of_commit(
-    repository: str, commit: str, there: Sequence[str], choices: Sequence[tuple[str, ...]]
+    repository: str, commit: str, available: Sequence[str], choices: Sequence[tuple[str, ...]]
 ) -> tuple[Path, ...] | None:
-    """Download the first complete set of the files of a commit."""
+    """Return the first complete set of the files of a commit, downloaded; or None."""
 
     def get(name: str) -> Path:
-        if name not in there:
+        if name not in available:
             raise Reason(f"{repository} lacks {name}, which its index names")
         return _file(repository, commit, name)
 
-    complete = (names for names in choices if set(names) <= set(there))
+    complete = (names for names in choices if set(names) <= set(available))
     return next((paths for names in complete if (paths := whole(names, get))), None)
 
 
 def _listing(repository: str, revision: str) -> bytes:
-    """What the hub says about a repository, as it came, waited for only so long."""
+    """Return the hub's answer about a repository, unparsed, within a time limit."""
     seconds = _patience()
     return _within(seconds, lambda: _answer(repository, revision, seconds))
 
 
 def _answer(repository: str, revision: str, seconds: float) -> bytes:
-    """Ask what there is; the answer may be neither long nor compressed."""
+    """Return the hub's answer, which may be neither long nor compressed."""
     from huggingface_hub import constants
     from huggingface_hub.utils import (  # type: ignore[attr-defined]
         build_hf_headers,
@@ -149,7 +150,7 @@ def _answer(repository: str, revision: str, seconds: float) -> bytes:
 
 
 def listed(content: bytes) -> tuple[str, list[str]]:
-    """The commit and the names of the files in what a hub says about a repository."""
+    """Return the commit and the file names in a hub's answer about a repository."""
     try:
         about = json.loads(content)
         commit = about["sha"]
@@ -164,14 +165,14 @@ def listed(content: bytes) -> tuple[str, list[str]]:
 
 
 def _patience() -> int:
-    """How many seconds the hub may take to answer."""
+    """Return how many seconds the hub may take to answer."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else 5
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """Return the result of a call, waited for only so long.
+    """Return the result of a call, within a time limit.
 
     The limits of an HTTP client hold for each address of a host, and not for looking up its name:
     where a firewall swallows what is sent, they add up to minutes.
@@ -194,15 +195,15 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def _file(repository: str, commit: str, name: str) -> Path:
-    """Bring a file of a commit into the hub's cache, in the layout of huggingface_hub.
+    """Return the path of a file of a commit in the hub's cache, downloaded if need be.
 
-    huggingface_hub itself begins again what an earlier run left unfinished, and takes what the
-    server calls a tag for the name of a file.
+    huggingface_hub itself would restart an unfinished download, and use the server's ETag as a file
+    name unchecked.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    if there := cached(repository, commit)(name):
-        return there
+    if path := cached(repository, commit)(name):
+        return path
     url = hf_hub_url(repository, name, revision=commit)
     about = get_hf_file_metadata(url, timeout=_patience(), library_name="fnlm")
     tag = about.etag or ""
@@ -216,17 +217,17 @@ def _file(repository: str, commit: str, name: str) -> Path:
     _fetch(url, blob, name, about.size)
     pointer = _folder(repository) / "snapshots" / commit / name
     pointer.parent.mkdir(parents=True, exist_ok=True)
-    made = pointer.with_name(f".{name}.{os.getpid()}.part")
+    part = pointer.with_name(f".{name}.{os.getpid()}.part")
     try:
-        os.symlink(os.path.relpath(blob, pointer.parent), made)
+        os.symlink(os.path.relpath(blob, pointer.parent), part)
     except OSError:  # a file system without links
-        shutil.copyfile(blob, made)
-    os.replace(made, pointer)
+        shutil.copyfile(blob, part)
+    os.replace(part, pointer)
     return pointer
 
 
 def _folder(repository: str) -> Path:
-    """Where the hub's cache keeps a repository."""
+    """Return the folder of a repository in the hub's cache."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -234,7 +235,7 @@ def _folder(repository: str) -> Path:
 
 
 class _Bounded(io.FileIO):
-    """A file that refuses to grow beyond what was announced."""
+    """A file that raises if it grows beyond the announced size."""
 
     def __init__(self, path: Path, most: int) -> None:
         super().__init__(path, "ab")
@@ -247,7 +248,7 @@ class _Bounded(io.FileIO):
 
 
 def _fetch(url: str, blob: Path, name: str, size: int | None) -> None:
-    """Bring a file into the cache; one whose tag is its SHA-256 goes on where a run stopped."""
+    """Download a file into the cache; one whose tag is its SHA-256 resumes where a run stopped."""
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
@@ -264,15 +265,15 @@ def _fetch(url: str, blob: Path, name: str, size: int | None) -> None:
         with _Bounded(part, _LARGEST_UNANNOUNCED if size is None else size) as file:
             _check_room(part, (size or 0) - file.tell(), name)
             while size is None or file.tell() < size:
-                have = file.tell()
+                received = file.tell()
                 try:
                     http_get(
-                        url, cast(Any, file), resume_size=have, expected_size=size,
+                        url, cast(Any, file), resume_size=received, expected_size=size,
                         displayed_filename=name, headers=build_hf_headers(library_name="fnlm"),
                     )  # fmt: skip
                 except failures():
-                    if file.tell() == have or not checked:
-                        raise
+                    if file.tell() == received or not checked:
+                        raise  # no progress, or no checksum to resume by
                 if size is None:
                     break
         with part.open("rb") as opened:
@@ -297,14 +298,14 @@ def _check_room(path: Path, size: int, name: str) -> None:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What can go wrong on the network, by whichever HTTP client huggingface_hub uses."""
+    """Return the network errors of the HTTP client that huggingface_hub uses."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     return (Reason, *HfHubHTTPError.__bases__, OSError, HFValidationError)
 
 
 def why(error: Exception, repository: str, revision: str) -> str:
-    """What an error of the hub means to the one who asked."""
+    """Return the meaning of an error of the hub, for the message."""
     from huggingface_hub import constants, errors
 
     if isinstance(error, Reason):

@@ -1,8 +1,8 @@
-"""A pickle machine that imports nothing and calls nothing: it describes what torch.save wrote.
+"""A pickle reader that imports and calls nothing: it returns a description of the content.
 
 A pickle is a program. This machine runs the part of its language that a dict of tensors needs, on
-records of its own: a global name is looked up in one fixed table, and what it "calls" is a function
-of this file that builds a record. Anything else ends in a ValueError. Work and memory are bounded
+records of its own: a global name is looked up in a fixed table, and a call builds a record by a
+function of this file. Anything else ends in a ValueError. Work and memory are bounded
 by the length of the pickle: no step does more than the bytes it consumed, or counts the excess.
 """
 
@@ -44,7 +44,7 @@ class Strided(NamedTuple):
 
 
 class Pairs:
-    """A dict as the pickle wrote it: keys are neither hashed nor compared."""
+    """A dict as pairs: keys are neither hashed nor compared."""
 
     __slots__ = ("holds_tensors", "items")
 
@@ -60,7 +60,7 @@ class Pairs:
 
 @dataclass(slots=True, eq=False)
 class Made:
-    """What a call of one of the caller's names stands for: nothing is made but this record."""
+    """The record of a call of one of the caller's names, which is not carried out."""
 
     name: str
     arguments: tuple[Any, ...]
@@ -68,7 +68,7 @@ class Made:
 
 
 class Run(NamedTuple):
-    """What a pickle described, and where it ended."""
+    """The description of a pickle, and where it ended."""
 
     value: Any
     end: int
@@ -76,7 +76,7 @@ class Run(NamedTuple):
 
 
 class _Symbol(NamedTuple):
-    """What a global name became: the name."""
+    """The record of a global: its name."""
 
     name: str
 
@@ -90,10 +90,10 @@ def run(
     steps: int = _STEPS,
     size: int = _BYTES,
 ) -> Run:
-    """Describe the pickle that begins at one byte and ends before another.
+    """Return the description of the pickle in bytes `start` to `stop`.
 
     Args:
-        names: more globals that it may name, "module name"; calls of them are told as `Made`.
+        names: more globals that it may name, "module name"; calls of them are recorded as `Made`.
         steps, size: how many steps it may take, and bytes it may have.
 
     Raises:
@@ -110,7 +110,7 @@ def run(
 
 
 class _Window:
-    """A file of the next bytes of a buffer."""
+    """A read-only file over a part of a buffer."""
 
     def __init__(self, data: bytes | mmap.mmap, start: int, stop: int) -> None:
         self.data, self.position, self.end = data, start, stop
@@ -167,13 +167,13 @@ class _Machine:
         return self.stack.pop()
 
     def top(self, kind: type) -> Any:
-        """Give the container on top of the stack."""
+        """Return the container on top of the stack."""
         if not isinstance(self.stack[-1], kind):
             raise ValueError("the pickle adds items to what holds none: copy the file again")
         return self.stack[-1]
 
     def take(self) -> list[Any]:
-        """Remove what is above the last mark, and the mark."""
+        """Pop the items above the last mark, and the mark."""
         mark = self.marks.pop()
         items = self.stack[mark:]
         del self.stack[mark:]
@@ -263,7 +263,7 @@ def _forbidden(what: str) -> ValueError:
 
 
 def _strided(machine: _Machine, arguments: tuple[Any, ...]) -> Strided:
-    """Describe a tensor, once its elements are known to lie in its storage."""
+    """Return a tensor, after checking that its elements lie in its storage."""
     match arguments:
         case (Storage() as storage, int(offset), tuple(shape), tuple(stride), *rest) if (
             len(rest) <= 3 and len(shape) == len(stride) <= _DIMENSIONS
@@ -294,8 +294,8 @@ def _parameter(machine: _Machine, arguments: tuple[Any, ...]) -> Strided:
 
 
 def _ordered_dict(machine: _Machine, arguments: tuple[Any, ...]) -> Pairs:
-    """Describe an OrderedDict, empty or (as Python 2 wrote them) of a list of pairs."""
-    made = Pairs()
+    """Return an OrderedDict, empty or (as Python 2 wrote them) of a list of pairs."""
+    result = Pairs()
     match arguments:
         case ():
             pass
@@ -304,10 +304,10 @@ def _ordered_dict(machine: _Machine, arguments: tuple[Any, ...]) -> Pairs:
             for item in items:
                 if not isinstance(item, list | tuple) or len(item) != 2:
                     raise ValueError("the pickle makes a dict of no pairs: copy the file again")
-                made.add(*item)
+                result.add(*item)
         case _:
             raise ValueError("the pickle makes a dict in no known form: copy the file again")
-    return made
+    return result
 
 
 def _size(machine: _Machine, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -320,7 +320,7 @@ def _device(machine: _Machine, arguments: tuple[Any, ...]) -> _Symbol:
     return _Symbol("torch device")
 
 
-# The globals that a pickle may name. These are called, that is, described:
+# The globals that a pickle may name. Calls of these are recorded:
 _CALLS: dict[str, Callable[[_Machine, tuple[Any, ...]], Any]] = {
     "collections OrderedDict": _ordered_dict,
     "torch._utils _rebuild_tensor": _strided,

@@ -18,7 +18,7 @@ VARINT, FIXED64, BYTES, FIXED32, ANY = 0, 1, 2, 5, -1  # wire types
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Read a number of at most 64 bits, seven a byte, the lowest first.
+    """Return a number of at most 64 bits, seven a byte, the lowest first, and where it ends.
 
     Returns:
         The number, and the place after it.
@@ -41,7 +41,7 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
 
 
 def fields(message: memoryview, expected: Mapping[int, int]) -> Iterator[tuple[int, memoryview]]:
-    """Give number and bytes of those fields of a protobuf message that have an expected number.
+    """Yield number and bytes of the fields of a message that have an expected number.
 
     Raises:
         ValueError: one has another wire type than expected, or the message is damaged.
@@ -68,16 +68,16 @@ def fields(message: memoryview, expected: Mapping[int, int]) -> Iterator[tuple[i
 
 
 def integers(message: memoryview, defaults: Mapping[int, int]) -> list[int]:
-    """Give the signed integers in the fields of these numbers, or their defaults."""
-    found = dict(defaults)
+    """Return the signed integers in the fields of these numbers, or their defaults."""
+    values = dict(defaults)
     for number, value in fields(message, dict.fromkeys(defaults, VARINT)):
         unsigned, _ = varint(value, 0)
-        found[number] = unsigned - (unsigned >> 63 << 64)
-    return list(found.values())
+        values[number] = unsigned - (unsigned >> 63 << 64)
+    return list(values.values())
 
 
 def varints(data: bytearray) -> NDArray[np.uint64]:
-    """Read the varints that fill the data."""
+    """Return the varints that fill the data, decoded all at once."""
     array = np.frombuffer(data, np.uint8)
     ends = np.flatnonzero(array < 128)
     starts = np.append(0, ends[:-1] + 1)[: ends.size]

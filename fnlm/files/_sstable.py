@@ -4,7 +4,7 @@ A file of such a table is laid out as::
 
     file    = block ... block, footer
     block   = content, 1 byte (0: as it is, 1: compressed by Snappy), masked CRC-32C of both
-    content = entry ... entry, uint32 places where the key is whole, uint32 number of those
+    content = entry ... entry, uint32 offsets of entries with a whole key, uint32 number of those
     entry   = varint bytes shared with the key before, varint bytes of key that follow,
               varint bytes of value, key, value
     footer  = handles (varint offset, varint size) of the metaindex block and of the index block,
@@ -64,7 +64,7 @@ class Table:
                 raise ValueError(f"the block at {following:,} lies in the one at {start:,}")
 
     def __iter__(self) -> Iterator[tuple[bytes, memoryview]]:
-        """Give every key with its value.
+        """Yield every key with its value.
 
         Raises:
             ValueError: a block is damaged.
@@ -78,7 +78,7 @@ class Table:
                 yield key, value
 
     def find(self, key: bytes) -> memoryview:
-        """Give the value of one key; reads its block, unless one of the last calls read the same.
+        """Return the value of one key, from its block, of which the most recent are cached.
 
         Raises:
             ValueError: there is no such key, or its block is damaged.
@@ -96,7 +96,7 @@ class Table:
         return entries[key]
 
     def _block(self, start: int, size: int) -> memoryview:
-        """Verify a block and uncompress it."""
+        """Return a block, verified and uncompressed."""
         content = self._data[start : start + size + 1]
         checksum = self._data[start + size + 1 : start + size + _TRAILER]
         if len(checksum) < 4:
@@ -109,14 +109,14 @@ class Table:
 
 
 def _handle(data: memoryview, at: int) -> tuple[int, int, int]:
-    """Read where a block starts, its size, and where the handle ends."""
+    """Return the offset and the size of a block, and where its handle ends."""
     start, at = varint(data, at)
     size, at = varint(data, at)
     return start, size, at
 
 
 def _entries(block: memoryview, full: int = 1 << 62) -> Iterator[tuple[bytes, memoryview]]:
-    """Give the entries of a block, whose keys must increase; none begins where it is full."""
+    """Yield the entries of a block; keys must increase, and no entry begins after `full` bytes."""
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 - 4 * restarts
     if end < 0:
@@ -127,20 +127,22 @@ def _entries(block: memoryview, full: int = 1 << 62) -> Iterator[tuple[bytes, me
         if at > full:
             raise ValueError(f"a block has entries after its first {full:,} bytes")
         shared, at = varint(block, at)
-        rest, at = varint(block, at)
+        suffix, at = varint(block, at)
         size, at = varint(block, at)
-        room -= shared + rest
-        if shared > len(key) or at + rest + size > end or room < 0:
-            raise ValueError(f"an entry of {shared} + {rest} + {size} bytes does not fit its block")
-        before, key = key, key[:shared] + bytes(block[at : at + rest])
+        room -= shared + suffix
+        if shared > len(key) or at + suffix + size > end or room < 0:
+            raise ValueError(
+                f"an entry of {shared} + {suffix} + {size} bytes does not fit its block"
+            )
+        before, key = key, key[:shared] + bytes(block[at : at + suffix])
         if key <= before and not first:
             raise ValueError(f"key {key!r:.200} is out of order")
-        at, first = at + rest + size, False
+        at, first = at + suffix + size, False
         yield key, block[at - size : at]
 
 
 def ordered(number: int) -> bytes:
-    """Write a signed number in bytes that sort as numbers do, as parts of keys are.
+    """Return a signed number in bytes that sort as the numbers do, for parts of keys.
 
     >>> [ordered(number).hex() for number in (-1, 0, 63, 64)]
     ['7f', '80', 'bf', 'c040']
@@ -153,7 +155,7 @@ def ordered(number: int) -> bytes:
 
 
 def uncompress(data: memoryview) -> bytes:
-    """Undo Snappy's compression (of a block, not of its framed streams).
+    """Return data uncompressed by Snappy (a block, not a framed stream).
 
     Raises:
         ValueError: the data are damaged.
@@ -164,7 +166,7 @@ def uncompress(data: memoryview) -> bytes:
     size, at = varint(data, 0)
     if size > 22 * len(data):  # no element makes more than 64 bytes of 3
         raise ValueError(f"Snappy: {len(data):,} bytes can't hold {size:,}")
-    made = bytearray()
+    output = bytearray()
     while at < len(data):
         tag, kind = data[at] >> 2, data[at] & 3
         width = max(0, tag - 59) if kind == 0 else (1, 2, 4)[kind - 1]
@@ -172,30 +174,30 @@ def uncompress(data: memoryview) -> bytes:
         at += 1 + width
         if kind == 0:
             length = 1 + (number if width else tag)
-            made += data[at : at + length]
+            output += data[at : at + length]
             at += length
         else:
             back = number | tag >> 3 << 8 if kind == 1 else number
             length = 4 + (tag & 7) if kind == 1 else 1 + tag
-            if not 0 < back <= len(made):
-                raise ValueError(f"Snappy: copies from {back:,} back, of {len(made):,} bytes")
-            piece = made[len(made) - back : len(made) - back + length]
-            made += (piece * (1 + length // back))[:length]  # it may overlap what it makes
-        if at > len(data) or len(made) > size:
+            if not 0 < back <= len(output):
+                raise ValueError(f"Snappy: copies from {back:,} back, of {len(output):,} bytes")
+            piece = output[len(output) - back : len(output) - back + length]
+            output += (piece * (1 + length // back))[:length]  # a copy may overlap its own output
+        if at > len(data) or len(output) > size:
             break
-    if at != len(data) or len(made) != size:
+    if at != len(data) or len(output) != size:
         raise ValueError(f"Snappy: the data don't hold the {size:,} bytes that they should")
-    return bytes(made)
+    return bytes(output)
 
 
 def unmask(stored: int) -> int:
-    """Undo the masking of checksums in files; the mask is rotation by 15 bits and a constant."""
+    """Return a checksum unmasked; files mask it by a rotation of 15 bits and a constant."""
     rotated = (stored - 0xA282EAD8) % (1 << 32)
     return (rotated >> 17 | rotated << 15) % (1 << 32)
 
 
 def crc32c(data: memoryview | NDArray[np.uint8]) -> int:
-    """Compute CRC-32C, the Castagnoli checksum.
+    """Return the CRC-32C (Castagnoli) checksum.
 
     The remainder of the bytes as a polynomial is linear in them: many words of 8 bytes are
     multiplied at a time, by tables, by the power of x that brings them to the place of later
@@ -216,22 +218,22 @@ def crc32c(data: memoryview | NDArray[np.uint8]) -> int:
 
 
 def _fold(data: NDArray[np.uint8], count: int) -> Words:
-    """Shorten the first `count` words to 8 that, from 0, have the remainder of all from ~0."""
+    """Return 8 words whose remainder from 0 is that of the first `count` words from ~0."""
     lanes = min(_LANES, 1 << (count - 1).bit_length())
-    first = count % lanes or lanes
+    first = count % lanes or lanes  # the first group may be shorter, and is padded in front
     state = np.zeros(lanes, np.uint64)
     state[lanes - first :] = data[: 8 * first].copy().view(np.uint64)
     state[lanes - first] ^= np.uint64(0xFFFFFFFF)
     for at in range(8 * first, 8 * count, 8 * lanes):
         state = _shift(state, lanes) ^ data[at : at + 8 * lanes].copy().view(np.uint64)
-    while lanes > 8:
+    while lanes > 8:  # fold the upper half onto the lower
         lanes //= 2
         state = _shift(state[:lanes], lanes) ^ state[lanes:]
     return state
 
 
 def _shift(words: Words, places: int) -> Words:
-    """Multiply every word by x^(64 places), modulo the polynomial."""
+    """Return every word times x^(64 places), modulo the polynomial."""
     tables = _tables(places)
     parts = words.view(np.uint8).reshape(-1, 8)
     shifted = tables[0][parts[:, 0]]
@@ -242,8 +244,9 @@ def _shift(words: Words, places: int) -> Words:
 
 @cache
 def _tables(places: int) -> Words:
-    """What `_shift` makes of a word with one byte set: [8 places of the byte, its 256 values]."""
+    """Return `_shift` of all words with one byte set: [8 places of the byte, its 256 values]."""
     bits = np.uint64(1) << np.arange(64, dtype=np.uint64)
+    # Linear over bits: the images of the 64 single bits give those of all 256 values of a byte.
     if places > 1:
         images = _shift(_shift(bits, places // 2), places // 2)
     else:
@@ -255,7 +258,7 @@ def _tables(places: int) -> Words:
 
 
 def _through(word: int) -> int:
-    """Divide a word and 4 zero bytes after it, x^64 times it, by the polynomial."""
+    """Return the remainder of a word and 4 zero bytes after it, x^64 times the word."""
     crc = 0
     for byte in word.to_bytes(8, "little") + bytes(4):
         crc = crc >> 8 ^ _BYTES[(crc ^ byte) & 255]
@@ -263,7 +266,7 @@ def _through(word: int) -> int:
 
 
 def _byte_table() -> list[int]:
-    """Divide every byte by the polynomial."""
+    """Return the remainder of every byte."""
     remainders = []
     for remainder in range(256):
         for _ in range(8):

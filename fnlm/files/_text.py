@@ -1,4 +1,4 @@
-"""Text that comes from files and servers, made safe for a terminal and for a message."""
+"""Escaping of text from files and servers, for terminals and error messages."""
 
 import unicodedata
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ _TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # 
 
 
 def printable(text: str, keep: str = "") -> str:
-    r"""Return text without what could move a cursor, set a colour or reorder characters.
+    r"""Return text with control and bidirectional characters escaped.
 
     Args:
         text: any.
@@ -29,7 +29,7 @@ def printable(text: str, keep: str = "") -> str:
 
 @contextmanager
 def printable_errors() -> Iterator[None]:
-    """Escape and shorten the message of an error that passes: names in it may come from a file."""
+    """Escape and shorten the messages of errors raised inside: names in them may be a file's."""
     try:
         yield
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""A file's tensors by name: what is there is known at once, what it holds is read when asked."""
+"""A lazily loaded checkpoint: metadata up front, tensors on access."""
 
 import os
 import re
@@ -19,17 +19,17 @@ __all__ = ["Checkpoint", "Entry", "half_written", "replace"]
 
 
 class Entry(NamedTuple):
-    """One tensor of a file."""
+    """The metadata of one tensor of a file, and how it is read."""
 
-    dtype: str  # "float32", "bfloat16", "int64", ...; "string" and the like can't be read
+    dtype: str  # "float32", "bfloat16", "int64", ...; "string" and the like have no tensors
     shape: tuple[int, ...]
     read: Callable[[], Tensor]  # raises ValueError where the bytes are damaged
 
 
 class Checkpoint(Mapping[str, Tensor]):
-    """The tensors of a checkpoint file, in whatever format it is.
+    """The tensors of a checkpoint file of any format, a mapping by name.
 
-    `checkpoint.entries` tells names, types and shapes without reading a tensor; `checkpoint[name]`
+    `checkpoint.entries` has names, dtypes and shapes without reading a tensor; `checkpoint[name]`
     reads one, and maps it into memory where the format allows.
 
     >>> import torch
@@ -40,7 +40,7 @@ class Checkpoint(Mapping[str, Tensor]):
     """
 
     def __init__(self, path: Path, format: str, entries: Mapping[str, Entry]) -> None:
-        """Take the description of every tensor of the file."""
+        """Take the metadata of every tensor of the file."""
         self.path = path
         self.format = format  # for people: "safetensors", "TensorFlow bundle", ...
         self.entries = entries
@@ -56,11 +56,11 @@ class Checkpoint(Mapping[str, Tensor]):
             return self.entries[name].read()
 
     def __iter__(self) -> Iterator[str]:
-        """Give the names in the order of the file."""
+        """Iterate over the names in the order of the file."""
         return iter(self.entries)
 
     def __len__(self) -> int:
-        """Count the tensors."""
+        """Return the number of tensors."""
         return len(self.entries)
 
     def without(self, names: Container[str]) -> "Checkpoint":
@@ -74,7 +74,7 @@ class Checkpoint(Mapping[str, Tensor]):
         return Checkpoint(self.path, self.format, left)
 
     def outlined(self) -> "Checkpoint":
-        """Return the same names with tensors on the meta device: shapes and types, nothing read.
+        """Return the same names with tensors on the meta device: shapes and dtypes, nothing read.
 
         >>> file = Checkpoint(Path("w.bin"), "toy", {"w": Entry("float32", (2,), torch.Tensor)})
         >>> file.outlined()["w"]
@@ -85,7 +85,7 @@ class Checkpoint(Mapping[str, Tensor]):
 
 
 def _outline(entry: Entry) -> Tensor:
-    """Make a tensor without memory; what no tensor can hold is read, which is refused."""
+    """Return an entry as a meta tensor; for a dtype that torch lacks, reading raises ValueError."""
     dtype = getattr(torch, entry.dtype, None)
     if not isinstance(dtype, torch.dtype) or entry.dtype.startswith("q"):
         return entry.read()
@@ -93,10 +93,10 @@ def _outline(entry: Entry) -> Tensor:
 
 
 def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
-    """Fill a new file and put it in the place of the former one, at once or not at all.
+    """Write a file atomically: `fill` a temporary one, then rename it to `path`.
 
-    The file has the rights that the process gives to new files (its umask), and is on the disk
-    before it has its name: what a power failure leaves is the former file or this one.
+    The file has the permissions of the process (its umask), and is synced to disk before it is
+    renamed: a power failure leaves the former file or this one.
 
     Raises:
         OSError: it could not be written, as on a full disk; the former file is as it was.
@@ -107,7 +107,7 @@ def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     try:
         fill(part)
-        os.chmod(part, mode)  # safetensors puts a file of its own there, for the owner alone
+        os.chmod(part, mode)  # safetensors replaces the file by one for the owner alone
         _flush(part)
         os.replace(part, path)
     except BaseException as error:
@@ -121,7 +121,7 @@ def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
 
 
 def half_written(directory: Path) -> list[Path]:
-    """List the files that `replace` left where the process was killed while it wrote.
+    """Return the temporary files that a killed process left of `replace`.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
@@ -133,7 +133,7 @@ def half_written(directory: Path) -> list[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
+    """Sync a file, or the entries of a directory, to disk."""
     if os.name == "nt" and path.is_dir():
         return  # which Windows cannot open
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Several files saved as one: a reader finds all of the former ones or all of the new ones.
+"""Atomic saving of several files: a reader finds all of the former ones or all of the new ones.
 
 A model is its weights and its configuration, a tokenizer is up to four files, and one file of each
 of two saves would load as something that nobody saved. So the new files are written into a hidden
@@ -21,7 +21,7 @@ _REMOVED = ".removed"  # in a hidden folder: names in the directory that are not
 
 
 def current(directory: Path, kind: str) -> Path:
-    """Return the folder that holds the files last saved: the directory, or a hidden one inside it.
+    """Return the folder of the files last saved: the directory, or a hidden one inside it.
 
     Args:
         directory: where `replace_files` saved, or anything else.
@@ -57,17 +57,17 @@ def replace_files(
     *,
     tokenizer: Files | None = None,
 ) -> list[str]:
-    """Write files that belong together; those of an earlier save that are not among them go.
+    """Replace the files of an earlier save by new ones, all at once.
 
-    A process that is killed leaves what was there before or all that is new, for readers that ask
-    `current`. The next call finishes what it had begun.
+    A process that is killed leaves all former or all new files, for readers that ask `current`.
+    The next call completes an interrupted one.
 
     Args:
-        directory: made if need be.
-        kind: "model" or "tokenizer"; saves of the two kinds know nothing of each other.
+        directory: created if need be.
+        kind: "model" or "tokenizer"; saves of the two kinds leave each other alone.
         files: for each name, a function that writes the file at the path that it is given; they
             are called in this order, in one folder.
-        owned: names that another save of this kind may have left; whatever else is there stays.
+        owned: names that an earlier save of this kind may have left; other files stay.
         tokenizer: more files, of the kind "tokenizer", to be saved with those of a model.
 
     Returns:
@@ -86,11 +86,12 @@ def replace_files(
     directory, tokenizer = Path(directory), tokenizer or {}
     directory.mkdir(parents=True, exist_ok=True)
     for begun in (kind, "tokenizer") if tokenizer else (kind,):
-        for remains in directory.glob(f".{begun}.*.part"):  # of saves that were killed
-            shutil.rmtree(remains, ignore_errors=True)
+        for stale in directory.glob(f".{begun}.*.part"):  # of saves that were killed
+            shutil.rmtree(stale, ignore_errors=True)
     if _committed(_committed(directory, "model"), "tokenizer").is_dir():
         _publish(directory, "model")
     _publish(directory, kind)
+    # Stage all files in one hidden folder; its rename to .KIND.saved is the commit.
     staged = Path(tempfile.mkdtemp(dir=directory, prefix=f".{kind}.", suffix=".part"))
     try:
         for folder, contents in ((staged, files), (_committed(staged, "tokenizer"), tokenizer)):
@@ -115,7 +116,7 @@ def _committed(directory: Path, kind: str) -> Path:
 
 
 def _publish(directory: Path, kind: str) -> None:
-    """Give committed files their places in the directory, then remove the hidden folder."""
+    """Move committed files to their places in the directory, then remove the hidden folder."""
     committed = _committed(directory, kind)
     if not committed.is_dir() or committed.is_symlink():
         return

@@ -1,10 +1,10 @@
-"""Where the files of a model are: a path, a model inside the package, or a name on the hub.
+"""Locating the files of a model: a path, a bundled model, or a name on the hub.
 
-Paths win, the network is asked last. A file that is named is the one that is read; of a directory,
+Existing paths come first, the network last. A named file is the one that is read; of a directory,
 the first of: the names of `WEIGHTS` in their order, the only other .safetensors file, TensorFlow's
 latest checkpoint, OpenAI's ten arrays, the only .npz file.
 
-Nothing here knows tensors, and huggingface_hub is imported only when a name is asked for; its
+This module knows no tensors, and huggingface_hub is imported only when a name is asked for; its
 environment variables (HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT ...) work as in
 its own documentation.
 """
@@ -54,7 +54,7 @@ _ARRAYS = "params_shapes.json"
 _LARGEST_NOTE = 1 << 16  # bytes of TensorFlow's file `checkpoint` that are looked at
 
 _NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@\w[\w.-]*(/\w[\w.-]*)*)?", re.ASCII)
-_WANTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
+_EXPECTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
 # Names of weights end so: a vocabulary is looked for beside them.
 _WITH_VOCABULARY = (".safetensors", ".safetensors.index.json", ".npz", ".index")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
@@ -71,7 +71,7 @@ class Source(NamedTuple):
 
 @printable_errors()
 def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
-    """Find the weights of a model and the configuration beside them.
+    """Return the paths of the weights of a model and of the configuration beside them.
 
     Args:
         name_or_path: a directory; a file of weights, or the prefix of a TensorFlow checkpoint; the
@@ -80,7 +80,7 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
         configs: the file names of a configuration, the preferred one first.
 
     Raises:
-        FileNotFoundError: says what was looked for, where, why it is not there, and how to get it.
+        FileNotFoundError: names what was looked for, where, why it is missing, and how to get it.
         ValueError: several files could be meant; what is named is no regular file; or an index
             names files outside its directory.
         OSError: the disk is too small for the download.
@@ -91,8 +91,8 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
     """
     if _on_disk(name_or_path) is None:
         choices = [(name, config) for name in WEIGHTS for config in configs]
-        wanted = f"{_WANTED} beside a configuration ({' or '.join(configs)})"
-        return Source(*_from_hub(str(name_or_path), choices, wanted)[:2])
+        expected = f"{_EXPECTED} beside a configuration ({' or '.join(configs)})"
+        return Source(*_from_hub(str(name_or_path), choices, expected)[:2])
     path = weights(name_or_path)
     for name in configs:
         if (config := path.parent / name).is_file():
@@ -107,7 +107,7 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
 
 @printable_errors()
 def weights(name_or_path: _Path) -> Path:
-    """Find the weights of a model, with a configuration beside them or without; see `locate`.
+    """Return the path of the weights of a model, with or without a configuration; see `locate`.
 
     Example:
         >>> weights("tiny").name
@@ -115,7 +115,7 @@ def weights(name_or_path: _Path) -> Path:
     """
     path = _on_disk(name_or_path)
     if path is None:
-        return _from_hub(str(name_or_path), [(name,) for name in WEIGHTS], _WANTED)[0]
+        return _from_hub(str(name_or_path), [(name,) for name in WEIGHTS], _EXPECTED)[0]
     if path.is_dir():
         path = _weights_in(folder.current(path, "model"))
     elif (saved := folder.current(path.parent, "model") / path.name).is_file():
@@ -130,43 +130,43 @@ def weights(name_or_path: _Path) -> Path:
 
 
 def find(name_or_path: _Path, choices: _Choices, optional: Sequence[str] = ()) -> tuple[Path, ...]:
-    """Return the paths of the first complete set of files, and of those that may be beside it.
+    """Return the paths of the first complete set of files, and of the optional ones present.
 
     Args:
         name_or_path: a directory; a file, which is then the one that is read, with the others of
             its set beside it (a file of weights stands for its directory); or a name; see `locate`.
         choices: sets of file names, the preferred one first.
-        optional: files that are read where they are there.
+        optional: names of files that are returned if present.
 
     Returns:
-        One path for each name of the set that was found, then those of `optional` that are there.
+        One path for each name of the set, then those of `optional` that are present.
 
     Raises:
-        FileNotFoundError: no set is complete; the message says what was looked for and where.
+        FileNotFoundError: no set is complete; the message names what was looked for and where.
 
     Example:
         >>> [path.name for path in find("tiny", [("vocab.txt",), ("vocab.json", "merges.txt")])]
         ['vocab.json', 'merges.txt']
     """
-    wanted = " or ".join("+".join(names) for names in choices)
+    expected = " or ".join("+".join(names) for names in choices)
     path = _on_disk(name_or_path)
     if path is None:
         some = [names for n in range(len(optional), -1, -1) for names in combinations(optional, n)]
-        return _from_hub(str(name_or_path), [(*a, *b) for a in choices for b in some], wanted)
-    directory, own = path, None
+        return _from_hub(str(name_or_path), [(*a, *b) for a in choices for b in some], expected)
+    directory, single = path, None
     if not path.is_dir():
         directory = path.parent
-        choices, own = _sets_of(path, choices, wanted)
+        choices, single = _sets_of(path, choices, expected)
     directory = folder.current(directory, "tokenizer")
     for names in choices:
-        found = [own or directory / name for name in names]
-        if all(file.is_file() for file in found):
-            return *found, *(file for name in optional if (file := directory / name).is_file())
-    raise FileNotFoundError(f"directory {str(directory)!r} holds no {wanted}; put them there")
+        files = [single or directory / name for name in names]
+        if all(file.is_file() for file in files):
+            return *files, *(file for name in optional if (file := directory / name).is_file())
+    raise FileNotFoundError(f"directory {str(directory)!r} holds no {expected}; put them there")
 
 
-def _sets_of(path: Path, choices: _Choices, wanted: str) -> tuple[_Choices, Path | None]:
-    """Return the sets that a file is of; and the file, if it stands for a file of another name."""
+def _sets_of(path: Path, choices: _Choices, expected: str) -> tuple[_Choices, Path | None]:
+    """Return the sets that a file belongs to, and the file if it replaces one of another name."""
     if path.name.endswith(_WITH_VOCABULARY) or path.name in (*WEIGHTS, *CONFIGS, _ARRAYS):
         return choices, None
     if named := [names for names in choices if path.name in names]:
@@ -175,13 +175,13 @@ def _sets_of(path: Path, choices: _Choices, wanted: str) -> tuple[_Choices, Path
     alike = [names for names in alone if names[0].endswith(path.suffix or " ")]
     if not (sets := alike or [names for names in alone if names[0].endswith(".txt")]):
         raise FileNotFoundError(
-            f"{path} is not called {wanted}, so that it can't be told what it is"
+            f"{path} is not called {expected}, so that it can't be told what it is"
         )
     return sets[:1], path
 
 
 def _on_disk(name_or_path: _Path) -> Path | None:
-    """The path that a name stands for, where there is one: its own, or one inside the package."""
+    """Return the existing path of a name, on disk or inside the package; else None."""
     name = os.fspath(name_or_path)
     path = Path(os.path.expanduser(name))
     if name and os.path.exists(path):
@@ -194,18 +194,18 @@ def _on_disk(name_or_path: _Path) -> Path | None:
 
 
 def _weights_in(directory: Path) -> Path:
-    """The weights that a directory holds: the first of the forms that it has."""
+    """Return the weights in a directory, of the first format that it has."""
     for name in WEIGHTS:
         if (path := directory / name).is_file():
             return path
-    found = (
+    file = (
         _only(directory.glob("*.safetensors"))
         or _tensorflow(directory)
         or _arrays(directory)
         or _only(directory.glob("*.npz"))
     )
-    if found is not None:
-        return found
+    if file is not None:
+        return file
     for path in sorted(directory.iterdir()):
         if path.name.endswith(_ARCHIVES):
             raise FileNotFoundError(_unpack(path))
@@ -217,13 +217,15 @@ def _weights_in(directory: Path) -> Path:
 
 
 def _tensorflow(directory: Path) -> Path | None:
-    """The checkpoint that TensorFlow's file `checkpoint` calls the latest, or else the only one."""
+    """Return the latest checkpoint by TensorFlow's file `checkpoint`, or else the only one."""
     note = directory / "checkpoint"
     if note.is_file():
         with note.open("rb") as file:
             text = file.read(_LARGEST_NOTE).decode("utf-8", errors="replace")
-        if said := re.search(r'^model_checkpoint_path: "([^"\n]+)"', text, re.MULTILINE):
-            prefix = re.split(r"[/\\]", said[1])[-1]  # written where it was made: the name counts
+        if latest := re.search(r'^model_checkpoint_path: "([^"\n]+)"', text, re.MULTILINE):
+            prefix = re.split(r"[/\\]", latest[1])[
+                -1
+            ]  # a path on the machine that wrote it: take the name
             for path in (directory / f"{prefix}.index", directory / prefix):
                 if path.is_file():
                     return path
@@ -232,18 +234,18 @@ def _tensorflow(directory: Path) -> Path | None:
 
 
 def _arrays(directory: Path) -> Path | None:
-    """The shapes of OpenAI's arrays, where there is an array or nothing else to be read."""
+    """Return the file of the shapes of OpenAI's arrays, unless an .npz file is there instead."""
     shapes = directory / _ARRAYS
-    there = any(directory.glob("params_*.npy")) or not any(directory.glob("*.npz"))
-    return shapes if shapes.is_file() and there else None
+    chosen = any(directory.glob("params_*.npy")) or not any(directory.glob("*.npz"))
+    return shapes if shapes.is_file() and chosen else None
 
 
 def _only(paths: Iterable[Path]) -> Path | None:
-    found = sorted(path for path in paths if path.is_file())
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise ValueError(f"{found[0].parent} holds {names}: give the path of the one that is meant")
-    return found[0] if found else None
+    files = sorted(path for path in paths if path.is_file())
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise ValueError(f"{files[0].parent} holds {names}: give the path of the one that is meant")
+    return files[0] if files else None
 
 
 def _and_so(names: Sequence[str]) -> str:
@@ -258,13 +260,13 @@ def _unpack(archive: Path) -> str:
     )
 
 
-def _from_hub(name: str, choices: _Choices, wanted: str) -> tuple[Path, ...]:
-    """Return the first complete set of files: out of the hub's cache, or else from the network."""
+def _from_hub(name: str, choices: _Choices, expected: str) -> tuple[Path, ...]:
+    """Return the first complete set of files, from the hub's cache or else from the network."""
     bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/"))) or "none"
     if not _NAME.fullmatch(name) or ".." in name or len(name) > 200:
         raise FileNotFoundError(
             f"{name!r} is no directory and no name of a model ('model' or 'owner/model'); give a "
-            f"directory that holds {wanted}"
+            f"directory that holds {expected}"
         )
     from huggingface_hub import constants
 
@@ -283,20 +285,20 @@ def _from_hub(name: str, choices: _Choices, wanted: str) -> tuple[Path, ...]:
     except failures as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise
-        known = [*bundled.split(", "), *PUBLISHED, *PUBLISHED.values()]
-        alike = difflib.get_close_matches(repository.lower(), known, n=1, cutoff=0.8)
-        near = f" (is {alike[0]!r} meant?)" if alike and alike[0] not in homes else ""
+        candidates = [*bundled.split(", "), *PUBLISHED, *PUBLISHED.values()]
+        similar = difflib.get_close_matches(repository.lower(), candidates, n=1, cutoff=0.8)
+        near = f" (is {similar[0]!r} meant?)" if similar and similar[0] not in homes else ""
         why = _hub_client.why(error, homes[0], revision)
         raise FileNotFoundError(
             f"{name!r} is no directory or file, no model inside the package (there: {bundled}), "
-            f"and the hub ({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no {wanted}: "
-            f"{why}; check the name{near}, or do it by hand: put these files of "
+            f"and the hub ({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no "
+            f"{expected}: {why}; check the name{near}, or do it by hand: put these files of "
             f"{constants.ENDPOINT}/{homes[0]} into a directory and load that"
         ) from error
 
 
 def _homes(repository: str) -> tuple[str, ...]:
-    """The names of a repository: that of today, and the one it was published by."""
+    """Return the names of a repository: the current one, and the one it was published under."""
     for name, home in PUBLISHED.items():
         if repository in (name, home):
             return home, name

@@ -49,7 +49,7 @@ _UNREADABLE = {"O": "object", "U": "string", "S": "string", "a": "string"}
 
 
 class _Array(NamedTuple):
-    """What the header of an array tells."""
+    """The header of an array."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -59,12 +59,12 @@ class _Array(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The bytes of the whole array with its header."""
+        """The size in bytes of the array with its header."""
         return self.start + math.prod(self.shape) * getattr(torch, self.dtype).itemsize
 
 
 def can_read(path: str | Path) -> bool:
-    """Tell by its first bytes whether a file is NumPy's; by params_shapes.json whether a folder is.
+    """Whether a file is NumPy's, by its first bytes, or a folder has params_shapes.json.
 
     >>> can_read(__file__)
     False
@@ -79,11 +79,12 @@ def can_read(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Describe the arrays of an .npz or .npy file, or of a folder of OpenAI's GPT.
+    """Open an .npz or .npy file, or a folder of OpenAI's GPT.
 
-    Those of an .npz file have the names of its members and are held to their checksums when
-    read. The array of an .npy file has the name of the file. In a folder, `params_shapes.json`
-    splits the concatenation of `params_0.npy`, `params_1.npy`, ... into "params.0", "params.1", ...
+    The arrays of an .npz file have the names of its members, and their checksums are verified when
+    they are read. The array of an .npy file has the name of the file. In a folder,
+    `params_shapes.json` splits the concatenation of `params_0.npy`, `params_1.npy`, ... into
+    "params.0", "params.1", ...
 
     Raises:
         ValueError: the file is damaged, holds objects, or the shards don't match the shapes.
@@ -121,7 +122,7 @@ def _broken(path: Path, error: Exception) -> ValueError:
 
 
 def _parse(head: bytes) -> _Array | str:
-    """Parse the header of an array; give the name of its type where that is none of numbers."""
+    """Return the parsed header of an array, or the name of its type if that is not numeric."""
     wide = 2 if head[6:7] == b"\x01" else 4
     start = 8 + wide + int.from_bytes(head[8 : 8 + wide], "little")
     if not head.startswith(_MAGIC) or head[6:8] not in (b"\1\0", b"\2\0", b"\3\0"):
@@ -129,12 +130,12 @@ def _parse(head: bytes) -> _Array | str:
     text = head[8 + wide : start]
     if len(text) < start - 8 - wide:
         raise ValueError("its header is cut, or larger than any of numbers: write it again")
-    found = _PATTERN.fullmatch(text.decode("latin-1"))
-    if found is None:
+    match = _PATTERN.fullmatch(text.decode("latin-1"))
+    if match is None:
         raise ValueError(
             "its header is not one of plain numbers as NumPy writes it: write it again"
         )
-    order, kind, fortran, sizes = found.groups()
+    order, kind, fortran, sizes = match.groups()
     shape = tuple(int(size.strip(" L")) for size in sizes.split(",") if size.strip())
     if kind not in _DTYPES:
         return _UNREADABLE.get(kind[0], order + kind)
@@ -152,7 +153,7 @@ def _whole(array: _Array, size: int) -> None:
 
 
 def _file(path: Path, data: mmap) -> Entry:
-    """Describe the array of an .npy file."""
+    """Return the entry of an .npy file."""
     array = _parse(data[:_HEADER])
     if isinstance(array, str):
         return Entry(array, (), partial(_refuse, path, array))
@@ -161,7 +162,7 @@ def _file(path: Path, data: mmap) -> Entry:
 
 
 def _member(path: Path, data: mmap, member: _archive.Member) -> Entry:
-    """Describe an array of an .npz file."""
+    """Return the entry of a member of an .npz file."""
     try:
         head = _archive.start(data, member, _SHORT)
         if int.from_bytes(head[8:10], "little") > _SHORT - 10:
@@ -181,7 +182,7 @@ def _refuse(path: Path, dtype: str) -> Tensor:
 
 
 def _inflate(path: Path, data: mmap, member: _archive.Member, array: _Array) -> Tensor:
-    """Read a member of an .npz file, held to its checksum."""
+    """Return a member of an .npz file, after verifying its checksum."""
     try:
         if member.deflated:
             return _view(array, _archive.content(data, member), 0)
@@ -192,7 +193,7 @@ def _inflate(path: Path, data: mmap, member: _archive.Member, array: _Array) -> 
 
 
 def _view(array: _Array, buffer: mmap | bytearray, offset: int) -> Tensor:
-    """View the elements of an array that begins at a byte."""
+    """Return the array that begins at byte `offset`, as a view where its bytes allow."""
     dtype, count = getattr(torch, array.dtype), math.prod(array.shape)
     if array.swapped:
         stored = np.dtype(array.dtype).newbyteorder(">")
@@ -206,7 +207,7 @@ def _view(array: _Array, buffer: mmap | bytearray, offset: int) -> Tensor:
 
 
 def _shards(folder: Path) -> Checkpoint:
-    """Describe the parameters of OpenAI's GPT."""
+    """Return the checkpoint of OpenAI's GPT, in shards."""
     shapes = _shapes(folder / SHAPES)
     flat = _flat(folder, sum(math.prod(shape) for shape in shapes))
     entries, start = {}, 0
@@ -229,21 +230,21 @@ def _shapes(path: Path) -> list[tuple[int, ...]]:
     return [tuple(shape) for shape in shapes]
 
 
-def _flat(folder: Path, wanted: int) -> list[Entry]:
-    """Describe the shards, whose concatenation has `wanted` elements."""
+def _flat(folder: Path, expected: int) -> list[Entry]:
+    """Return the entries of the shards, whose concatenation must have `expected` elements."""
     names = [path.stem.removeprefix("params_") for path in folder.glob("params_*.npy")]
-    found = {int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 5}
-    entries = [_vector(folder / f"params_{number}.npy") for number in sorted(found)]
+    numbers = {int(name) for name in names if name.isascii() and name.isdigit() and len(name) < 5}
+    entries = [_vector(folder / f"params_{number}.npy") for number in sorted(numbers)]
     total = sum(math.prod(entry.shape) for entry in entries)
-    missing = set(range(max(found, default=0))) - found
-    if total < wanted or not found:
-        missing |= set(range(SHARDS)) - found
+    missing = set(range(max(numbers, default=0))) - numbers
+    if total < expected or not numbers:
+        missing |= set(range(SHARDS)) - numbers
     if missing:
         listed = ", ".join(f"params_{number}.npy" for number in sorted(missing)[:SHARDS])
         raise FileNotFoundError(f"{folder} lacks {listed}: download them there")
-    if total != wanted:
+    if total != expected:
         raise ValueError(
-            f"{folder / SHAPES} asks for {wanted} numbers, the shards have {total}: download both"
+            f"{folder / SHAPES} asks for {expected} numbers, the shards have {total}: download both"
         )
     if len({entry.dtype for entry in entries}) > 1:
         raise ValueError(f"the shards of {folder} are of several types: download them again")
@@ -254,18 +255,20 @@ def _vector(path: Path) -> Entry:
     try:
         entry = _file(path, _archive.map_file(path))
         if entry.dtype not in _DTYPES.values() or len(entry.shape) != 1:
-            raise ValueError(f"it has shape {entry.shape} and type {entry.dtype}, it is no vector")
+            raise ValueError(
+                f"expected a 1-D array of numbers, got shape {entry.shape}, type {entry.dtype}"
+            )
         return entry
     except ValueError as error:
         raise _broken(path, error) from error
 
 
 def _slice(shards: list[Entry], start: int, shape: tuple[int, ...]) -> Tensor:
-    """Read a parameter, across the borders of shards."""
+    """Return a parameter from the concatenation of the shards, reading those it overlaps."""
     stop, parts = start + math.prod(shape), []
     if start == stop:
         return torch.empty(shape, dtype=getattr(torch, shards[0].dtype))
-    for shard in shards:
+    for shard in shards:  # start and stop count from the beginning of this shard
         size = shard.shape[0]
         if start < size and stop > 0:
             parts.append(shard.read()[max(start, 0) : stop])

@@ -10,8 +10,7 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fnlm.files import _archive
-from fnlm.files import torch_pickle as pickled
+from fnlm.files import _archive, torch_pickle
 from fnlm.files.checkpoint import Checkpoint, Entry, replace
 
 __all__ = ["read", "can_read", "write"]
@@ -36,7 +35,7 @@ _DTYPES = {
 
 
 def can_read(path: str | Path) -> bool:
-    """Tell by its name or its first bytes whether a file is an index of shards or safetensors.
+    """Whether a file is an index of shards (by name) or safetensors (by its first bytes).
 
     >>> can_read("model.safetensors.index.json"), can_read(__file__)
     (True, False)
@@ -50,10 +49,10 @@ def can_read(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Describe the tensors of a .safetensors file, or of the shards that an .index.json lists.
+    """Open a .safetensors file, or the shards that an .index.json lists.
 
     The shards, of safetensors or of torch.save, lie beside the index. Each tensor is mapped into
-    memory when asked for. The format has no checksums.
+    memory on access. The format has no checksums.
 
     Raises:
         ValueError: a file is damaged or of another format, or the index and the shards disagree.
@@ -77,21 +76,21 @@ def write(
 ) -> None:
     """Write a .safetensors file, which appears whole or not at all.
 
-    Tensors that share memory are written one by one, each under its own name. Two keys of metadata
-    come in any order, so one alone makes equal tensors equal files.
+    Tensors that share memory are each written in full, under their own names. With at most one key
+    of metadata, equal tensors make equal files (several keys are written in any order).
     """
-    whole: dict[str, Tensor] = {}
-    places: set[int] = set()
+    separate: dict[str, Tensor] = {}
+    addresses: set[int] = set()
     for name, value in tensors.items():
-        alone = _alone(value)
-        place = alone.data_ptr()
-        whole[name] = alone.clone() if place in places else alone
-        places.add(place)
-    replace(path, lambda part: save_file(whole, part, dict(metadata or {"format": "pt"})))
+        tensor = _alone(value)
+        address = tensor.data_ptr()
+        separate[name] = tensor.clone() if address in addresses else tensor
+        addresses.add(address)
+    replace(path, lambda part: save_file(separate, part, dict(metadata or {"format": "pt"})))
 
 
 def _alone(tensor: Tensor) -> Tensor:
-    """Give a tensor memory of its own, in the order of its dimensions, as the format needs it."""
+    """Return the tensor contiguous and in a storage of its own, as the format requires."""
     tensor = tensor.detach().cpu().contiguous()
     alone = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if alone else tensor.clone()
@@ -131,35 +130,38 @@ def _broken(path: Path, error: Exception) -> ValueError:
 
 
 def _shards(path: Path) -> Checkpoint:
-    """Put the shards of an index together; every tensor must be where the index says, and listed.
+    """Open the shards of an index, which must agree with it on every tensor.
 
     A shard is a file beside the index. It may be a link into the folder `blobs` of the hub's cache,
     which is made of such links, but into no other folder.
     """
-    wanted = _weight_map(path)
+    weight_map = _weight_map(path)
     listed: dict[str, set[str]] = {}
-    for name, file in wanted.items():
+    for name, file in weight_map.items():
         listed.setdefault(file, set()).add(name)
-    places = {file: _beside(path, file) for file in listed}
-    missing = [file for file, place in places.items() if not os.path.isfile(place)]
+    paths = {file: _beside(path, file) for file in listed}
+    missing = [file for file, shard in paths.items() if not os.path.isfile(shard)]
     if missing:
         raise FileNotFoundError(
             f"{path} lists shards that are not beside it: {', '.join(missing[:10])}; download them"
         )
-    shards = {file: _reader(place)(place) for file, place in places.items()}
+    shards = {file: _reader(shard)(shard) for file, shard in paths.items()}
     for file, shard in shards.items():
         _agree(path, file, listed[file], set(shard.entries))
-    entries = {name: shards[file].entries[name] for name, file in wanted.items()}
+    entries = {name: shards[file].entries[name] for name, file in weight_map.items()}
     formats = ", ".join(sorted({shard.format for shard in shards.values()}))
     return Checkpoint(path, f"{formats}, {len(shards)} shards", entries)
 
 
 def _reader(path: Path) -> Callable[[Path], Checkpoint]:
-    return pickled.read if pickled.can_read(path) else _single
+    return torch_pickle.read if torch_pickle.can_read(path) else _single
 
 
-def _agree(path: Path, file: str, wanted: set[str], found: set[str]) -> None:
-    for names, what in ((wanted - found, "lacks"), (found - wanted, "has, and the index lacks,")):
+def _agree(path: Path, file: str, expected: set[str], actual: set[str]) -> None:
+    for names, what in (
+        (expected - actual, "lacks"),
+        (actual - expected, "has, and the index lacks,"),
+    ):
         if names:
             listed = ", ".join(map(repr, sorted(names)[:10]))[:600]
             raise ValueError(
@@ -168,7 +170,7 @@ def _agree(path: Path, file: str, wanted: set[str], found: set[str]) -> None:
 
 
 def _beside(path: Path, file: str) -> Path:
-    """Find a shard beside its index."""
+    """Return the path of a shard, which must lie beside its index."""
     place = path.parent / file
     if file != place.name or file == ".." or "\\" in file or not file.isprintable():
         raise ValueError(f"{path} lists {file[:200]!r}: a shard is the name of a file beside it")
@@ -182,9 +184,9 @@ def _beside(path: Path, file: str) -> Path:
 
 
 def _weight_map(path: Path) -> dict[str, str]:
-    """Read from an index in which file each tensor is."""
+    """Return the file name of each tensor, from an index."""
     content = _archive.read_json(path)
-    found = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
+    files = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
         raise ValueError(f'{path} has no "weight_map" of tensors to files: download it again')
-    return found
+    return files

@@ -1,6 +1,6 @@
 """TensorFlow's checkpoints, read without TensorFlow: bundles (V2) and the older single files (V1).
 
-A bundle is `NAME.index`, a table of what there is, and `NAME.data-00000-of-00001` or more, the
+A bundle is `NAME.index`, a table of contents, and `NAME.data-00000-of-00001` or more, the
 bytes. The table's key "" holds a header, every other key the entry of a tensor: type, shape, data
 file, place, size, checksum. A variable that was partitioned has an entry that lists its slices,
 and an entry a slice whose key starts with a zero byte. A V1 file is one table: the key "" lists all
@@ -55,7 +55,7 @@ Part = tuple[Extents, Callable[[], Tensor]]  # a slice, or all, of a tensor, and
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Describe a TensorFlow checkpoint; its tensors are read one by one when asked for.
+    """Open a TensorFlow checkpoint; each tensor is read on access.
 
     A tensor's checksum is verified when it is read. What is read is the caller's own: a private
     memory map of the file where the bytes lie aligned there, else a copy.
@@ -89,7 +89,7 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def can_read(path: str | Path) -> bool:
-    """Tell whether a path that `read` takes ends, or its index does, as TensorFlow's tables do.
+    """Whether a file, or its index, ends with the magic number of TensorFlow's tables.
 
     >>> can_read("model.safetensors")
     False
@@ -103,7 +103,7 @@ def can_read(path: str | Path) -> bool:
 
 
 def _files(path: Path) -> tuple[Path | None, Path]:
-    """Find the prefix of a bundle (none for a V1 file), and the file with the table."""
+    """Return the prefix of a bundle (None for a V1 file), and the file with the table."""
     match = re.fullmatch(r"(.+)\.(index|data-\d{5}-of-\d{5})", path.name, re.DOTALL)
     prefix = path.with_name(match[1]) if match else path
     index = prefix.with_name(f"{prefix.name}.index")
@@ -112,7 +112,7 @@ def _files(path: Path) -> tuple[Path | None, Path]:
 
 @contextmanager
 def _naming(what: object) -> Iterator[None]:
-    """Say in errors what they are about."""
+    """Prefix the errors raised inside with their subject."""
     try:
         yield
     except ValueError as error:
@@ -120,7 +120,7 @@ def _naming(what: object) -> Iterator[None]:
 
 
 def _entry(file: Path, name: str, dtype: str, shape: tuple[int, ...], parts: list[Part]) -> Entry:
-    """Describe a tensor; its parts must have as many elements together as it has."""
+    """Return the entry of a tensor, whose parts must have as many elements as it has."""
     count = sum(math.prod(length for _, length in place) for place, _ in parts)
     if count != math.prod(shape):
         raise ValueError(f"its slices have {count:,} elements, its shape {shape} another number")
@@ -128,7 +128,7 @@ def _entry(file: Path, name: str, dtype: str, shape: tuple[int, ...], parts: lis
 
 
 def _join(what: str, dtype: str, shape: tuple[int, ...], parts: list[Part]) -> Tensor:
-    """Read a tensor."""
+    """Return a tensor, assembled from its parts."""
     with _naming(what):
         if dtype not in _VALUES:
             raise ValueError(f"{dtype} is no type that can be read")
@@ -136,12 +136,12 @@ def _join(what: str, dtype: str, shape: tuple[int, ...], parts: list[Part]) -> T
         if len(tensors) == 1 and tensors[0][1].shape == shape:
             return tensors[0][1]
         whole = torch.empty(shape, dtype=getattr(torch, dtype))
-        seen = torch.zeros(shape, dtype=torch.bool)
+        covered = torch.zeros(shape, dtype=torch.bool)
         for place, tensor in tensors:
             at = tuple(slice(start, start + length) for start, length in place)
             whole[at] = tensor
-            seen[at] = True
-        if not seen.all():
+            covered[at] = True
+        if not covered.all():
             raise ValueError("its slices overlap and leave some of it out")
         return whole
 
@@ -159,7 +159,7 @@ class _Stored(NamedTuple):
 
 
 def _bundle(prefix: Path, file: Path, table: Table) -> dict[str, Entry]:
-    """Describe the tensors of a bundle."""
+    """Return the entries of a bundle by name."""
     rows = iter(table)
     key, header = next(rows, (b"no header", memoryview(b"")))
     if key:
@@ -187,12 +187,12 @@ def _bundle(prefix: Path, file: Path, table: Table) -> dict[str, Entry]:
 
 
 def _title(key: bytes) -> str:
-    """Name what a key of a bundle stands for."""
+    """Return what a key of a bundle stands for, for an error."""
     return f"tensor {key.decode()!r:.200}" if key[0] else f"slice {key!r:.200}"
 
 
 def _shards(prefix: Path, header: memoryview) -> list[Path]:
-    """Find the data files that the header of a bundle tells of."""
+    """Return the data files that the header of a bundle counts."""
     count, big_endian = integers(header, {1: 0, 2: 0})
     _check_version(header, 3)
     if big_endian:
@@ -210,7 +210,7 @@ def _shards(prefix: Path, header: memoryview) -> list[Path]:
 
 
 def _stored(message: memoryview) -> _Stored:
-    """Parse a BundleEntryProto."""
+    """Return a parsed BundleEntryProto."""
     dtype, shard, offset, size = integers(message, {1: 0, 3: 0, 4: 0, 5: 0})
     shape: tuple[int, ...] = ()
     checksum, slices = 0, []
@@ -230,7 +230,7 @@ def _stored(message: memoryview) -> _Stored:
 
 
 def _check_places(stored: Mapping[bytes, _Stored], sizes: list[int]) -> None:
-    """Refuse bytes outside the data files, and bytes of two tensors."""
+    """Raise ValueError unless tensors lie inside the data files and apart from each other."""
     before, end = -1, 0
     for key, entry in sorted(stored.items(), key=lambda item: item[1][2:5]):
         shard, start, size = entry[2:5]
@@ -251,7 +251,7 @@ def _check_places(stored: Mapping[bytes, _Stored], sizes: list[int]) -> None:
 def _slice(
     key: bytes, whole: _Stored, extents: Extents, slices: dict[bytes, _Stored]
 ) -> tuple[Extents, _Stored]:
-    """Take the entry of a slice of a variable, and where it goes."""
+    """Return the place of a slice in its variable, and its entry, removed from `slices`."""
     place = _place(extents, whole.shape)
     part = slices.pop(_key(key, extents), None)
     if part is None:
@@ -262,7 +262,7 @@ def _slice(
 
 
 def _map(shards: list[Path], part: _Stored) -> Tensor:
-    """Map the bytes of a tensor or slice, privately; copy them where they are not aligned."""
+    """Return a tensor or slice as a private memory map, or a copy where it is not aligned."""
     file, kind = shards[part.shard], _bits(part.dtype)
     raw = np.zeros(0, np.uint8)
     if part.size:
@@ -273,7 +273,7 @@ def _map(shards: list[Path], part: _Stored) -> Tensor:
 
 
 def _single(file: Path, table: Table) -> dict[str, Entry]:
-    """Describe the tensors of a V1 file."""
+    """Return the entries of a V1 file by name."""
     entries: dict[str, Entry] = {}
     for _, meta in fields(table.find(b""), {1: BYTES}):
         _check_version(meta, 2)
@@ -292,7 +292,7 @@ def _single(file: Path, table: Table) -> dict[str, Entry]:
 
 
 def _listed(message: memoryview) -> tuple[str, str, tuple[int, ...], list[Extents]]:
-    """Parse a SavedSliceMeta: name, type, shape, slices."""
+    """Return a parsed SavedSliceMeta: name, type, shape, slices."""
     name, slices = "", []
     shape: tuple[int, ...] = ()
     for number, value in fields(message, {1: BYTES, 2: BYTES, 4: BYTES}):
@@ -307,7 +307,7 @@ def _listed(message: memoryview) -> tuple[str, str, tuple[int, ...], list[Extent
 
 
 def _values(table: Table, name: bytes, extents: Extents, dtype: str, place: Extents) -> Tensor:
-    """Read a slice of a V1 file: SavedTensorSlices > SavedSlice > TensorProto."""
+    """Return a slice of a V1 file: SavedTensorSlices > SavedSlice > TensorProto."""
     content, values = bytearray(), bytearray()
     for _, saved in fields(table.find(_key(name, extents)), {2: BYTES}):
         for _, proto in fields(saved, {3: BYTES}):
@@ -330,26 +330,26 @@ def _values(table: Table, name: bytes, extents: Extents, dtype: str, place: Exte
 
 
 def _tensor(array: NDArray[np.generic], dtype: str, shape: tuple[int, ...]) -> Tensor:
-    """Make a tensor of the bits of its elements."""
+    """Return a tensor of the bits of its elements."""
     tensor = torch.from_numpy(array)
     tensor = tensor != 0 if dtype == "bool" else tensor.view(getattr(torch, dtype))
     return tensor.reshape(shape)
 
 
 def _bits(dtype: str) -> np.dtype[np.generic]:
-    """Give the NumPy type for the bits of a type."""
+    """Return the NumPy type for the bits of a type."""
     return np.dtype(_BITS.get(dtype, dtype))
 
 
 def _type(number: int) -> str:
-    """Name a DataType."""
+    """Return the name of a DataType."""
     if number < 1:
         raise ValueError(f"{number} is no type")
     return _TYPES[number - 1] if number <= len(_TYPES) else f"TensorFlow's {number}"
 
 
 def _check_version(message: memoryview, field: int) -> None:
-    """Refuse files for newer readers: see VersionDef."""
+    """Raise ValueError for files of newer readers: see VersionDef."""
     for _, version in fields(message, {field: BYTES}):
         (oldest,) = integers(version, {2: 0})
         if oldest > _NEWEST:
@@ -357,7 +357,7 @@ def _check_version(message: memoryview, field: int) -> None:
 
 
 def _shape(message: memoryview) -> tuple[int, ...]:
-    """Parse a TensorShapeProto."""
+    """Return the shape of a TensorShapeProto."""
     shape: list[int] = []
     for number, value in fields(message, {2: BYTES, 3: VARINT}):
         if number == 3:
@@ -371,7 +371,7 @@ def _shape(message: memoryview) -> tuple[int, ...]:
 
 
 def _extents(message: memoryview) -> Extents:
-    """Parse a TensorSliceProto; length -1 stands for all of a dimension."""
+    """Return the extents of a TensorSliceProto; length -1 stands for all of a dimension."""
     extents: list[tuple[int, int]] = []
     for _, value in fields(message, {1: BYTES}):
         start, length = integers(value, {1: 0, 2: -1})
@@ -382,10 +382,10 @@ def _extents(message: memoryview) -> Extents:
 
 
 def _place(extents: Extents, shape: tuple[int, ...]) -> Extents:
-    """Resolve a slice of a tensor to starts and lengths within it; () is all of it."""
-    given = extents or ((0, -1),) * len(shape)
-    if len(given) == len(shape):
-        sized = zip(given, shape, strict=True)
+    """Return a slice with all lengths resolved; () stands for the whole tensor."""
+    extents = extents or ((0, -1),) * len(shape)
+    if len(extents) == len(shape):
+        sized = zip(extents, shape, strict=True)
         place = tuple((at, size if (at, n) == (0, -1) else n) for (at, n), size in sized)
         sized = zip(place, shape, strict=True)
         if all(0 <= at <= at + n <= size for (at, n), size in sized):
@@ -394,7 +394,7 @@ def _place(extents: Extents, shape: tuple[int, ...]) -> Extents:
 
 
 def _key(name: bytes, extents: Extents) -> bytes:
-    """Make the key of a slice."""
+    """Return the key of a slice."""
     key = b"\0" + name.replace(b"\0", b"\0\xff") + b"\0\1"
     key += bytes([1, len(extents)]) if extents else b"\0"
     return key + b"".join(ordered(number) for extent in extents for number in extent)

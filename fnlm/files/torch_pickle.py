@@ -1,4 +1,4 @@
-"""PyTorch's own files (.bin, .pt, .pth), zip and legacy format: read without running their pickles.
+"""PyTorch's files (.bin, .pt, .pth), zip and legacy format, read without unpickling.
 
 The pickle in such a file is a program that could do anything; `fnlm.files._pickle` runs the small
 part that describes tensors and refuses the rest. Of a checkpoint that wraps a state dict, as in
@@ -30,7 +30,7 @@ _TAR = slice(257, 262)
 
 
 def can_read(path: str | Path) -> bool:
-    """Tell by its first bytes whether a file may be one of torch.save's, or another pickle.
+    """Whether a file may be one of torch.save, or another pickle, by its first bytes.
 
     >>> can_read(__file__)
     False
@@ -47,10 +47,10 @@ def can_read(path: str | Path) -> bool:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Describe the tensors of a file of torch.save, zip or legacy; each is read when asked for.
+    """Open a file of torch.save, zip or legacy; each tensor is read on access.
 
-    Aligned tensors are mapped into memory. Those of a zip file are held to their checksums; the
-    legacy format has none. Tensors of one storage share their memory.
+    Aligned tensors are mapped into memory. Checksums of a zip file are verified; the legacy format
+    has none. Tensors of one storage share their memory.
 
     Raises:
         ValueError: the file is damaged, asks to run code, is no dict of tensors, or was written by
@@ -88,28 +88,28 @@ def write(tensors: Mapping[str, Tensor], path: str | Path, *, legacy: bool = Fal
     ...     torch.load(f"{folder}/w.bin", weights_only=True)
     {'w': tensor([1., 1.])}
     """
-    made: dict[tuple[object, ...], Tensor] = {}
-    whole = {name: _own(value.detach().cpu(), made) for name, value in tensors.items()}
+    copies: dict[tuple[object, ...], Tensor] = {}
+    separate = {name: _alone(value.detach().cpu(), copies) for name, value in tensors.items()}
 
     def save(part: Path) -> None:
         with open(part, "wb") as file:  # given a path, torch would write its name into the file
-            torch.save(whole, file, _use_new_zipfile_serialization=not legacy)
+            torch.save(separate, file, _use_new_zipfile_serialization=not legacy)
 
     replace(path, save)
 
 
-def _own(value: Tensor, made: dict[tuple[object, ...], Tensor]) -> Tensor:
-    """Copy a tensor that is part of a larger storage, which would be written whole."""
-    where = (value.untyped_storage().data_ptr(), value.storage_offset(), value.dtype)
-    key = (*where, value.shape, value.stride())
-    if key not in made:
+def _alone(value: Tensor, copies: dict[tuple[object, ...], Tensor]) -> Tensor:
+    """Return the tensor, copied if it is part of a larger storage: torch.save writes all of it."""
+    address = (value.untyped_storage().data_ptr(), value.storage_offset(), value.dtype)
+    view = (*address, value.shape, value.stride())  # equal views are ties, and stay one
+    if view not in copies:
         whole = value.untyped_storage().nbytes() == value.numel() * value.itemsize
-        made[key] = value if whole else value.clone(memory_format=torch.contiguous_format)
-    return made[key]
+        copies[view] = value if whole else value.clone(memory_format=torch.contiguous_format)
+    return copies[view]
 
 
 class _Place(NamedTuple):
-    """Where the bytes of a storage are."""
+    """The bytes of a storage in the file."""
 
     offset: int
     size: int
@@ -129,20 +129,20 @@ class _Storages:
         self.copies: WeakValueDictionary[str, _Bytes] = WeakValueDictionary()
 
     def entry(self, name: str, item: Strided) -> Entry:
-        """Describe a tensor, once its storage is known to have the size that the pickle gives."""
+        """Return the entry of a tensor, after checking the size of its storage."""
         storage = item.storage
-        wanted = storage.numel * getattr(torch, storage.dtype).itemsize
+        expected = storage.numel * getattr(torch, storage.dtype).itemsize
         place = self.places.get(storage.key)
-        if place is None or place.size != wanted:
-            there = "none" if place is None else f"{place.size}"
+        if place is None or place.size != expected:
+            actual = "none" if place is None else f"{place.size}"
             raise ValueError(
-                f"tensor {name!r} needs {wanted} bytes in storage {storage.key!r}, there are "
-                f"{there}: copy or download the file again"
+                f"tensor {name!r} needs {expected} bytes in storage {storage.key!r}, there are "
+                f"{actual}: copy or download the file again"
             )
         return Entry(storage.dtype, item.shape, partial(self.tensor, item))
 
     def tensor(self, item: Strided) -> Tensor:
-        """Read a tensor."""
+        """Return a tensor, from the memory map or from a shared aligned copy of its storage."""
         storage, dtype = item.storage, getattr(torch, item.storage.dtype)
         if 0 in item.shape:
             return torch.empty_strided(item.shape, item.stride, dtype=dtype)
@@ -155,7 +155,7 @@ class _Storages:
             self.verified.add(storage.key)
         buffer: mmap | bytearray = self.data
         offset = place.offset
-        if offset % dtype.itemsize:
+        if offset % dtype.itemsize:  # not aligned: torch needs a copy
             offset, copy = 0, self.copies.get(storage.key)
             if copy is None:
                 copy = _Bytes(self.data[place.offset : place.offset + place.size])
@@ -166,7 +166,7 @@ class _Storages:
 
 
 def _zip(data: mmap) -> tuple[Any, dict[str, _Place]]:
-    """Run the pickle of a zip file, and find its storages."""
+    """Return what the pickle of a zip file describes, and where its storages are."""
     members = _archive.members(data)
     folders = [name.removesuffix("data.pkl") for name in members if name.endswith("/data.pkl")]
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in members):
@@ -202,7 +202,7 @@ def _zip(data: mmap) -> tuple[Any, dict[str, _Place]]:
 
 
 def _legacy(data: mmap) -> tuple[Any, dict[str, _Place]]:
-    """Run the pickles of a legacy file, and find its storages."""
+    """Return what the pickles of a legacy file describe, and where its storages are."""
     if data[_TAR] == b"ustar":
         raise ValueError(
             "it is a tar archive of torch 0.1.9 or older: load it with torch 1.x, and save it again"
@@ -239,7 +239,7 @@ def _legacy(data: mmap) -> tuple[Any, dict[str, _Place]]:
 
 
 def _state_dict(value: Any) -> Iterator[tuple[str, Strided]]:
-    """Find the tensors by name in what a pickle holds."""
+    """Yield names and tensors of the state dict in what a pickle describes."""
     if not isinstance(value, Pairs):
         raise ValueError(
             "it holds no dict: save the tensors by name, torch.save({'name': tensor}, path)"
@@ -254,7 +254,7 @@ def _state_dict(value: Any) -> Iterator[tuple[str, Strided]]:
 
 
 def _wrapped(value: Pairs) -> Pairs:
-    """Choose the state dict in a dict of other things."""
+    """Return the state dict inside a training checkpoint."""
     inner = {
         name: item
         for name, item in value.items
@@ -264,9 +264,9 @@ def _wrapped(value: Pairs) -> Pairs:
         if name in inner:
             return inner[name]
     if len(inner) != 1:
-        found = f"several, {sorted(inner)[:10]}" if inner else "none"
+        dicts = f"several, {sorted(inner)[:10]}" if inner else "none"
         raise ValueError(
-            f"it should hold one dict of tensors, there are {found}; save that alone, by "
+            f"it should hold one dict of tensors, there are {dicts}; save that alone, by "
             "torch.save(model.state_dict(), path)"
         )
     return next(iter(inner.values()))

@@ -1,1 +1,1 @@
-"""The names that other libraries give to the tensors, as data: one module a family."""
+"""Tables of the tensor names in other libraries: one module a family."""

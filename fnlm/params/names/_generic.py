@@ -1,4 +1,4 @@
-"""Keys that `transformers` writes into the config.json of any model, and what becomes of them."""
+"""Keys that `transformers` writes into the config.json of any model: required or harmless."""
 
 _GENERATION = "a default of its `generate`, whose settings are arguments here"
 _OUTPUT = "what its functions return beside the result"
@@ -11,7 +11,8 @@ REQUIRED: dict[str, object] = {
     "quantization_config": None,
 }
 
-# How `transformers` scores choices by GPT and GPT-2: the head of the ancestor, if these are so.
+# How `transformers` scores choices by GPT and GPT-2: the head of pytorch-pretrained-BERT,
+# if these are so.
 SUMMARY: dict[str, object] = {
     "summary_type": "cls_index",
     "summary_use_proj": True,
@@ -63,5 +64,5 @@ HARMLESS: dict[str, str] = {
 
 
 def harmless(*fields: str, **others: str) -> dict[str, str]:
-    """Return the table of a family: all but what are fields of its own, and others with reasons."""
+    """Return a family's table: the common keys without its own `fields`, and `others`."""
     return {name: why for name, why in HARMLESS.items() if name not in fields} | others

@@ -28,7 +28,7 @@ _TABLES = (
     ("embed.position", "embeddings.position_embeddings"),
     ("embed.token_type", "embeddings.token_type_embeddings"),
 )
-# Three heads are called "classifier": the class that a config.json names tells which one it is.
+# Three heads are called "classifier": the class in config.json decides which.
 _HEADS = (
     ("heads.next_sentence_prediction", "cls.seq_relationship"),
     ("heads.sequence_classification", "classifier"),
@@ -47,7 +47,7 @@ _GOOGLE_HEADS = (
 def _pairs(
     names: tuple[tuple[str, str], ...], ours: str, theirs: str, layout: str = ""
 ) -> tuple[Rule, ...]:
-    """Pair the two tensors of each layer, as in "weight bias" and ".kernel .bias"."""
+    """Return the rules of two tensors a module, as in "weight bias" and ".kernel .bias"."""
     ends = tuple(zip(ours.split(), theirs.split(), (layout, ""), strict=True))
     return tuple(Rule(f"{a}.{x}", b + y, order) for a, b in names for x, y, order in ends)
 
@@ -96,7 +96,7 @@ def _tensorflow() -> Dialect:
 
 
 def _stated(config: Any, heads: tuple[str, ...], dialect: str) -> Any:
-    """Count labels as `transformers` does, which gives question answering as many outputs."""
+    """Return the config with num_labels as `transformers` counts it: question answering has two."""
     return replace(config, num_labels=2) if heads == ("question_answering",) else config
 
 

@@ -40,7 +40,7 @@ _LAYER = (
 
 
 def _named(weight: str, scale: str, bias: str) -> tuple[Rule, ...]:
-    """Pair the tensors of all layers with names that end in one of three ways."""
+    """Return the rules of all layers, for one naming of weight, scale and bias."""
     ends = {"weight": weight, "scale": scale, "bias": bias}
     return tuple(
         Rule(f"blocks.*.{ours}", f"h.*.{module}.{ends[ours.split('.')[-1]]}")
@@ -49,17 +49,17 @@ def _named(weight: str, scale: str, bias: str) -> tuple[Rule, ...]:
 
 
 def _numbered(layers: int) -> tuple[Rule, ...]:
-    """Pair the tensors with their numbers in the release: positions, words, layer after layer."""
-    words = (Rule("embed.position", "params.0"), Rule("embed.token", "params.1"))
+    """Return the rules of the release's numbered tensors: positions, tokens, then each layer."""
+    embeddings = (Rule("embed.position", "params.0"), Rule("embed.token", "params.1"))
     names = [f"blocks.{layer}.{ours}" for layer in range(layers) for ours, _ in _LAYER]
-    return words + tuple(
+    return embeddings + tuple(
         Rule(ours, f"params.{number}", "1 i o -> i o" if ours.endswith("weight") else "")
         for number, ours in enumerate(names, start=2)
     )
 
 
 def _dialect(name: str, file: str, rules: tuple[Rule, ...], head: str, bare: bool) -> Dialect:
-    # The output of the ancestor is always the table of embeddings, that of `transformers` not.
+    # pytorch-pretrained-BERT always ties the output to the embeddings; `transformers` need not.
     output = () if bare else (Rule("output.table", "lm_head.weight"),)
     return Dialect(
         name=name,
@@ -80,7 +80,7 @@ def _dialect(name: str, file: str, rules: tuple[Rule, ...], head: str, bare: boo
 
 
 def _stated(config: Any, heads: tuple[str, ...], dialect: str) -> Any:
-    """Count special tokens among the others for `transformers`, which knows no `n_special`."""
+    """Return the config with n_special added to vocab_size: `transformers` knows no n_special."""
     if dialect != "transformers":
         return config
     return replace(config, vocab_size=config.total_tokens_embeddings, n_special=0)

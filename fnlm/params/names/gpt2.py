@@ -57,7 +57,7 @@ _OPENAI = (
 
 
 def _dialect(name: str, file: str, head: str, bare: bool) -> Dialect:
-    # The output of the ancestor is always the table of embeddings, that of `transformers` not.
+    # pytorch-pretrained-BERT always ties the output to the embeddings; `transformers` need not.
     output = () if bare else (Rule("output.table", "lm_head.weight"),)
     return Dialect(
         name=name,

@@ -1,12 +1,12 @@
 """Transformer-XL's names in pytorch-pretrained-bert files, and in the release for TensorFlow.
 
-`transformers` deleted the family; its last versions used the ancestor's names.
+`transformers` deleted the family; its last versions used the names of pytorch-pretrained-BERT.
 """
 
 from fnlm.params.names._generic import REQUIRED, harmless
 from fnlm.params.rename import Dialect, Family, Rule
 
-# Other names of fields of the config: the ancestor's, and those that `transformers` had.
+# Other names of fields of the config: those of pytorch-pretrained-BERT and of `transformers`.
 ALIASES = {
     "vocab_size": "n_token",
     "vocab_size_or_config_json_file": "n_token",
