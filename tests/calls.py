@@ -29,19 +29,7 @@ from fnlm import (
     transforms,
     tree,
 )
-from fnlm.files import (
-    hub,
-    tensorflow,
-)
-from fnlm.files import (
-    numpy as arrays,
-)
-from fnlm.files import (
-    safetensors as safe,
-)
-from fnlm.files import (
-    torch_pickle as pickled,
-)
+from fnlm.files import hub, numpy, safetensors, tensorflow, torch_pickle
 from fnlm.files.checkpoint import Checkpoint, half_written, replace
 from fnlm.files.folder import current, directory_of, replace_files
 from fnlm.generate import state as reading
@@ -63,7 +51,7 @@ from fnlm.layers import (
 )
 from fnlm.params import io, layout, module, rename, spec
 from fnlm.params.config import BaseConfig, one_of, read_json
-from fnlm.params.names import bert as bert_rules
+from fnlm.params.names import bert as bert_names
 from fnlm.params.names.gpt2 import FAMILY
 from fnlm.tasks import (
     corpus,
@@ -149,7 +137,7 @@ def stored(folder: Path, name: str) -> Path:
     if name.endswith(".npz"):
         np.savez(path, **{name: x.numpy() for name, x in LINEAR.items()})
     else:
-        pickled.write(LINEAR, path)
+        torch_pickle.write(LINEAR, path)
     return path
 
 
@@ -295,11 +283,11 @@ PARAMETERS: dict[str, Make] = {
     ),
     "rename.to_foreign": lambda _: on(rename.to_foreign, UNTIED, FAMILY.dialects[1]),
     "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
-    "rename.for_heads": lambda _: on(rename.for_heads, bert_rules.FAMILY, ["multiple_choice"]),
+    "rename.for_heads": lambda _: on(rename.for_heads, bert_names.FAMILY, ["multiple_choice"]),
     "rename.classify": lambda _: on(rename.classify, "h.3.ln_1.bias", FAMILY),
     "rename.account": lambda _: on(rename.account, FOREIGN, FAMILY),
     "rename.without_absent": lambda _: on(
-        rename.without_absent, make_params(BERT), ["embed.token"], bert_rules.FAMILY
+        rename.without_absent, make_params(BERT), ["embed.token"], bert_names.FAMILY
     ),
     "rename.dialect_of": lambda _: on(rename.dialect_of, list(FOREIGN), FAMILY),
     "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
@@ -322,14 +310,16 @@ FILES: dict[str, Make] = {
     "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
     "hub.locate": lambda folder: on(hub.locate, saved(folder)),
     "hub.weights": lambda folder: on(hub.weights, saved(folder)),
-    "torch_pickle.read": lambda folder: on(pickled.read, stored(folder, "w.bin")),
-    "torch_pickle.can_read": lambda folder: on(pickled.can_read, stored(folder, "w.bin")),
-    "torch_pickle.write": writes(pickled.write, FOREIGN),
-    "numpy.read": lambda folder: on(arrays.read, stored(folder, "w.npz")),
-    "numpy.can_read": lambda folder: on(arrays.can_read, stored(folder, "w.npz")),
-    "safetensors.read": lambda folder: on(safe.read, saved(folder) / "model.safetensors"),
-    "safetensors.write": writes(safe.write, FOREIGN),
-    "safetensors.can_read": lambda folder: on(safe.can_read, saved(folder) / "model.safetensors"),
+    "torch_pickle.read": lambda folder: on(torch_pickle.read, stored(folder, "w.bin")),
+    "torch_pickle.can_read": lambda folder: on(torch_pickle.can_read, stored(folder, "w.bin")),
+    "torch_pickle.write": writes(torch_pickle.write, FOREIGN),
+    "numpy.read": lambda folder: on(numpy.read, stored(folder, "w.npz")),
+    "numpy.can_read": lambda folder: on(numpy.can_read, stored(folder, "w.npz")),
+    "safetensors.read": lambda folder: on(safetensors.read, saved(folder) / "model.safetensors"),
+    "safetensors.write": writes(safetensors.write, FOREIGN),
+    "safetensors.can_read": lambda folder: on(
+        safetensors.can_read, saved(folder) / "model.safetensors"
+    ),
     "checkpoint.half_written": lambda folder: on(half_written, folder, seen=list),
     "checkpoint.replace": lambda folder: on(
         replace,
