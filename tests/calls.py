@@ -211,7 +211,7 @@ CARRY_STEP = train.carry_step(square_and_sum, train.adamw(0.1))
 CARRIED = train.CarryState(STATE, torch.zeros_like(X))
 SPEC = gpt2.spec(GPT2.config, gpt2.HEADS)
 CHOICES = (IDS[:, None].expand(3, 2, 7), torch.full((3, 2), 4))
-PROMPT: dict[str, Any] = {"mask": MASK, "end": [4, 9], "prefill": gpt2.hidden_states}
+PROMPT: dict[str, Any] = {"mask": MASK, "eos": [4, 9], "prefill": gpt2.hidden_states}
 SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_k": 9, "top_p": 0.8}
 STARTED = reading.start(gpt2.apply, PARAMS, IDS)
 HEADS_KWARGS: dict[str, Any] = {"heads": None, "key": None}
@@ -487,7 +487,7 @@ DECODING: dict[str, Make] = {
     "state.pad_left": lambda _: on(reading.pad_left, IDS, MASK),
     "state.check_prompt": lambda _: on(reading.check_prompt, PARAMS, IDS, MASK, 4),
     "state.check_highest": lambda _: on(reading.check_highest, torch.ones(3), 4),
-    "state.whole": lambda _: on(reading.whole, torch.tensor(3), "end"),
+    "state.whole": lambda _: on(reading.whole, torch.tensor(3), "eos"),
     "state.eos_ids": lambda _: on(reading.eos_ids, [3, 4], torch.device("cpu")),
     "state.pad_id": lambda _: on(reading.pad_id, torch.tensor([3, 4]), None),
 }
