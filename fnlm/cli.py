@@ -273,19 +273,12 @@ def convert(
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(prog="fnlm", description="Language models as functions.")
     commands = parser.add_subcommands()
-    generator = jsonargparse.ArgumentParser(
-        description="Generate text with a causal language model."
-    )
+    generator = jsonargparse.ArgumentParser(description="Generate text with a language model.")
     add = generator.add_argument
     add("model", type=str, help="directory, .safetensors file, bundled model or hub name")
     add("--prompt", type=str, help="text to continue; by default a new text is started")
     add("--max_new_tokens", type=int, default=60, help="the most tokens of a text")
-    add(
-        "--temperature",
-        type=float,
-        default=1.0,
-        help="0 is greedy: the most likely token each time",
-    )
+    add("--temperature", type=float, default=1.0, help="0 takes the most likely token each time")
     add("--top_k", type=int, default=0, help="sample among the k most likely tokens; 0 for all")
     add("--top_p", type=float, default=1.0, help="sample among the most likely of this probability")
     add("--repetition_penalty", type=float, default=1.0, help="more than 1 avoids repetition")
@@ -302,11 +295,7 @@ def _parser() -> jsonargparse.ArgumentParser:
     add("target", type=str, help="directory, or file that ends in .safetensors or .bin")
     add("--to", choices=["transformers", "pytorch-pretrained-bert"], default="transformers")
     add("--config", type=str, help="configuration file; by default the one beside the source")
-    add(
-        "--family",
-        type=str,
-        help="bert, gpt, gpt2 or transfo_xl; by default recognised by the names",
-    )
+    add("--family", type=str, help="bert, gpt, gpt2 or transfo_xl; by default found by the names")
     types = ["float32", "float16", "bfloat16", "float64"]
     add("--dtype", choices=types, help="cast to this type; by default nothing is cast")
     _add_reading(converter)
@@ -319,9 +308,7 @@ def _parser() -> jsonargparse.ArgumentParser:
             last = word == "config" and word == words[-1]
             alias.add_argument(word, type=str, nargs="?" if last else None)
         _add_reading(alias)
-        commands.add_subcommand(
-            verb, alias, help=f"convert --family {family}, under its earlier name"
-        )
+        commands.add_subcommand(verb, alias, help=f"convert --family {family}, by its earlier name")
     return parser
 
 
