@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 from fnlm.tokenize import _bert_words, _english
-from fnlm.tokenize._byte_level import places
+from fnlm.tokenize._byte_level import with_origin
 from fnlm.tokenize._fix_text import Span, clean
 from fnlm.tokenize.bpe import well_formed
 
@@ -28,7 +28,7 @@ class Way(NamedTuple):
 
     chunks: Callable[[str], list[str]]  # text -> what can be looked at by itself
     words: Callable[[str], list[str]]  # chunk -> its words
-    traced: Callable[[str], Iterator[Word]]  # text without surrogates -> its words, with places
+    traced: Callable[[str], Iterator[Word]]  # text without surrogates -> its words, with offsets
 
 
 def _chunks(text: str) -> list[str]:
@@ -78,13 +78,13 @@ WAYS: dict[Mode, Way] = {
 
 
 def traced(text: str, way: Way) -> Iterator[Word]:
-    """Yield the words of any text, with their places in it.
+    """Yield the words of any text, with their offsets in it.
 
     Example:
         >>> [*traced("Don't", WAYS["original"])][1]
         Word(text="n't", places=[(2, 3), (3, 4), (4, 5)])
     """
-    formed, origin = places(text)
+    formed, origin = with_origin(text)
     for word, spans in way.traced(formed):
         if origin is not None:
             spans = [(origin[start], origin[end]) for start, end in spans]
@@ -105,5 +105,5 @@ def _theirs() -> _bert_words.Rules:
 
 
 def normalized(text: str) -> list[tuple[str, int, int]]:
-    """Return the characters of a text as `transformers` normalizes it, with their places."""
+    """Return the characters of a text as `transformers` normalizes it, with their offsets."""
     return _bert_words.normalized(text, _theirs())
