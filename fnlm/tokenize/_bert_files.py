@@ -1,4 +1,4 @@
-"""BERT's vocabulary and settings, as Google, the ancestor, `transformers` and fnlm write them."""
+"""Reading and writing the vocabulary and settings of BERT's tokenizers, in every published form."""
 
 import json
 from collections.abc import Container, Mapping

@@ -1,6 +1,7 @@
-r"""Text made clean before GPT's words are found: ftfy's part of it, and that of GPT's authors.
+r"""Cleaning of text before GPT's words are found: the steps of ftfy and of GPT's authors.
 
-Every step is a function from a text to edits, so that the same steps serve with places and without.
+Every step is a function from a text to edits, so that the same steps serve with and without
+offsets.
 
 Sources: ftfy 4.4.3, `fix_text` with its defaults; openai/finetune-transformer-lm, `text_utils.py`.
 Deviation: text decoded by the wrong encoding is repaired where it is UTF-8 read as Latin-1 or
@@ -14,47 +15,47 @@ from typing import NamedTuple
 
 import regex
 
-Edit = tuple[int, int, str]  # start, end, and what stands there from now on
+Edit = tuple[int, int, str]  # start, end, replacement
 Step = Callable[[str], Iterable[Edit]]
 Span = tuple[int, int]
 
 
 class Traced(NamedTuple):
-    """A text, and where in the original one each of its characters came from."""
+    """A text, and the offsets of each of its characters in the original."""
 
     text: str
-    places: list[Span] | None  # None where nobody asks
+    offsets: list[Span] | None  # None if they are not traced
 
 
 def whole(text: str, traced: bool) -> Traced:
-    """Return a text as it is, with places if they will be asked for."""
-    return Traced(text, [(at, at + 1) for at in range(len(text))] if traced else None)
+    """Return a text as it is, with offsets if `traced`."""
+    return Traced(text, [(i, i + 1) for i in range(len(text))] if traced else None)
 
 
 def edited(source: Traced, edits: Iterable[Edit]) -> Traced:
-    """Return a text with edits made, which are in order and do not overlap.
+    """Apply edits to a text; they are in order and do not overlap.
 
     Example:
         >>> edited(whole("a&lt;b", True), [(1, 5, "<")])
-        Traced(text='a<b', places=[(0, 1), (1, 5), (5, 6)])
+        Traced(text='a<b', offsets=[(0, 1), (1, 5), (5, 6)])
     """
     pieces: list[str] = []
-    places: list[Span] = []
+    offsets: list[Span] = []
     done = 0
     for start, end, new in edits:
         pieces += source.text[done:start], new
-        if source.places is not None:
-            places += source.places[done:start]
-            old = source.places[start:end]
-            near = old or source.places[start - 1 : start] or source.places[:1]
+        if source.offsets is not None:
+            offsets += source.offsets[done:start]
+            old = source.offsets[start:end]
+            near = old or source.offsets[start - 1 : start] or source.offsets[:1]
             same = len(new) == len(old)
-            places += old if same else [(near[0][0], near[-1][1])] * len(new)
+            offsets += old if same else [(near[0][0], near[-1][1])] * len(new)
         done = end
     if not pieces:
         return source
     pieces.append(source.text[done:])
-    rest = None if source.places is None else places + source.places[done:]
-    return Traced("".join(pieces), rest)
+    traced_to_end = None if source.offsets is None else offsets + source.offsets[done:]
+    return Traced("".join(pieces), traced_to_end)
 
 
 def _sub(pattern: str, new: Callable[[str], str]) -> Step:
@@ -155,16 +156,16 @@ def _fix(source: Traced) -> Traced:
     if not _may_need_fixes(source.text):
         return source
     pieces: list[str] = []
-    places: list[Span] = []
+    offsets: list[Span] = []
     entities, at = True, 0
     for piece in regex.findall(r"[^\n]*\n|[^\n]+", source.text):
         entities = entities and not ("<" in piece and ">" in piece)
         end = at + len(piece)
-        line = _fix_line(Traced(piece, source.places and source.places[at:end]), entities)
+        line = _fix_line(Traced(piece, source.offsets and source.offsets[at:end]), entities)
         pieces.append(line.text)
-        places += line.places or []
+        offsets += line.offsets or []
         at = end
-    return Traced("".join(pieces), None if source.places is None else places)
+    return Traced("".join(pieces), None if source.offsets is None else offsets)
 
 
 _marks = regex.compile(
@@ -208,7 +209,7 @@ def clean(text: str, traced: bool = False) -> Traced:
         >>> clean("“Caf\u0065\u0301”&amp;c.\r\n\r\nx").text
         '" Café " &c. \n x'
         >>> clean("a--b", traced=True)
-        Traced(text='a -- b', places=[(0, 1), (0, 1), (1, 2), (2, 3), (2, 3), (3, 4)])
+        Traced(text='a -- b', offsets=[(0, 1), (0, 1), (1, 2), (2, 3), (2, 3), (3, 4)])
     """
     result = _fix(whole(text, traced))
     for step in _STANDARD:

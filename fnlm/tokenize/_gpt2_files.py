@@ -18,7 +18,7 @@ _FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "v
 
 
 class Files(NamedTuple):
-    """What the files say: the arguments of `gpt2.Tokenizer`."""
+    """The contents of the files: the arguments of `gpt2.Tokenizer`."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
@@ -27,7 +27,7 @@ class Files(NamedTuple):
 
 
 def read(name_or_path: str | Path) -> Files:
-    """Return what the files of a tokenizer say.
+    """Read the files of a tokenizer.
 
     Raises:
         FileNotFoundError: there are none; the message says where they were looked for.

@@ -24,7 +24,7 @@ _FORMS = (
 
 
 class Files(NamedTuple):
-    """What the files say: the arguments of `gpt.Tokenizer`."""
+    """The contents of the files: the arguments of `gpt.Tokenizer`."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
@@ -34,7 +34,7 @@ class Files(NamedTuple):
 
 
 def read(name_or_path: str | Path) -> Files:
-    """Return what the files of a tokenizer say.
+    """Read the files of a tokenizer.
 
     Raises:
         FileNotFoundError: there are none; the message says where they were looked for.

@@ -1,6 +1,6 @@
 r"""GPT-2's tokenizer: byte-level byte-pair encoding. Lossless, total, exact.
 
-- Every string has ids, and ``decode(encode(text)) == text``. Text is never cleaned up.
+- Encoding is total and lossless: ``decode(encode(text)) == text``. Text is never cleaned up.
 - Surrogates are not text: a pair is joined into its character, a lone one becomes U+FFFD.
 - A special token such as ``<|endoftext|>`` in a text is ordinary text unless the caller allows it.
 - Ids outside the vocabulary and unknown tokens are errors.
