@@ -97,7 +97,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
 
 
 def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make tokens that have occurred less likely.
+    """Lower the logits of tokens that have occurred.
 
     Positive logits are divided by the penalty, negative ones multiplied by it.
 

@@ -237,7 +237,7 @@ def _check(corpus: Corpus, settings: _Settings) -> None:
 def _rows(
     units: Sequence[int], first: int, corpus: Corpus, special: SpecialTokens, settings: _Settings
 ) -> Features:
-    """Make the rows of some documents or sentences; they do not depend on `first`."""
+    """Return the rows of some documents or sentences; they do not depend on `first`."""
     del first
     pairs: list[_Pair] = []
     masked: list[tuple[_Longs, npt.NDArray[np.float64], npt.NDArray[np.float64]]] = []

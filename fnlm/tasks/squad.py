@@ -248,7 +248,7 @@ class _Context(NamedTuple):
 def _windows(
     examples: Sequence[Example], first: int, tokenizer: Tokenizer, lengths: tuple[int, int, int]
 ) -> Features:
-    """Make the windows of some examples, the first of which has the index `first`."""
+    """Return the windows of some examples, the first of which has the index `first`."""
     length, stride, query_length = lengths
     special = special_tokens(tokenizer)
     pairs: list[tuple[list[int], list[int]]] = []

@@ -202,13 +202,13 @@ def unmade(
         >>> unmade({"a": 0, "b": 1, "ab": 2, "ba": 3, "<ab>": 4, "pad": 5}, [("a", "b")])
         ['ba']
     """
-    made = {left + right for left, right in pairs}
+    merged = {left + right for left, right in pairs}
 
     def joined(token: str) -> bool:
         cuts = range(1, len(token.removesuffix(end)))
         return any(token[:i] in vocab and token[i:] in vocab for i in cuts)
 
-    missing = (token for token in vocab if token not in made and len(token) > 1)
+    missing = (token for token in vocab if token not in merged and len(token) > 1)
     return [
         token for token in missing if token[0] + token[-1] not in ("<>", "[]") and joined(token)
     ]

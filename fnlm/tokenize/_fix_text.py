@@ -59,7 +59,7 @@ def edited(source: Traced, edits: Iterable[Edit]) -> Traced:
 
 
 def _sub(pattern: str, new: Callable[[str], str]) -> Step:
-    """Make the step that puts `new(match)` in the place of every match."""
+    """Return the step that replaces every match by `new(match)`."""
     find = regex.compile(pattern).finditer
 
     def step(text: str) -> Iterator[Edit]:
@@ -71,11 +71,11 @@ def _sub(pattern: str, new: Callable[[str], str]) -> Step:
 
 
 # The control characters C1, and what their bytes are in Windows-1252 (five are themselves there).
-_WINDOWS = {chr(at): bytes([at]).decode("cp1252", "ignore") or chr(at) for at in range(0x80, 0xA0)}
+_WINDOWS = {chr(i): bytes([i]).decode("cp1252", "ignore") or chr(i) for i in range(0x80, 0xA0)}
 _BYTES = str.maketrans({windows: control for control, windows in _WINDOWS.items()})
 _not_ascii = regex.compile(r"[^\x00-\x7f]+").finditer
 # What three bytes of a quote, dash or dot of UTF-8 become; the last is no punctuation by itself.
-_QUOTE = "".join(_WINDOWS.get(chr(at), chr(at)) for at in range(0x80, 0xC0))
+_QUOTE = "".join(_WINDOWS.get(chr(i), chr(i)) for i in range(0x80, 0xC0))
 _quotes = regex.compile(rf"â€(?![…‹‘’–—›\xa0¡«´»¿])[{_QUOTE}]").finditer
 
 
@@ -84,7 +84,7 @@ def _again(text: str) -> str:
 
 
 def _repair(text: str) -> Iterator[Edit]:
-    """Read again, as UTF-8, what was read as Latin-1 or Windows-1252; read C1 as the latter."""
+    """Decode as UTF-8 what was decoded as Latin-1 or Windows-1252; C1 controls as the latter."""
     if text.isascii():
         return
     try:
@@ -112,8 +112,8 @@ def _unescape(entity: str) -> str:
 
 
 def _characters() -> dict[str, str]:
-    """Return what single characters become: ligatures, wide ones, quotes, line ends, controls."""
-    wide = [chr(at) for at in (0x3000, *range(0xFF01, 0xFFF0))]
+    """Return the replacements of ligatures, wide characters, quotes, line ends and controls."""
+    wide = [chr(i) for i in (0x3000, *range(0xFF01, 0xFFF0))]
     controls = [*range(9), 0x0B, *range(0x0E, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF]
     controls += [*range(0xFFF9, 0xFFFD), *range(0x1D173, 0x1D17B), *range(0xE0000, 0xE0080)]
     ligatures = {"Ĳ": "IJ", "ĳ": "ij", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl"}
@@ -142,7 +142,7 @@ _may_need_fixes = regex.compile(r"[^\t\n\x0c\x20-\x25\x27-\x7e]").search
 
 
 def _fix_line(line: Traced, entities: bool) -> Traced:
-    """Make the fixes again and again until nothing is left to fix."""
+    """Apply the fixes until they change nothing."""
     before = None
     while before != line.text:
         before = line.text
@@ -157,14 +157,14 @@ def _fix(source: Traced) -> Traced:
         return source
     pieces: list[str] = []
     offsets: list[Span] = []
-    entities, at = True, 0
+    entities, start = True, 0
     for piece in regex.findall(r"[^\n]*\n|[^\n]+", source.text):
         entities = entities and not ("<" in piece and ">" in piece)
-        end = at + len(piece)
-        line = _fix_line(Traced(piece, source.offsets and source.offsets[at:end]), entities)
+        end = start + len(piece)
+        line = _fix_line(Traced(piece, source.offsets and source.offsets[start:end]), entities)
         pieces.append(line.text)
         offsets += line.offsets or []
-        at = end
+        start = end
     return Traced("".join(pieces), None if source.offsets is None else offsets)
 
 
@@ -181,11 +181,11 @@ def _space_marks(text: str) -> Iterator[Edit]:
 
 
 def _strip(text: str) -> Iterator[Edit]:
-    kept = text.strip()
-    if len(kept) < len(text):
-        start = text.find(kept)
+    stripped = text.strip()
+    if len(stripped) < len(text):
+        start = text.find(stripped)
         yield 0, start, ""
-        yield start + len(kept), len(text), ""
+        yield start + len(stripped), len(text), ""
 
 
 _PLAIN = {"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"}
@@ -199,7 +199,7 @@ _STANDARD: tuple[Step, ...] = (
 
 
 def clean(text: str, traced: bool = False) -> Traced:
-    r"""Return what stands for a text: its words, marks and line ends between single spaces.
+    r"""Return a text cleaned: its words, marks and line ends between single spaces.
 
     Args:
         text: without surrogates.

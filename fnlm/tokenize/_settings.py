@@ -81,16 +81,16 @@ class Row(NamedTuple):
     where: str
 
 
-class Said(NamedTuple):
-    """The contents of settings and lists of added tokens."""
+class Metadata(NamedTuple):
+    """The settings and added tokens in the files beside a vocabulary."""
 
     settings: dict[str, Any]  # arguments of the tokenizer
     named: dict[str, str]  # such as "unk_token" -> the token
     vocab: dict[str, int]  # with the added tokens
     added: dict[str, Added]  # all added tokens, by content, in the order of their ids
-    listed: frozenset[str]  # those of them that are listed, and not only called special
-    where: dict[str, str]  # the file and key that tells of each
-    absent: frozenset[str]  # those of `NAMED` that are said to be none
+    listed: frozenset[str]  # those in a list, and not only named as special
+    where: dict[str, str]  # added token -> the file and key that have it
+    absent: frozenset[str]  # those of `NAMED` that are null
 
 
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # described by tokenizer.json alone
@@ -98,7 +98,7 @@ GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # described by token
 
 def read(
     family: Family, vocab: Mapping[str, int], beside: Mapping[str, Path], rows: Iterable[Row] | None
-) -> Said:
+) -> Metadata:
     """Read the settings and added tokens in the files beside a vocabulary.
 
     Args:
@@ -127,41 +127,42 @@ def read(
     for older in _older(beside, vocab, special):  # they know no flags
         listed.append(older._replace(token=flags.get(older.token.content, older.token)))
     extra = [*named.values(), *extra]
-    known = {row.token.content for row in listed}
-    ids, added = _number(vocab, listed, extra, known)
+    contents = {row.token.content for row in listed}
+    ids, added = _number(vocab, listed, extra, contents)
     names = {key: row.token.content for key, row in named.items()}
     sources = {row.token.content: row.where for row in (*extra, *listed)}
     absent = frozenset(key for key, value, _ in items if key in NAMED and value is None)
-    return Said(settings, names, ids, added, frozenset(known), sources, absent)
+    return Metadata(settings, names, ids, added, frozenset(contents), sources, absent)
 
 
 def check_special(
-    said: Said, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], end: str = ""
+    metadata: Metadata, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], end: str = ""
 ) -> None:
     """Raise an error if a special token is an ordinary one of the vocabulary.
 
     Args:
-        said: the settings beside it, of `read`.
+        metadata: the settings beside it, of `read`.
         vocab: token -> id.
         merges: the pairs of tokens that join.
         end: what follows the last symbol of a word.
     """
-    old = [token for token in said.added if token in vocab]
-    made = {left + right for left, right in merges} if old else ()
-    for token in old:
-        if token in made or len(token.removesuffix(end)) == 1:
+    in_vocab = [token for token in metadata.added if token in vocab]
+    merged = {left + right for left, right in merges} if in_vocab else ()
+    for token in in_vocab:
+        if token in merged or len(token.removesuffix(end)) == 1:
             raise ValueError(
-                f"{said.where[token]} has {shown(token)}, which is an ordinary token of the "
+                f"{metadata.where[token]} has {shown(token)}, which is an ordinary token of the "
                 "vocabulary, and so can't be a special or an added one; take it out there"
             )
 
 
-def check_unknown(said: Said, path: Path, unknown: str | None, named: str) -> None:
+def check_unknown(metadata: Metadata, path: Path, unknown: str | None, named: str) -> None:
     """Raise an error if a tokenizer.json has another unknown token than the settings beside it."""
-    if "unk_token" in said.absent or unknown not in (None, named):
+    if "unk_token" in metadata.absent or unknown not in (None, named):
         raise ValueError(
             f"{path} has the unknown token {shown(unknown)}, and the settings beside it "
-            f"{shown(said.named.get('unk_token'))}: let a {_files.CONFIG} have the same unk_token"
+            f"{shown(metadata.named.get('unk_token'))}: let a {_files.CONFIG} have the same "
+            "unk_token"
         )
 
 
@@ -216,15 +217,15 @@ def _check(family: Family, config: Mapping[str, Any], where: str, whole: bool) -
 
 def _settings(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
     settings = {}
-    for theirs, (ours, kind) in family.heeded.items():
-        value = config.get(theirs)
+    for name, (argument, kind) in family.heeded.items():
+        value = config.get(name)
         if value is None:
             continue
         if not isinstance(value, kind):
-            raise ValueError(f"{where} has {theirs}={shown(value)}, not a {kind.__name__} or null")
+            raise ValueError(f"{where} has {name}={shown(value)}, not a {kind.__name__} or null")
         if kind is list and not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{where} has {theirs}={shown(value)}, not a list of texts")
-        settings[ours] = value
+            raise ValueError(f"{where} has {name}={shown(value)}, not a list of texts")
+        settings[argument] = value
     return settings
 
 
@@ -287,13 +288,13 @@ def _older(
 
 
 def _number(
-    vocab: Mapping[str, int], rows: Iterable[Row], extra: Iterable[Row], known: Collection[str]
+    vocab: Mapping[str, int], rows: Iterable[Row], extra: Iterable[Row], listed: Collection[str]
 ) -> tuple[dict[str, int], dict[str, Added]]:
     """Return the vocabulary with all added tokens, and these in the order of their ids."""
-    found: dict[str, Row] = {}
+    by_content: dict[str, Row] = {}
     for new in rows:
         content = new.token.content
-        old = found.setdefault(content, new)
+        old = by_content.setdefault(content, new)
         token_id = vocab.get(content, old.token_id)
         if new.token_id is not None and new.token_id != token_id:
             raise ValueError(
@@ -305,7 +306,7 @@ def _number(
                 f"{old.where} and {new.where} contradict each other: {shown(old.token)}, "
                 f"{shown(new.token)}"
             )
-    new_rows = [row for content, row in found.items() if content not in vocab]
+    new_rows = [row for content, row in by_content.items() if content not in vocab]
     numbered = sorted(
         (row.token_id, row.token.content) for row in new_rows if row.token_id is not None
     )
@@ -319,14 +320,14 @@ def _number(
         )
     unnumbered = [row.token.content for row in new_rows if row.token_id is None]
     for other in extra:
-        if other.token.content not in known and other.token.content not in found:
-            found[other.token.content] = other
+        if other.token.content not in listed and other.token.content not in by_content:
+            by_content[other.token.content] = other
             if other.token.content not in vocab:
                 unnumbered.append(other.token.content)
     added = [*(content for _, content in numbered), *unnumbered]
     ids = dict(vocab) | {token: i for i, token in enumerate(added, start=len(vocab))}
-    order = sorted(found, key=ids.__getitem__)
-    return ids, {content: found[content].token for content in order}
+    order = sorted(by_content, key=ids.__getitem__)
+    return ids, {content: by_content[content].token for content in order}
 
 
 def write_rows(tokens: Iterable[Added], ids: Mapping[str, int]) -> dict[str, dict[str, Any]]:

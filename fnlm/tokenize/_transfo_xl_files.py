@@ -107,17 +107,17 @@ def _read_form(path: Path, beside: dict[str, Path]) -> Vocabulary:
     if len(vocab) < len(vocabulary.symbols):
         twice = Counter(vocabulary.symbols).most_common(1)[0][0]
         raise ValueError(f"{path} holds {twice!r} twice")
-    said = _settings.read(FAMILY, vocab, beside, None)
-    new = said.vocab.keys() - vocab.keys()
-    if strange := new - {*FAMILY.special, said.named.get("unk_token")}:
+    metadata = _settings.read(FAMILY, vocab, beside, None)
+    new = metadata.vocab.keys() - vocab.keys()
+    if strange := new - {*FAMILY.special, metadata.named.get("unk_token")}:
         raise ValueError(
             f"the files beside {path} add {sorted(strange)[0]!r}, which the vocabulary lacks: "
             "write it into a vocab.txt, a symbol a line"
         )
-    symbols = sorted(said.vocab, key=said.vocab.__getitem__)
-    settings = {**said.settings}
-    if "unk_token" in said.named:
-        settings.setdefault("unknown", said.named["unk_token"])
+    symbols = sorted(metadata.vocab, key=metadata.vocab.__getitem__)
+    settings = {**metadata.settings}
+    if "unk_token" in metadata.named:
+        settings.setdefault("unknown", metadata.named["unk_token"])
     pickled = vocabulary._asdict()
     for name, value in settings.items():
         if _is_pickle(path) and pickled[name] != value and not (name == "unknown" and new):

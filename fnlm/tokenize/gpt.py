@@ -387,5 +387,5 @@ def load(name_or_path: str | Path, mode: Mode | None = None) -> Tokenizer:
         ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
-    said = _gpt_files.read(name_or_path)
-    return Tokenizer(said.vocab, said.merges, mode or said.mode, said.added, said.unknown)
+    files = _gpt_files.read(name_or_path)
+    return Tokenizer(files.vocab, files.merges, mode or files.mode, files.added, files.unknown)
