@@ -177,7 +177,7 @@ def _step(
     candidate_scores, flat_index = log_probs.topk(num_candidates)  # [B, W]
     parent, token = flat_index // vocab_size, flat_index % vocab_size  # [B, W]
     sequences = torch.cat([_pick(beams.running, parent), token.unsqueeze(-1)], -1)  # [B, W, n + 1]
-    is_eos = torch.full_like(token, last, dtype=torch.bool)
+    is_eos = torch.full_like(token, last, dtype=torch.bool)  # at the last step all finish
     if eos is not None:
         is_eos = is_eos | torch.isin(token, eos)
 
@@ -186,7 +186,7 @@ def _step(
     row = torch.arange(rows, device=device).unsqueeze(-1)  # [B, 1]
     origin = row * num_beams + parent.gather(1, best) if n else row.expand(rows, num_beams)
 
-    # Those that end, if among the best K, compete with the finished ones of earlier steps.
+    # Those that finish, if among the best K, compete with the finished ones of earlier steps.
     in_best = torch.arange(num_candidates, device=device) < num_beams
     eligible = is_eos & in_best & ~beams.done.unsqueeze(-1)
     divisor = (n + 1) ** length_penalty
