@@ -1,7 +1,7 @@
-"""A model that continues texts, with its tokenizer: what a program that writes needs of any family.
+"""A causal language model with its tokenizer: all that text generation needs, for any family.
 
-GPT-2 begins a text with <|endoftext|> and ends it so; Transformer-XL begins each line with <eos>,
-and a text has any number of lines; GPT only continues.
+GPT-2 begins and ends a text with <|endoftext|>. Transformer-XL begins each line with <eos>, and a
+text has any number of lines. GPT has no such token: it needs a prompt and ends nowhere.
 """
 
 from collections.abc import Iterable, Iterator
@@ -20,36 +20,36 @@ from fnlm.tree import Tree, cast
 
 __all__ = ["Pipeline", "load"]
 
-# The families that continue texts, and the token at the beginning of a text or line.
+# The causal families, and the token at the beginning of a text or line.
 _BEGINNINGS = {"gpt": None, "gpt2": "<|endoftext|>", "transfo_xl": "<eos>"}
 
 
 class Pipeline(NamedTuple):
-    """A model and its tokenizer."""
+    """A causal language model with its tokenizer."""
 
     name: str  # of the family: "gpt", "gpt2" or "transfo_xl"
     family: ModuleType
     params: Tree
     tokenizer: Any
-    begin: int | None  # id at the beginning of a text or line
-    eos: int | None  # id after which a text is over
+    begin: int | None  # id at the beginning of a text or line; None if the vocabulary has none
+    eos: int | None  # end-of-sequence id; None if texts have no end
 
     def apply(
         self, params: Tree, ids: Tensor, cache: Any = None, **data: Any
     ) -> tuple[Tensor, Any]:
-        """Score the tokens of the vocabulary: the family's `apply` without rows that only pad.
+        """Run the family's `apply` and return the logits of the tokenizer's vocabulary alone.
 
-        A table of embeddings may have more rows than the vocabulary has tokens, and what they score
-        must never be chosen.
+        An embedding may have more rows than the tokenizer has tokens (padding to a round number),
+        and their logits must never be chosen.
         """
         logits, cache = self.family.apply(params, ids, cache, **data)
         return logits[..., : self.tokenizer.vocab_size], cache
 
     def encode(self, prompt: str) -> list[int]:
-        """Return the ids of a prompt; of nothing, that of a beginning.
+        """Return the ids of a prompt; of an empty one, `begin`.
 
         Raises:
-            ValueError: there is no prompt, and the vocabulary has no token that begins a text.
+            ValueError: the prompt is empty and the vocabulary has no token that begins a text.
         """
         if self.name == "transfo_xl":
             prompt = prompt.replace("\n", f" {_BEGINNINGS[self.name]} ")
@@ -63,24 +63,24 @@ class Pipeline(NamedTuple):
         return [self.begin]
 
     def decode(self, tokens: Iterable[Tensor | int]) -> Iterator[str]:
-        """Yield the text of ids, as far as it is certain, up to the end."""
-        ids = takewhile(lambda at: at != self.eos, map(int, tokens))
+        """Yield the text of a stream of ids, up to `eos`, as soon as it is certain."""
+        ids = takewhile(lambda token_id: token_id != self.eos, map(int, tokens))
         if self.name != "transfo_xl":
             yield from self.tokenizer.decode_stream(ids)
             return
-        for at in ids:
-            yield "\n" if at == self.begin else f"{self.tokenizer.decode([at])} "
+        for token_id in ids:
+            yield "\n" if token_id == self.begin else f"{self.tokenizer.decode([token_id])} "
 
 
 def load(name_or_path: str | Path, *, dtype: str = "float32") -> Pipeline:
-    """Load a model that continues texts, of whichever family, laid out for decoding.
+    """Load a causal language model of any family with its tokenizer, laid out for decoding.
 
     Args:
         name_or_path: a directory, a file beside its vocabulary, a bundled model or a hub name.
         dtype: of the arithmetic, such as "float32" or "bfloat16".
 
     Raises:
-        ValueError: the model is of another family, or has not as many words as its tokenizer.
+        ValueError: the model is not causal, or has not as many tokens as its tokenizer.
         FileNotFoundError: no such model, or it has no vocabulary.
 
     >>> pipeline = load("tiny")
@@ -89,17 +89,19 @@ def load(name_or_path: str | Path, *, dtype: str = "float32") -> Pipeline:
     """
     name = checkpoints.family_of(name_or_path)
     if name not in _BEGINNINGS:
-        raise ValueError(f"{name_or_path} is a model of {name}, which does not continue texts")
+        raise ValueError(
+            f"{name_or_path}: {name} is not a causal language model: it cannot generate text"
+        )
     family = import_module(f"fnlm.{name}")
     path = Path(name_or_path)
     folder = path.parent if path.is_file() else name_or_path
     tokenizer = import_module(f"fnlm.tokenize.{name}").load(folder)
     params = family.load(name_or_path)
-    words = getattr(params["config"], "n_token", 0) or len(params["embed"]["token"])
+    num_tokens = getattr(params["config"], "n_token", 0) or len(params["embed"]["token"])
     padded = name != "transfo_xl"  # an adaptive softmax has no rows to spare
-    checkpoints.check_vocabulary(name_or_path, tokenizer.vocab_size, words, padded=padded)
+    checkpoints.check_vocabulary(name_or_path, tokenizer.vocab_size, num_tokens, padded=padded)
     token = _BEGINNINGS[name]
-    known = token is not None and (name != "gpt2" or token in tokenizer.special)
-    begin = tokenizer.tokens_to_ids([token])[0] if known else None
+    has_begin = token is not None and (name != "gpt2" or token in tokenizer.special)
+    begin = tokenizer.tokens_to_ids([token])[0] if has_begin else None
     params = for_decoding(cast(params, getattr(torch, dtype)))
     return Pipeline(name, family, params, tokenizer, begin, begin if name == "gpt2" else None)

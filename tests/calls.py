@@ -679,10 +679,10 @@ TOLD = rocstories.Example("a low low", ("slow", "?"), 1)
 STORIES_FILE = ",".join([*rocstories.COLUMNS, rocstories.ANSWER]) + "\na,b,c,d,e,f,2\n"
 CHOICES_FILE = "sent1,sent2,ending0,ending1,ending2,ending3,label\na,b,c,d,e,f,3\n"
 TASKS: dict[str, Make] = {
-    "features.marks": lambda _: on(features.marks, MARKED),
+    "features.special_tokens": lambda _: on(features.special_tokens, MARKED),
     "features.truncate_pair": lambda _: on(features.truncate_pair, 10, 3, 9),
     "features.rows": lambda _: on(
-        features.rows, [([5, 6], [7]), ([8], None)], features.Marks(2, 3, 1), 6
+        features.rows, [([5, 6], [7]), ([8], None)], features.SpecialTokens(2, 3, 1), 6
     ),
     "features.encode_pairs": lambda _: on(
         features.encode_pairs, MARKED, [("a low", "slow"), ("a", None)], 6
