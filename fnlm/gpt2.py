@@ -185,10 +185,10 @@ def hidden_states(
     params: Params,
     ids: Tensor,
     cache: AnyCache | None = None,
-    *,
+    mask: Tensor | None = None,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
-    mask: Tensor | None = None,
+    *,
     key: Tensor | None = None,
 ) -> tuple[Tensor, AnyCache]:
     """Return the last hidden states, without the output layer: arguments of `apply`.
@@ -228,10 +228,10 @@ def apply(
     params: Params,
     ids: Tensor,
     cache: AnyCache | None = None,
-    *,
+    mask: Tensor | None = None,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
-    mask: Tensor | None = None,
+    *,
     key: Tensor | None = None,
 ) -> tuple[Tensor, AnyCache]:
     """Return the logits of the next token at every position.
@@ -240,10 +240,10 @@ def apply(
         params: from `init` or `load`.
         ids: int64 [..., T], each 0 <= id < V.
         cache: key-value cache of the tokens before `ids`, from an earlier call; not modified.
+        mask: [..., T], nonzero for real tokens, 0 for padding on either side; stored in the cache.
         positions: int64, broadcastable to [..., T]; by default each row counts its real tokens, the
             cached included.
         token_types: int64 [..., T], token ids whose embeddings are added.
-        mask: [..., T], nonzero for real tokens, 0 for padding on either side; stored in the cache.
         key: turns dropout on; one key, or one for each of the leading axes of `ids`.
 
     Returns:
@@ -273,10 +273,10 @@ def double_heads(
     ids: Tensor,
     choice_positions: Tensor,
     cache: AnyCache | None = None,
+    mask: Tensor | None = None,
     *,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
-    mask: Tensor | None = None,
     key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, AnyCache]:
     """Return the logits of the next tokens and a score for each choice.
