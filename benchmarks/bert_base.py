@@ -2,7 +2,7 @@
 
 Both run the same weights in float32, without dropout, on rows of which every other one is padded.
 Gradients are those of one number with respect to all parameters, dropped at once: the peer's by
-`backward()` and `zero_grad()`, ours by `fnlm.train.grad_and_value`, and for comparison by
+`backward()` and `zero_grad()`, ours by `fnlm.transforms.grad_and_value`, and for comparison by
 `torch.func.grad_and_value`, which keeps what second derivatives would need. A ratio is the median
 of the ratios of neighbours.
 
@@ -35,9 +35,9 @@ import transformers
 from torch import Tensor
 
 import fnlm
-from fnlm import bert, train
+from fnlm import bert, transforms
 from fnlm.params import io
-from fnlm.params.rules.bert import FAMILY
+from fnlm.params.names.bert import FAMILY
 
 aten = torch.ops.aten
 FORWARD_BAR, GRADIENT_BAR = 1.0, 1.05
@@ -137,7 +137,7 @@ def make_call(name: str, rows: int, length: int, layers: int) -> Call:
 
     if name == OURS:
         return torch.no_grad()(lambda: loss(params))
-    derive = train.grad_and_value if name == OURS_GRADIENT else torch.func.grad_and_value
+    derive = transforms.grad_and_value if name == OURS_GRADIENT else torch.func.grad_and_value
     return lambda: derive(loss)(params)[1]
 
 

@@ -41,17 +41,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import bert, random, train
-from fnlm.layers.dropout import dropout, keys_of_sites
-from fnlm.params import rename, spec, tree
-from fnlm.params.checkpoint import replace as write_whole
-from fnlm.params.rules.bert import FAMILY
+from fnlm import bert, random, train, tree
+from fnlm.files.checkpoint import replace as write_whole
+from fnlm.finetune.data import Arrays, predict, tensors
+from fnlm.layers.dropout import dropout, dropout_keys
+from fnlm.params import rename, spec
+from fnlm.params.names.bert import FAMILY
 from fnlm.tasks import glue, squad
 from fnlm.tasks.squad_answers import recover
 from fnlm.tasks.squad_metrics import evaluate_v1
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
-from fnlm.train.data import Arrays, predict, tensors
 
 RESULTS = Path(__file__).parent / "minilm"
 CLASSIFY, ANSWER = "sequence_classification", "question_answering"
@@ -169,7 +169,7 @@ def ours(params: bert.Params, work: Work, plan: Plan, steps: int, key: Tensor) -
 
 def same_bits(key: Tensor, layers: int) -> Callable[..., Tensor]:
     """Make torch's dropout one that takes its keys as fnlm's BERT does, site after site."""
-    keys = iter((*keys_of_sites(key, 1 + 3 * layers), random.fold_in(key, 0)))
+    keys = iter((*dropout_keys(key, 1 + 3 * layers), random.fold_in(key, 0)))
 
     def drop(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return dropout(x, p, next(keys))

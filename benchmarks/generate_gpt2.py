@@ -24,9 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm import gpt2, random
+from fnlm import gpt2, random, tree
 from fnlm.generate import stream
-from fnlm.params import tree
 from fnlm.params.layout import for_decoding
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

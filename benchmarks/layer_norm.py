@@ -23,9 +23,8 @@ from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
 import fnlm
-from fnlm import bert, random, train
+from fnlm import bert, random, transforms, tree
 from fnlm.layers.norm import layer_norm
-from fnlm.params import tree
 
 BAR = 1.02
 ROWS, TOKENS = 8, 128
@@ -39,9 +38,9 @@ SHAPES: dict[str, dict[str, Any]] = {
 Call = Callable[[], object]
 
 
-def kernel(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
+def kernel(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """Norm as fnlm did before: torch's kernel at every level."""
-    return F.layer_norm(x, (x.shape[-1],), scale, bias, epsilon)
+    return F.layer_norm(x, (x.shape[-1],), scale, bias, eps)
 
 
 def calls(shape: dict[str, Any]) -> dict[str, tuple[Call, bool]]:
@@ -65,7 +64,7 @@ def calls(shape: dict[str, Any]) -> dict[str, tuple[Call, bool]]:
         "forward": (forward, True),
         "backward()": (backward, True),
         "torch.func.grad": (lambda: grad(loss)(params), True),
-        "fnlm.train.grad": (lambda: train.grad(loss)(params), True),
+        "fnlm.transforms.grad": (lambda: transforms.grad(loss)(params), True),
         "per example": (lambda: vmap(grad(loss), (None, 0))(params, ids[:2]), True),
         "jvp": (lambda: jvp(loss, (params,), (params,)), True),
         "jvp of grad": (lambda: jvp(grad(loss), (params,), (params,)), False),

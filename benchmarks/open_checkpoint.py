@@ -29,8 +29,7 @@ from typing import Any
 import torch
 
 import fnlm
-from fnlm import gpt2, random
-from fnlm.params import tree
+from fnlm import gpt2, random, tree
 
 BAR_SECONDS = 0.1
 OURS = "fnlm gpt2.load"

@@ -39,15 +39,14 @@ from finetune_minilm import ANSWER, PLANS, WARMUP, WEIGHT_DECAY, Work, orders, s
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import bert, random, train
-from fnlm.params import tree
-from fnlm.params.checkpoint import replace as write_whole
+from fnlm import bert, random, train, transforms, tree
+from fnlm.files.checkpoint import replace as write_whole
+from fnlm.finetune.data import predict, tensors
 from fnlm.tasks import squad
 from fnlm.tasks.squad_answers import recover
 from fnlm.tasks.squad_metrics import evaluate_v1
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
-from fnlm.train.data import predict, tensors
 
 RESULTS = Path(__file__).parent / "padding_row"
 VARIANTS = ("held", "learned", "nudged")
@@ -111,7 +110,7 @@ def steps(work: Work, params: bert.Params, seed: int, *, held: bool) -> Iterator
     if held:
         optimizer = train.mask_rows(optimizer, {"embed.token": PAD})
     state = optimizer.init(params)
-    differentiate = train.grad_and_value(loss, has_aux=True)
+    differentiate = transforms.grad_and_value(loss, has_aux=True)
     for number, rows in enumerate(tqdm(batches)):
         batch = tensors([array[rows] for array in work.train])
         own = random.fold_in(key, torch.tensor(number))

@@ -7,7 +7,7 @@ gradient of the batch is shown beside them: no per-example gradient takes less.
 
 First the gradients are compared, without dropout. BERT looks its positions up once for all rows,
 which the hooks don't see through: they need position ids for each row, which the benchmark gives.
-How large the difference is otherwise is printed, too, and whether the hooks can do masked words,
+How large the difference is otherwise is printed, too, and whether the hooks can do masked LM,
 whose scores use the table of the embeddings a second time.
 """
 
@@ -28,18 +28,19 @@ from torch import Tensor
 from torch.func import vmap
 
 import fnlm
-from fnlm import bert, random, train
+from fnlm import bert, random, transforms
 from fnlm.params import io, rename
-from fnlm.params.rules.bert import FAMILY
-from fnlm.params.tree import Tree
-from fnlm.train import losses, per_example_grads
+from fnlm.params.names.bert import FAMILY
+from fnlm.train import losses
+from fnlm.transforms import per_example_grads
+from fnlm.tree import Tree
 
 BAR = 1.0
 PEER, OURS = "opacus", "fnlm"
-CLASSIFY, WORDS = "sequence_classification", "masked_lm"
+CLASSIFY, MASKED_LM = "sequence_classification", "masked_lm"
 MODULES = {
     CLASSIFY: transformers.BertForSequenceClassification,
-    WORDS: transformers.BertForMaskedLM,
+    MASKED_LM: transformers.BertForMaskedLM,
 }
 Batch = tuple[Tensor, ...]  # ids, token types, mask, labels
 
@@ -113,7 +114,7 @@ def take_turns(batch: Batch, layers: int, rounds: int) -> dict[str, list[float]]
     contenders: dict[str, Callable[[], object]] = {
         PEER: lambda: theirs(module, batch),
         OURS: lambda: per_example_grads(example, params, *batch, keys),
-        "fnlm, the batch": lambda: train.grad(example)(params, *batch, keys),
+        "fnlm, the batch": lambda: transforms.grad(example)(params, *batch, keys),
     }
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(rounds + 1):
@@ -142,8 +143,8 @@ def main() -> int:
     batch = make_batch(CLASSIFY, args.rows, args.length)
     print("classes:", difference(CLASSIFY, batch, positions=True))
     print("classes, no position ids:", difference(CLASSIFY, batch, positions=False))
-    words = make_batch(WORDS, 2, 9)
-    print("masked words:", difference(WORDS, words, positions=True))
+    words = make_batch(MASKED_LM, 2, 9)
+    print("masked LM:", difference(MASKED_LM, words, positions=True))
     taken = take_turns(batch, args.layers, args.rounds)
     for name, times in taken.items():
         print(f"{name:16} median {statistics.median(times):6.2f} s "

@@ -29,11 +29,10 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import gpt2, random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
-from fnlm.train import per_example_grads
+from fnlm import gpt2, random, tree
 from fnlm.train.losses import language_model
+from fnlm.transforms import per_example_grads
+from fnlm.tree import Tree
 
 BAR = 1.6
 PEER, OURS = "gradient of the batch", "per-example, in chunks"

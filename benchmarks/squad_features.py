@@ -1,4 +1,4 @@
-"""Claim: SQuAD's whole dev file becomes arrays in at most half the time of the ancestor's way.
+"""Claim: SQuAD's dev file becomes arrays in at most half of pytorch-pretrained-bert's time.
 
     python benchmarks/squad_features.py --file dev-v1.1.json --vocab vocab.txt --rounds 3
 
@@ -33,7 +33,7 @@ DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 class Window(NamedTuple):
-    """What the ancestor kept of a window."""
+    """What pytorch-pretrained-bert keeps of a window."""
 
     ids: list[int]
     token_types: list[int]
@@ -43,7 +43,7 @@ class Window(NamedTuple):
 
 
 def split_at_spaces(text: str) -> list[str]:
-    """Return the words of a context; the ancestor also counts U+202F as a space."""
+    """Return the words of a context; pytorch-pretrained-bert also counts U+202F as a space."""
     words: list[str] = []
     after_space = True
     for character in text:
@@ -71,7 +71,7 @@ def is_best(spans: Sequence[tuple[int, int]], window: int, token: int) -> bool:
 def convert(
     examples: Sequence[squad.Example], tokenizer: Any, length: int, stride: int, query_length: int
 ) -> list[Window]:
-    """Convert examples as the ancestor's script does."""
+    """Convert examples as pytorch-pretrained-bert's script does."""
     windows = []
     for example in examples:
         query = tokenizer.tokenize(example.question)[:query_length]
@@ -163,20 +163,20 @@ def main() -> None:
     names = ("pytorch-pretrained-bert", "numpy")
     print(f"Python {platform.python_version()},", *(f"{n} {metadata.version(n)}," for n in names))
     print(f"1 thread, {os.cpu_count()} processors; {flags.file.name}, {len(examples)} questions")
-    cold, warm, ancestor, limit = [], [], [], []
+    cold, warm, baseline, limit = [], [], [], []
     for _ in range(flags.rounds):
         tokenizer = bert.load(flags.vocab, lower_case=True)
         seconds, ours = timed(squad.features, examples, tokenizer)
         cold.append(seconds)
         seconds, theirs = timed(convert, examples, peer, 384, 128, 64)
-        ancestor.append(seconds)
+        baseline.append(seconds)
         warm.append(timed(squad.features, examples, tokenizer)[0])
         limit.append(timed(encode_once, examples, tokenizer)[0])
     print(f"rows agree: {agree(ours, theirs)} ({len(theirs)} windows)")
-    report("pytorch-pretrained-bert", ancestor, ancestor)
-    ratio = report("fnlm cold", cold, ancestor)
-    report("fnlm warm", warm, ancestor)
-    report("physical limit", limit, ancestor)
+    report("pytorch-pretrained-bert", baseline, baseline)
+    ratio = report("fnlm cold", cold, baseline)
+    report("fnlm warm", warm, baseline)
+    report("physical limit", limit, baseline)
     print(f"at least {BAR:g} times as fast: {'yes' if ratio >= BAR else 'NO'}")
 
 

@@ -8,9 +8,8 @@ import time
 import torch
 from torch.func import grad, vmap
 
-from fnlm import gpt2, random
+from fnlm import gpt2, random, tree
 from fnlm.generate import stream
-from fnlm.params import tree
 from fnlm.tokenize import gpt2 as tokenize
 from fnlm.train import losses
 

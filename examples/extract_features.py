@@ -21,8 +21,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fnlm import bert, cli, train
-from fnlm.params import tree
+from fnlm import bert, cli, finetune, tree
 from fnlm.tasks.features import digest, encode_pairs
 from fnlm.tokenize import bert as tokenize
 
@@ -82,7 +81,7 @@ def features(
 ) -> Iterator[list[object]]:
     """Yield for each text what to show of its tokens."""
     arrays = encode_pairs(tokenizer, texts, flags.max_seq_length)
-    ids, token_types, mask = train.tensors(arrays, flags.device)
+    ids, token_types, mask = finetune.tensors(arrays, flags.device)
     states = bert.layers(params, ids, token_types, mask)
     values = torch.stack([states[layer] for layer in layers], dim=2).cpu()  # [B, T, layers, D]
     for row, length in enumerate(mask.sum(dim=1).tolist()):

@@ -17,14 +17,14 @@ import torch
 
 from fnlm import random
 from fnlm.generate import generate, stream
-from fnlm.writer import Writer, load
+from fnlm.pipeline import Pipeline, load
 
 
-def samples(model: Writer, prompt: str, args: argparse.Namespace) -> Iterator[Iterable[str]]:
+def samples(model: Pipeline, prompt: str, args: argparse.Namespace) -> Iterator[Iterable[str]]:
     """For each sample the pieces of its text; those of a batch come all at once."""
     ids = torch.tensor([model.encode(prompt)])
     settings = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
-    settings |= {"end": model.end, "prefill": model.family.hidden_states}
+    settings |= {"eos": model.eos, "prefill": model.family.hidden_states}
     for first in range(0, args.nsamples, args.batch_size):
         rows = torch.arange(first, min(first + args.batch_size, args.nsamples))
         keys = random.fold_in(random.key(args.seed), rows)
@@ -35,7 +35,7 @@ def samples(model: Writer, prompt: str, args: argparse.Namespace) -> Iterator[It
             yield from (model.decode(row) for row in generate(*given, key=keys, **settings))
 
 
-def show(model: Writer, prompt: str, args: argparse.Namespace) -> None:
+def show(model: Pipeline, prompt: str, args: argparse.Namespace) -> None:
     for number, pieces in enumerate(samples(model, prompt, args), 1):
         if args.nsamples > 1:
             print(f"{'=' * 30} sample {number} {'=' * 30}")
@@ -44,7 +44,7 @@ def show(model: Writer, prompt: str, args: argparse.Namespace) -> None:
         print(flush=True)
 
 
-def talk(model: Writer, args: argparse.Namespace) -> None:
+def talk(model: Pipeline, args: argparse.Namespace) -> None:
     """Ask for prompts until the end of the input."""
     while True:
         try:
@@ -72,8 +72,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--batch_size", type=int, default=1, help="texts made at the same time")
     add("--length", type=int, default=-1, help="most tokens; -1: half of the positions, or 128")
     add("--temperature", type=float, default=1.0)
-    add("--top_k", type=int, default=0, help="0: all words")
-    add("--top_p", type=float, default=1.0, help="1: all words")
+    add("--top_k", type=int, default=0, help="0: all tokens")
+    add("--top_p", type=float, default=1.0, help="1: all tokens")
     add("--dtype", choices=["float32", "bfloat16"], default="float32")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--prompt", help="continue this text and stop")

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import bert, cli, random, train
+from fnlm import bert, cli, finetune, random
 from fnlm.params import spec
 from fnlm.tasks import glue
 from fnlm.tokenize import bert as tokenize
@@ -26,7 +26,7 @@ HEAD = "sequence_classification"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(train.TextRecipe):
+class Flags(finetune.TextRecipe):
     """Fine-tune BERT on a task of GLUE, and evaluate it.
 
     Args:
@@ -85,7 +85,7 @@ def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tens
 
 def evaluate(params: bert.Params, data: glue.Features, flags: Flags) -> dict[str, float]:
     """Return the metrics of the task, and the mean loss."""
-    logits = train.predict(
+    logits = finetune.predict(
         bert.sequence_classification, params, data, flags.eval_batch_size, flags.device
     )
     results = glue.evaluate(flags.task_name, glue.predict(flags.task_name, logits), data.labels)
@@ -104,7 +104,7 @@ def main(flags: Flags) -> None:
     held_out = [read(flags, tokenizer, split) for split in splits if flags.do_eval]
     results: dict[str, float] = {}
     if flags.do_train:
-        params, results = train.finetune(
+        params, results = finetune.finetune(
             loss,
             params,
             read(flags, tokenizer, "train"),
@@ -118,7 +118,7 @@ def main(flags: Flags) -> None:
         prefix = split.removeprefix("dev").removeprefix("_")
         found = evaluate(params, data, flags)
         results |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
-    print(train.write_results(results, flags.output_dir, "eval_results"), end="")
+    print(finetune.write_results(results, flags.output_dir, "eval_results"), end="")
 
 
 if __name__ == "__main__":

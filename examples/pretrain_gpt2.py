@@ -19,8 +19,7 @@ from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fnlm import gpt2, random, train
-from fnlm.params import tree
+from fnlm import gpt2, random, train, tree
 from fnlm.tokenize import gpt2 as tokenize
 from fnlm.train import losses, schedules
 

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fnlm import checkpoints, cli, gpt, random, train
+from fnlm import checkpoints, cli, finetune, gpt, random, train
 from fnlm.tasks import rocstories
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import gpt as tokenize
@@ -29,7 +29,7 @@ Schedule = Literal["constant", "warmup_constant", "warmup_linear", "warmup_cosin
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(train.Recipe):
+class Flags(finetune.Recipe):
     """Fine-tune OpenAI GPT on ROCStories, and evaluate it.
 
     Args:
@@ -89,7 +89,7 @@ def loss(params: gpt.Params, *batch: Tensor, lm_coef: float, key: Tensor | None 
 
 def evaluate(params: gpt.Params, data: rocstories.Features, flags: Flags) -> dict[str, float]:
     """Return the accuracy, and the mean loss of the endings."""
-    logits = train.predict(choose, params, data, flags.eval_batch_size, flags.device)
+    logits = finetune.predict(choose, params, data, flags.eval_batch_size, flags.device)
     mean = losses.multiple_choice(torch.from_numpy(logits), torch.from_numpy(data.labels))
     return {"accuracy": accuracy(most_likely(logits), data.labels), "eval_loss": float(mean)}
 
@@ -110,8 +110,10 @@ def main(flags: Flags) -> None:
     held_out = read(flags.eval_dataset, "--eval_dataset") if flags.do_eval else None
     results: dict[str, float] = {}
     if flags.do_train:
-        own = {name: getattr(flags, name) for name in ("lm_coef", "lr_schedule", "max_grad_norm")}
-        params, results = train.finetune(
+        settings = {
+            name: getattr(flags, name) for name in ("lm_coef", "lr_schedule", "max_grad_norm")
+        }
+        params, results = finetune.finetune(
             partial(loss, lm_coef=flags.lm_coef),
             params,
             read(flags.train_dataset, "--train_dataset"),
@@ -123,13 +125,13 @@ def main(flags: Flags) -> None:
                 schedule=getattr(schedules, flags.lr_schedule),
                 max_grad_norm=flags.max_grad_norm,
             ),
-            facts=own,
+            settings=settings,
         )
         gpt.save(params, flags.output_dir)
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    print(train.write_results(results, flags.output_dir, "eval_results"), end="")
+    print(finetune.write_results(results, flags.output_dir, "eval_results"), end="")
 
 
 if __name__ == "__main__":

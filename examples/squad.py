@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnlm import bert, cli, random, train
+from fnlm import bert, cli, finetune, random
 from fnlm.tasks import squad
 from fnlm.tasks.squad_answers import Answers, recover
 from fnlm.tasks.squad_metrics import evaluate_v1, evaluate_v2
@@ -28,7 +28,7 @@ from fnlm.train import losses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(train.TextRecipe):
+class Flags(finetune.TextRecipe):
     """Fine-tune BERT on SQuAD, answer questions, and evaluate the answers.
 
     Args:
@@ -96,7 +96,7 @@ def score(params: bert.Params, *batch: Tensor) -> Tensor:
 
 def answer(params: bert.Params, data: Data, flags: Flags) -> Answers:
     """Score every token of every window, and find the best answers."""
-    found = train.predict(score, params, data[1], flags.predict_batch_size, flags.device)
+    found = finetune.predict(score, params, data[1], flags.predict_batch_size, flags.device)
     logits = np.zeros((2, *data[1].ids.shape), np.float32)
     logits[..., : found.shape[1]] = found.transpose(2, 0, 1)
     threshold = flags.null_score_diff_threshold if flags.version_2_with_negative else None
@@ -135,7 +135,7 @@ def main(flags: Flags) -> None:
     if flags.do_train:
         _, windows = read(flags, tokenizer, training=True)
         padding = {"embed.token": params["config"].pad_token_id}  # the loss reads it: see parity.md
-        params, results = train.finetune(
+        params, results = finetune.finetune(
             loss, params, windows[:5], flags, flags.output_dir, masked_rows=padding
         )
         bert.save(params, flags.output_dir)
@@ -146,7 +146,7 @@ def main(flags: Flags) -> None:
             write(found, flags.output_dir)
         if flags.do_eval:
             results |= evaluate(asked[0], found, flags)
-    print(train.write_results(results, flags.output_dir, "eval_results"), end="")
+    print(finetune.write_results(results, flags.output_dir, "eval_results"), end="")
 
 
 if __name__ == "__main__":

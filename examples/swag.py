@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import bert, cli, random, train
+from fnlm import bert, cli, finetune, random
 from fnlm.tasks import swag
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import bert as tokenize
@@ -24,7 +24,7 @@ from fnlm.train import losses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(train.TextRecipe):
+class Flags(finetune.TextRecipe):
     """Fine-tune BERT on SWAG, and evaluate it.
 
     Args:
@@ -60,7 +60,8 @@ def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tens
 
 def evaluate(params: bert.Params, data: swag.Features, flags: Flags) -> dict[str, float]:
     """Return the accuracy, and the mean loss."""
-    logits = train.predict(bert.multiple_choice, params, data, flags.eval_batch_size, flags.device)
+    size, device = flags.eval_batch_size, flags.device
+    logits = finetune.predict(bert.multiple_choice, params, data, size, device)
     mean = losses.multiple_choice(torch.from_numpy(logits), torch.from_numpy(data.labels))
     return {"accuracy": accuracy(most_likely(logits), data.labels), "eval_loss": float(mean)}
 
@@ -76,14 +77,14 @@ def main(flags: Flags) -> None:
     results: dict[str, float] = {}
     if flags.do_train:
         data = read(flags, tokenizer, "train.csv")
-        params, results = train.finetune(
+        params, results = finetune.finetune(
             loss, params, data, flags, flags.output_dir, held_out=held_out
         )
         bert.save(params, flags.output_dir)
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    print(train.write_results(results, flags.output_dir, "eval_results"), end="")
+    print(finetune.write_results(results, flags.output_dir, "eval_results"), end="")
 
 
 if __name__ == "__main__":

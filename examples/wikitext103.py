@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import checkpoints, cli, random, train, transfo_xl
-from fnlm.params import tree
+from fnlm import checkpoints, cli, finetune, random, train, transfo_xl, tree
 from fnlm.tasks import language_model
 from fnlm.tokenize import transfo_xl as tokenize
 from fnlm.tokenize import words
@@ -36,7 +35,7 @@ from fnlm.train import schedules
 
 Mems = transfo_xl.Mems
 Ids = npt.NDArray[np.integer[Any]]
-CORPORA = (".bin", ".pkl", ".pt")  # how files of the ancestor end, as ids and not as text
+CORPORA = (".bin", ".pkl", ".pt")  # files of ids, as pytorch-pretrained-bert names them
 ATTENTION = ("tgt_len", "mem_len", "clamp_len", "same_length")
 
 
@@ -93,7 +92,7 @@ class Flags(Training):
         work_dir: directory of the run.
         model_name: directory, file or hub name of the model to evaluate.
         train_file: text on which to train a model of the given sizes, instead of loading one.
-        eval_file: text, or corpus.bin of the ancestor; without, that of the model.
+        eval_file: text, or corpus.bin of pytorch-pretrained-bert; without, that of the model.
         split: of such a corpus.
         batch_size: places of the text at which to evaluate at the same time.
         checkpoint_every: steps between checkpoints of the training.
@@ -150,8 +149,8 @@ def learn(flags: Flags, path: Path) -> None:
         same_length=flags.same_length, dropout=flags.dropout,
     )  # fmt: skip
     ids = store(path, tokenizer, flags.work_dir / "train-ids")
-    facts = {field.name: getattr(flags, field.name) for field in fields(Training)}
-    train.check_run(flags.work_dir, facts, {"training text": [ids]})
+    settings = {field.name: getattr(flags, field.name) for field in fields(Training)}
+    finetune.claim_run_directory(flags.work_dir, settings, {"training text": [ids]})
     rate = schedules.warmup_cosine(flags.warmup_proportion, flags.steps)
     optimizer = train.adamw(
         lambda step: flags.learning_rate * rate(step),
@@ -211,7 +210,7 @@ def main(flags: Flags) -> None:
         ids = store(flags.eval_file, tokenizer, flags.work_dir / "eval-ids")
     config = replace(params["config"], **{field: getattr(flags, field) for field in ATTENTION})
     results = evaluate(tree.to(params, flags.device) | {"config": config}, ids, flags)
-    print(train.write_results(results, flags.work_dir, "eval_results"), end="")
+    print(finetune.write_results(results, flags.work_dir, "eval_results"), end="")
 
 
 if __name__ == "__main__":

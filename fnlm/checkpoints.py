@@ -1,4 +1,4 @@
-"""Checkpoints of any origin and format: what one holds, and the same one in another form."""
+"""Inspecting and converting checkpoints of any origin and format."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl
-from fnlm.params import _archive, folder, hub, io, rename, tree
-from fnlm.params._text import printable
-from fnlm.params.checkpoint import Checkpoint, Entry
+from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm.files import _archive, folder, hub
+from fnlm.files._text import printable
+from fnlm.files.checkpoint import Checkpoint, Entry
+from fnlm.params import io, rename
 from fnlm.params.config import BaseConfig
 
 __all__ = ["FAMILIES", "check_vocabulary", "convert", "family_of", "inspect"]
@@ -37,7 +38,7 @@ _VOCABULARIES = {
 
 
 class _Account(NamedTuple):
-    """What a family makes of a checkpoint's names."""
+    """The meaning of a checkpoint's names to a family."""
 
     family: str  # module name
     matches: dict[str, rename.Match]
@@ -47,7 +48,7 @@ class _Account(NamedTuple):
 
 
 def family_of(path: str | Path) -> str:
-    """Name the family of a checkpoint: the module of fnlm that knows the names of its tensors.
+    """Return the family of a checkpoint: the module of fnlm that knows the names of its tensors.
 
     Args:
         path: a file or directory of any format, a bundled model or a hub name.
@@ -67,7 +68,7 @@ def family_of(path: str | Path) -> str:
 
 
 def check_vocabulary(name: str | Path, found: int, wanted: int, *, padded: bool = True) -> None:
-    """Raise ValueError unless a tokenizer has as many tokens as the model of that name has rows.
+    """Raise ValueError unless a tokenizer has as many tokens as a model has embeddings.
 
     If `padded`, it may have somewhat fewer: tables of embeddings are often padded to a multiple of
     8, 64 or, cut among several devices, 1024.
@@ -86,12 +87,12 @@ def inspect(
     ignore: Sequence[str] = (),
     seed: int | None = None,
 ) -> Iterator[str]:
-    """Yield lines on a checkpoint: its tensors, its family, and what fnlm would load from it.
+    """Yield a report on a checkpoint, line by line: its tensors, its family, and what would load.
 
     Args:
         path: a file or directory of any format, a bundled model or a hub name.
         heads: as in every family's `load`, like `ignore`.
-        seed: of the key with which heads that the file lacks would be initialised.
+        seed: of the key with which heads that the file lacks would be initialized.
 
     Raises:
         ValueError: the file is damaged, or of no known format.
@@ -128,21 +129,21 @@ def convert(
     ignore: Sequence[str] = (),
     seed: int | None = None,
 ) -> Iterator[str]:
-    """Write a checkpoint in another form, and yield lines on what was read and written.
+    """Write a checkpoint in another form, and yield a report on it, line by line.
 
     Args:
         source: a file or directory of any format, a bundled model or a hub name.
         target: a directory, made if need be; a name that ends in .bin or .safetensors is that of
             the weights, with the config beside it. The vocabulary found beside the source goes
             with them.
-        to: whose form, "transformers" or "pytorch-pretrained-bert".
+        to: the library whose form is written, "transformers" or "pytorch-pretrained-bert".
         config: the model's configuration file; by default the one beside the source, or, where the
             family is named and there is none, that of its published model.
         family: module of the family; by default the one that knows the names of the tensors.
         dtype: floating type to cast to, such as "float16"; by default that of the source.
-        heads: the heads to be written; by default those of the source.
+        heads: the heads that are written; by default those of the source.
         ignore: patterns of names of tensors of the source that are left out.
-        seed: of the key with which heads that the source lacks are initialised.
+        seed: of the key with which heads that the source lacks are initialized.
 
     Raises:
         ValueError: the checkpoint is damaged, or does not fit its family or config; a file beside
@@ -151,26 +152,26 @@ def convert(
     """
     if family is not None:
         _module(family)
-    weights, beside = _source(source, wanted=config is None and family is None)
+    weights, beside = _source(source, required=config is None and family is None)
     checkpoint = io.read(weights)
     account = _account(checkpoint, family)
     if not account.count("leaf", "tie"):
         what = f"of family {family!r}" if family else "that fnlm knows"
         raise ValueError(f"{weights} holds no tensor {what}: fnlm inspect shows what it holds")
     module = _module(account.family)
-    rules = module.rules.FAMILY
-    settings: BaseConfig = module.Config()  # of the published model, as the four verbs have it
-    if found := Path(config) if config is not None else beside and _own(beside):
-        settings = io.config_from(found, rules, module.Config, checkpoint, heads)
+    tables = module.names.FAMILY
+    settings: BaseConfig = module.Config()  # of the published model
+    if config_file := Path(config) if config is not None else beside and _inside(beside):
+        settings = io.config_from(config_file, tables, module.Config, checkpoint, heads)
     with tqdm(
         total=account.count("leaf", "tie"), unit=" tensors", leave=False, disable=None
     ) as bar:
         watched = _watched(checkpoint, bar, dtype)
         params = io.assemble(
-            watched, settings, rules, module.spec,
+            watched, settings, tables, module.spec,
             source=str(weights), heads=heads, key=_key(seed), ignore=ignore,
         )  # fmt: skip
-        strange = [
+        not_finite = [
             f"{path} has {count:,} values that are not finite\n"
             for path, leaf in tree.named_leaves(params)
             if (count := int((~leaf.isfinite()).sum()))
@@ -178,27 +179,27 @@ def convert(
     yield f"read {weights} ({checkpoint.format}) as {account.family}: "
     yield f"{tree.count(params):,} parameters in {account.count('leaf')} tensors; not needed: "
     yield f"{account.count('training')} of a trainer, {account.count('buffer', 'tie')} others"
-    ignored = account.count("unknown")  # or they would be errors
+    ignored = account.count("unknown")  # by the caller's patterns: others are errors
     yield f", {ignored} to be ignored\n" if ignored else "\n"
-    yield from strange
+    yield from not_finite
     directory, file = Path(target), None
     if directory.suffix in (".bin", ".safetensors"):
         directory, file = directory.parent, directory.name
     vocabulary = _vocabulary(folder.current(folder.directory_of(weights), "tokenizer"))
     written = io.save(
-        params, directory, rules, module.spec, to,
+        params, directory, tables, module.spec, to,
         file=file, tokenizer=vocabulary, owned=_VOCABULARIES.values() if vocabulary else (),
     )  # fmt: skip
     yield f"wrote {', '.join(written)} in {directory}\n"
 
 
-def _source(source: str | Path, *, wanted: bool) -> tuple[Path, Path | None]:
-    """Find weights and the config beside them, at once: a hub may change in between."""
+def _source(source: str | Path, *, required: bool) -> tuple[Path, Path | None]:
+    """Return weights and the config beside them, at once: a hub may change in between."""
     try:
         return hub.locate(source)
     except FileNotFoundError:
         weights = hub.weights(source)
-        if wanted:
+        if required:
             raise
         return weights, None
 
@@ -210,10 +211,10 @@ def _module(family: str) -> ModuleType:
 
 
 def _account(checkpoint: Checkpoint, family: str | None = None) -> _Account:
-    """Match every name, by the family that knows the most of them."""
+    """Return the account of the family that knows the most names."""
     accounts = []
     for name in FAMILIES if family is None else [family]:
-        table = _module(name).rules.FAMILY
+        table = _module(name).names.FAMILY
         accounts.append(_Account(name, rename.account(checkpoint, table)))
     return max(accounts, key=lambda account: account.count("leaf", "tie"))
 
@@ -230,11 +231,11 @@ def _reading(match: rename.Match) -> str:
 def _verdict(
     path: str | Path, checkpoint: Checkpoint, account: _Account, options: dict[str, Any]
 ) -> Iterator[str]:
-    known = account.count("leaf", "tie", "buffer")
-    if not known:
+    recognized = account.count("leaf", "tie", "buffer")
+    if not recognized:
         yield f"family: unknown, by 0 of {len(checkpoint)} names\n"
         return
-    yield f"family: {account.family}, by {known} of {len(checkpoint)} names\n"
+    yield f"family: {account.family}, by {recognized} of {len(checkpoint)} names\n"
     if skipped := account.count("training"):
         yield f"of a trainer: {skipped} tensors, never read as parameters\n"
     try:
@@ -248,7 +249,7 @@ def _verdict(
 
 
 def _watched(checkpoint: Checkpoint, bar: "tqdm[None]", dtype: str | None) -> Checkpoint:
-    """Move a progress bar by one for each tensor read, and cast it if need be."""
+    """Return the checkpoint with each read advancing a progress bar, and cast if need be."""
 
     def watch(entry: Entry) -> Entry:
         def read() -> torch.Tensor:
@@ -269,18 +270,18 @@ def _key(seed: int | None) -> torch.Tensor | None:
     return None if seed is None else random.key(seed)
 
 
-def _own(file: Path) -> Path:
-    """Return a file whose content is to be copied; it must be one of its folder."""
+def _inside(file: Path) -> Path:
+    """Return a file to be copied, once it is known not to be a link out of its folder."""
     if _archive.leads_out(file):
         raise ValueError(f"{file} is a link out of its folder: copy the file there, or remove it")
     return file
 
 
 def _vocabulary(directory: Path) -> folder.Files:
-    """Return how the files of a tokenizer are copied, by their new names."""
-    found = {new: directory / name for name, new in _VOCABULARIES.items()
+    """Return the functions that copy the files of a tokenizer, by their new names."""
+    paths = {new: directory / name for name, new in _VOCABULARIES.items()
              if (directory / name).is_file()}  # fmt: skip
-    return {new: partial(shutil.copyfile, _own(file)) for new, file in found.items()}
+    return {new: partial(shutil.copyfile, _inside(file)) for new, file in paths.items()}
 
 
 def _size(entry: Entry) -> int:

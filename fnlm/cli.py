@@ -1,4 +1,4 @@
-"""The command `fnlm`: write text with a model, show a checkpoint, convert one.
+"""The command `fnlm`: generate text, inspect a checkpoint, convert one.
 
 Each command is a plain function that yields the pieces of its output. Tensors are loaded only
 when a command runs, so that help comes at once.
@@ -29,7 +29,7 @@ FLAGS = {
 }  # fmt: skip
 _READ = ("heads", "ignore", "seed")
 
-# The four commands of pytorch-pretrained-bert: the family, and the words in their order.
+# The four commands of pytorch-pretrained-bert: the family, and the arguments in their order.
 VERBS = {
     "convert_tf_checkpoint_to_pytorch": ("bert", "source", "config", "target"),
     "convert_openai_checkpoint": ("gpt", "source", "target", "config"),
@@ -42,26 +42,27 @@ def main(args: list[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        args: words of the command line; by default those of this process.
+        args: the command line's arguments; by default those of this process.
 
     Returns:
-        the exit code: 0; 2 after a mistake of the caller, which is told in one line; 130 after
-        an interruption by Ctrl-C.
+        the exit code: 0; 2 after an error of the caller, reported in one line; 130 after an
+        interruption by Ctrl-C.
     """
-    given = _parser().parse_args(args)
-    commands: dict[str, Callable[..., Iterator[str]]] = {"generate": generate, "inspect": inspect}
-    options = given[given.subcommand].as_dict()
-    if given.subcommand in VERBS:
-        options |= {"family": VERBS[given.subcommand][0], "to": "pytorch-pretrained-bert"}
+    parsed = _parser().parse_args(args)
+    command = parsed.subcommand
+    functions: dict[str, Callable[..., Iterator[str]]] = {"generate": generate, "inspect": inspect}
+    options = parsed[command].as_dict()
+    if command in VERBS:
+        options |= {"family": VERBS[command][0], "to": "pytorch-pretrained-bert"}
 
     def work() -> None:
-        for piece in commands.get(given.subcommand, convert)(**options):
-            if given.subcommand != "generate":
-                piece = as_flags(piece, given.subcommand)
-            raw = given.subcommand == "generate" and not sys.stdout.isatty()  # as the model made it
+        for piece in functions.get(command, convert)(**options):
+            if command != "generate":
+                piece = as_flags(piece, command)
+            raw = command == "generate" and not sys.stdout.isatty()  # as the model generated it
             print(_encodable(piece) if raw else _shown(piece), end="", flush=True)
 
-    return _exit_code(f"fnlm {given.subcommand}", work)
+    return _exit_code(f"fnlm {command}", work)
 
 
 def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | None = None) -> int:
@@ -70,21 +71,22 @@ def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | Non
     Args:
         work: what to do with the flags.
         flags: the dataclass; a flag without a value sets a field of type bool.
-        args: words of the command line; by default those of this process.
+        args: the command line's arguments; by default those of this process.
 
     Returns:
-        the exit code: 0; 2 after a mistake of the caller, which is told in one line; 130 after
-        an interruption by Ctrl-C.
+        the exit code: 0; 2 after an error of the caller, reported in one line; 130 after an
+        interruption by Ctrl-C.
     """
     switches = {f"--{field.name}" for field in fields(cast(Any, flags)) if field.type is bool}
-    words = [f"{w}=true" if w in switches else w for w in (sys.argv[1:] if args is None else args)]
-    given = jsonargparse.auto_cli(flags, args=words, as_positional=False)
+    arguments = sys.argv[1:] if args is None else args
+    arguments = [f"{word}=true" if word in switches else word for word in arguments]
+    values = jsonargparse.auto_cli(flags, args=arguments, as_positional=False)
 
-    def checked() -> None:
-        _check_device(getattr(given, "device", "cpu"))
-        work(given)
+    def check_and_work() -> None:
+        _check_device(getattr(values, "device", "cpu"))
+        work(values)
 
-    return _exit_code(Path(sys.argv[0]).name, checked)
+    return _exit_code(Path(sys.argv[0]).name, check_and_work)
 
 
 def _check_device(name: str) -> None:
@@ -99,7 +101,7 @@ def _check_device(name: str) -> None:
 
 
 def progress(what: str) -> Callable[[int, int], None]:
-    """Make a bar on standard error: a function to be called as show(records done, in all)."""
+    """Return a function show(records done, in all) that draws a progress bar on standard error."""
     from tqdm import tqdm
 
     bar = tqdm(desc=what, unit="record", delay=1e-3)  # an error before the first one stands alone
@@ -114,7 +116,7 @@ def progress(what: str) -> Callable[[int, int], None]:
 
 
 def _exit_code(program: str, work: Callable[[], None]) -> int:
-    """Work, and tell a mistake in one line."""
+    """Run `work` and return its exit code; an error of the caller is reported in one line."""
     try:
         work()
     except BrokenPipeError:  # the reader has gone, as in `fnlm inspect model | head`
@@ -144,22 +146,22 @@ def generate(
     num_beams: int = 1,
     dtype: str = "float32",
 ) -> Iterator[str]:
-    """Yield text as it is made, the prompt first.
+    """Yield the generated text piece by piece, the prompt first.
 
     Args:
-        model: of GPT-2, GPT or Transformer-XL, for `fnlm.writer.load`.
-        prompt: what to continue; nothing starts as a text begins, which GPT does not know.
-        max_new_tokens: most tokens a text; one of GPT-2 may end earlier, by <|endoftext|>.
-        temperature: 0 takes the likeliest token each time.
+        model: of GPT-2, GPT or Transformer-XL, for `fnlm.pipeline.load`.
+        prompt: text to continue; an empty one starts a new text, which GPT cannot.
+        max_new_tokens: the most tokens of a text; GPT-2 may end one earlier by <|endoftext|>.
+        temperature: 0 takes the most likely token each time.
         top_k: see `fnlm.generate`, as for `top_p` and `repetition_penalty`.
-        seed: of the random numbers; text i depends on the seed and i alone.
-        num_samples: how many texts; with beams, the best so many.
-        num_beams: more than 1 searches instead of sampling, and shows texts when they are done.
-        dtype: type of the arithmetic, float32 or bfloat16.
+        seed: random seed; text i depends on the seed and i alone.
+        num_samples: how many texts; with beams, that many of the best.
+        num_beams: more than 1 is beam search instead of sampling; its texts come when it is done.
+        dtype: data type of the model, float32 or bfloat16.
 
     Raises:
         ValueError: a setting is out of range, the prompt and the tokens do not fit the model, or
-            it is none that continues texts.
+            it is not a causal language model.
         FileNotFoundError: no such model.
     """
     if num_samples < 1 or num_beams < 1 or 1 < num_beams < num_samples:
@@ -177,21 +179,21 @@ def generate(
             raise ValueError(f"{name}={value} has no effect with {reason}: leave out one of them")
     import torch
 
-    from fnlm import random, writer
+    from fnlm import pipeline, random
     from fnlm.generate import beam_search, stream
 
-    made = writer.load(model, dtype=dtype)
-    apply, params = made.apply, made.params
-    ids = torch.tensor([made.encode(prompt or "")])
-    shared: dict[str, Any] = {"end": made.end, "prefill": made.family.hidden_states}
+    lm = pipeline.load(model, dtype=dtype)
+    apply, params = lm.apply, lm.params
+    ids = torch.tensor([lm.encode(prompt or "")])
+    shared: dict[str, Any] = {"eos": lm.eos, "prefill": lm.family.hidden_states}
 
     def texts() -> Iterator[Iterable["Tensor"]]:
-        """For each text its tokens, one by one."""
+        """Yield the tokens of each text, one by one."""
         if num_beams > 1:
-            found, _ = beam_search(
+            sequences, _ = beam_search(
                 apply, params, ids, max_new_tokens, num_beams=num_beams, **shared
             )
-            yield from found[0, :num_samples]
+            yield from sequences[0, :num_samples]
             return
         for i in range(num_samples):
             key = random.fold_in(random.key(seed), i)[None] if temperature else None
@@ -204,15 +206,15 @@ def generate(
         if num_samples > 1:
             yield f"--- {i + 1} of {num_samples}\n"
         yield prompt or ""
-        yield from made.decode(tokens)
+        yield from lm.decode(tokens)
         yield "\n"
 
 
 def as_flags(text: str, command: str) -> str:
-    """Return a message in which the arguments of functions are the flags of a command.
+    """Return a message with the arguments of functions replaced by the flags of a command.
 
     Args:
-        text: in which an argument stands as in Python: `heads=('masked_lm',)`.
+        text: a message that names an argument as in Python: `heads=('masked_lm',)`.
         command: "inspect", for example; of one without these flags, those of `fnlm convert`.
 
     >>> as_flags("pass ignore=('score.*', 'b'), or key=fnlm.random.key(seed)", "convert")
@@ -223,15 +225,15 @@ def as_flags(text: str, command: str) -> str:
 
     def flag(match: re.Match[str]) -> str:
         name, value = FLAGS[match[1]], match[2]
-        words = re.findall(r"'((?:[^'\\]|\\.)*)'", value) if name != "seed" else ["0"]
-        given = command in ("convert", "inspect", *VERBS) and (
+        values = re.findall(r"'((?:[^'\\]|\\.)*)'", value) if name != "seed" else ["0"]
+        is_own = command in ("convert", "inspect", *VERBS) and (
             command != "inspect" or name in _READ
         )
-        return f"{'' if given else 'fnlm convert '}--{name} {shlex.join(words)}"
+        return f"{'' if is_own else 'fnlm convert '}--{name} {shlex.join(values)}"
 
     text_of = r"'(?:[^'\\]|\\.)*'"
-    values = rf"{text_of}|\((?:{text_of},? ?)+\)|fnlm\.random\.key\(seed\)"
-    return re.sub(rf"\b({'|'.join(FLAGS)})=({values})", flag, text)
+    argument = rf"{text_of}|\((?:{text_of},? ?)+\)|fnlm\.random\.key\(seed\)"
+    return re.sub(rf"\b({'|'.join(FLAGS)})=({argument})", flag, text)
 
 
 def inspect(
@@ -241,7 +243,7 @@ def inspect(
     ignore: list[str] | None = None,
     seed: int | None = None,
 ) -> Iterator[str]:
-    """Yield lines on a checkpoint: see `fnlm.checkpoints.inspect`."""
+    """Yield a description of a checkpoint, line by line: see `fnlm.checkpoints.inspect`."""
     from fnlm import checkpoints
 
     yield from checkpoints.inspect(path, heads=heads, ignore=ignore or (), seed=seed)
@@ -259,7 +261,7 @@ def convert(
     ignore: list[str] | None = None,
     seed: int | None = None,
 ) -> Iterator[str]:
-    """Write a checkpoint in another form: see `fnlm.checkpoints.convert`."""
+    """Write a checkpoint in another format: see `fnlm.checkpoints.convert`."""
     from fnlm import checkpoints
 
     yield from checkpoints.convert(
@@ -271,62 +273,62 @@ def convert(
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(prog="fnlm", description="Language models as functions.")
     commands = parser.add_subcommands()
-    writer = jsonargparse.ArgumentParser(description="Write text, shown as it is made.")
-    add = writer.add_argument
+    generator = jsonargparse.ArgumentParser(description="Generate text with a language model.")
+    add = generator.add_argument
     add("model", type=str, help="directory, .safetensors file, bundled model or hub name")
-    add("--prompt", type=str, help="text to continue; without one a new text begins")
-    add("--max_new_tokens", type=int, default=60, help="most tokens of a text")
-    add("--temperature", type=float, default=1.0, help="0 takes the likeliest token each time")
-    add("--top_k", type=int, default=0, help="choose among the k likeliest tokens; 0 for all")
-    add("--top_p", type=float, default=1.0, help="choose among the likeliest of this probability")
+    add("--prompt", type=str, help="text to continue; by default a new text is started")
+    add("--max_new_tokens", type=int, default=60, help="the most tokens of a text")
+    add("--temperature", type=float, default=1.0, help="0 takes the most likely token each time")
+    add("--top_k", type=int, default=0, help="sample among the k most likely tokens; 0 for all")
+    add("--top_p", type=float, default=1.0, help="sample among the most likely of this probability")
     add("--repetition_penalty", type=float, default=1.0, help="more than 1 avoids repetition")
-    add("--seed", type=int, default=0, help="of the random numbers")
-    add("--num_samples", type=int, default=1, help="texts to write")
-    add("--num_beams", type=int, default=1, help="more than 1 searches for the likeliest text")
-    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the arithmetic")
+    add("--seed", type=int, default=0, help="random seed")
+    add("--num_samples", type=int, default=1, help="how many texts")
+    add("--num_beams", type=int, default=1, help="more than 1 is beam search instead of sampling")
+    add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the model")
     viewer = jsonargparse.ArgumentParser(description="Show what a checkpoint holds.")
     viewer.add_argument("path", type=str, help="file, directory, bundled model or hub name")
     _add_reading(viewer)
-    converter = jsonargparse.ArgumentParser(description="Write a checkpoint in another form.")
+    converter = jsonargparse.ArgumentParser(description="Write a checkpoint in another format.")
     add = converter.add_argument
     add("source", type=str, help="file or directory of any format, or hub name")
     add("target", type=str, help="directory, or file that ends in .safetensors or .bin")
     add("--to", choices=["transformers", "pytorch-pretrained-bert"], default="transformers")
     add("--config", type=str, help="configuration file; by default the one beside the source")
-    add("--family", type=str, help="bert, gpt, gpt2 or transfo_xl; by default told by the names")
+    add("--family", type=str, help="bert, gpt, gpt2 or transfo_xl; by default found by the names")
     types = ["float32", "float16", "bfloat16", "float64"]
     add("--dtype", choices=types, help="cast to this type; by default nothing is cast")
     _add_reading(converter)
-    commands.add_subcommand("generate", writer, help="write text with a model")
+    commands.add_subcommand("generate", generator, help="generate text with a model")
     commands.add_subcommand("inspect", viewer, help="show what a checkpoint holds")
-    commands.add_subcommand("convert", converter, help="write a checkpoint in another form")
+    commands.add_subcommand("convert", converter, help="write a checkpoint in another format")
     for verb, (family, *words) in VERBS.items():
         alias = jsonargparse.ArgumentParser(description=f"Convert a {family} checkpoint.")
         for word in words:
             last = word == "config" and word == words[-1]
             alias.add_argument(word, type=str, nargs="?" if last else None)
         _add_reading(alias)
-        commands.add_subcommand(verb, alias, help=f"convert --family {family}, as it was called")
+        commands.add_subcommand(verb, alias, help=f"convert --family {family}, by its earlier name")
     return parser
 
 
 def _add_reading(parser: jsonargparse.ArgumentParser) -> None:
-    """Add the flags that tell how a checkpoint is read."""
+    """Add the flags for reading a checkpoint."""
     add = parser.add_argument
-    add("--heads", type=str, nargs="+", help="task heads wanted; by default those of the source")
+    add("--heads", type=str, nargs="+", help="task heads to load; by default those of the source")
     add("--ignore", type=str, nargs="+", help="patterns of names of tensors to leave out")
-    add("--seed", type=int, help="lets heads that the source lacks be initialised at random")
+    add("--seed", type=int, help="random seed to initialise heads that the source lacks")
 
 
 def _shown(text: str) -> str:
-    """Escape what would do more to a terminal than show."""
-    from fnlm.params._text import printable
+    """Escape control characters, all but newline and tab."""
+    from fnlm.files._text import printable
 
     return _encodable(printable(text, keep="\n\t"))
 
 
 def _encodable(text: str) -> str:
-    """Replace what the terminal can't show."""
+    """Replace characters that the terminal's encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     return text.encode(encoding, "replace").decode(encoding)
 

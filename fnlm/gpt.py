@@ -1,13 +1,14 @@
 """OpenAI GPT: a causal transformer with post-norm blocks, learned positions and a tied output.
 
-Dimensions: B batch (any leading axes), T new tokens, S cached tokens, V vocabulary (words, then
-special tokens), N positions, D width, H heads, Dh width of a head, L layers, C choices.
+Dimensions: B batch (any leading axes), T new tokens, S cached tokens, V vocabulary (BPE
+tokens, then special tokens), N positions, D width, H heads, Dh = D / H width of a head, L layers, C
+choices.
 
 Sources: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training";
 openai/finetune-transformer-lm, `train.py`; pytorch-pretrained-bert 0.6.2, `modeling_openai.py`.
 Deviations: with a key, dropout falls on the sum of the embeddings (OpenAI's code drops elements
-of the embedding matrix, pytorch-pretrained-bert forgets its `embd_pdrop`); padding is understood;
-there is a cache, and it is a value.
+of the embedding matrix, pytorch-pretrained-bert ignores its `embd_pdrop`); padding masks; an
+immutable key-value cache.
 """
 
 import dataclasses
@@ -19,16 +20,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fnlm import _causal as causal
 from fnlm import heads as task_heads
 from fnlm import random
+from fnlm._causal import KV, KVSegments
 from fnlm.layers import cache as kv
-from fnlm.layers import causal
 from fnlm.layers._inputs import check_broadcastable, check_same_shape
 from fnlm.layers.activation import ACTIVATIONS, gelu_tanh
 from fnlm.layers.attention import causal_mask
 from fnlm.layers.cache import AnyCache, Cache, FixedCache
-from fnlm.layers.causal import Pair, Pieces
-from fnlm.layers.dropout import dropout, keys_of_sites
+from fnlm.layers.dropout import dropout, dropout_keys
 from fnlm.layers.embedding import lookup
 from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
@@ -36,9 +37,9 @@ from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, one_of
-from fnlm.params.rules import gpt as rules
+from fnlm.params.names import gpt as names
 from fnlm.params.spec import Spec
-from fnlm.params.tree import Tree, register_constant
+from fnlm.tree import Tree, register_constant
 
 __all__ = [
     "HEADS", "Cache", "Config", "FixedCache", "apply", "double_heads", "extend_vocabulary",
@@ -47,9 +48,9 @@ __all__ = [
 
 HEADS = ("multiple_choice",)
 Params = dict[str, Any]
-Sites = tuple[Tensor | None, ...]  # keys of dropouts
+Keys = Sequence[Tensor | None]  # dropout keys; None is no dropout
 
-# What the values of `afn` mean in GPT's files, whose "gelu" is the approximate one.
+# The activations that `afn` may name; GPT's "gelu" is the tanh approximation.
 _AFN = {"gelu": gelu_tanh, **{name: ACTIVATIONS[name] for name in ("relu", "silu", "swish")}}
 
 
@@ -58,8 +59,8 @@ _AFN = {"gelu": gelu_tanh, **{name: ACTIVATIONS[name] for name in ("relu", "silu
 class Config(BaseConfig):
     """The fields of a published config.json; the defaults are those of the published model.
 
-    `vocab_size` counts the words alone, whose embeddings `n_special` special tokens follow. For
-    `tie_word_embeddings` and the choices of `double_heads`, see `fnlm.gpt2.Config`.
+    `vocab_size` counts the BPE tokens alone; `n_special` special tokens follow them in the table.
+    For `tie_word_embeddings` and the choices of `double_heads`, see `fnlm.gpt2.Config`.
     """
 
     vocab_size: Size = 40478
@@ -78,10 +79,10 @@ class Config(BaseConfig):
     summary_activation: str | None = None
     summary_first_dropout: Rate = 0.1
     tie_word_embeddings: bool = True
-    aliases: ClassVar[Mapping[str, str]] = rules.ALIASES
+    aliases: ClassVar[Mapping[str, str]] = names.ALIASES
 
     def __post_init__(self) -> None:
-        """Check the fields, and what they must be together."""
+        """Validate the fields, each alone and together."""
         super().__post_init__()
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
@@ -91,14 +92,14 @@ class Config(BaseConfig):
 
     @property
     def total_tokens_embeddings(self) -> int:
-        """V, the rows of the embedding table: words and special tokens."""
+        """V, the rows of the embedding table: BPE tokens and special tokens."""
         return self.vocab_size + self.n_special
 
 
 def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> FixedCache:
-    """Make an empty cache of fixed capacity, for compiled decoding.
+    """Return an empty key-value cache of fixed capacity, for compiled decoding.
 
-    Ordinary decoding needs none to start: `apply` makes its own.
+    Without one, `apply` starts a cache that grows.
 
     Args:
         params: only shapes and types are read.
@@ -106,17 +107,17 @@ def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> Fix
         capacity: tokens it can hold, at most `n_positions`.
 
     Returns:
-        a cache whose every successor has the same shapes.
+        a cache that keeps its shapes as tokens are appended.
 
     Raises:
         ValueError: capacity is more than `n_positions`.
     """
-    config, like = config_of(params, Config), params["embed"]["token"]
-    return causal.fixed_cache(config, like, batch, capacity, layers=len(params["blocks"]))
+    config, table = config_of(params, Config), params["embed"]["token"]
+    return causal.fixed_cache(config, table, batch, capacity, layers=len(params["blocks"]))
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
-    """Describe the parameters: a tree of `Spec`.
+    """Return the parameters' shapes, dtypes and initializers: a tree of `Spec`.
 
     Raises:
         ValueError: a head is not one of `HEADS`.
@@ -151,7 +152,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
 
 
 def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
-    """Make random parameters: weights normal with `initializer_range`, biases 0, scales 1.
+    """Initialize parameters: weights normal with `initializer_range`, biases 0, scales 1.
 
     >>> config = Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3)
     >>> params = init(config, random.key(0))
@@ -162,10 +163,10 @@ def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
 
 
 def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
-    """Give the model a number of special tokens, whose embeddings follow those of the words.
+    """Return parameters with `n_special` special tokens, at the end of the embedding table.
 
-    Special tokens that are there already keep their embeddings (pytorch-pretrained-bert's
-    `set_num_special_tokens` makes all of them anew); those beyond `n_special` are left out.
+    Existing special tokens keep their embeddings (pytorch-pretrained-bert's
+    `set_num_special_tokens` draws all of them anew); those beyond `n_special` are dropped.
 
     Args:
         params: from `init` or `load`; not changed.
@@ -174,7 +175,7 @@ def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
         key: the new embeddings are drawn from it, normal with `initializer_range`.
 
     Returns:
-        parameters whose config says so.
+        parameters with that `n_special` in their config.
 
     Raises:
         ValueError: `n_special` is negative.
@@ -189,27 +190,27 @@ def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
     def extended(table: Tensor, key: Tensor) -> Tensor:
         table = table[: config.total_tokens_embeddings]
         shape = (config.total_tokens_embeddings - len(table), config.n_embd)
-        fresh = random.normal(key, shape).to(table) * config.initializer_range
-        return torch.cat([table, fresh])
+        new_rows = random.normal(key, shape).to(table) * config.initializer_range
+        return torch.cat([table, new_rows])  # [V, D]
 
     embed = params["embed"] | {"token": extended(params["embed"]["token"], key)}
     params = params | {"config": config, "embed": embed}
     if config.tie_word_embeddings:
         return params
-    own = random.fold_in(key, 0)
-    return params | {"output": {"table": extended(params["output"]["table"], own)}}
+    output_key = random.fold_in(key, 0)
+    return params | {"output": {"table": extended(params["output"]["table"], output_key)}}
 
 
 def _block(
-    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, config: Config, sites: Sites
-) -> tuple[Tensor, Pair]:
-    """Add and norm after each half: [..., T, D] -> the same, with new keys and values."""
-    epsilon = config.layer_norm_epsilon
-    mixed, new = causal.attention(x, past, allowed, block["attention"], config, sites[:2])
-    x = layer_norm(x + mixed, **block["norm_1"], epsilon=epsilon)
-    fed = mlp(x, **block["mlp"], activation=_AFN[config.afn])
-    x = x + dropout(fed, config.resid_pdrop, sites[2])
-    return layer_norm(x, **block["norm_2"], epsilon=epsilon), new
+    x: Tensor, block: Tree, past: KVSegments, mask: Tensor, config: Config, keys: Keys
+) -> tuple[Tensor, KV]:
+    """Post-norm transformer block: x [..., T, D] -> the same, with the new keys and values."""
+    weights, eps = block["attention"], config.layer_norm_epsilon
+    attention_out, new = causal.attention(x, past, mask, weights, config, keys[:2])
+    x = layer_norm(x + attention_out, **block["norm_1"], eps=eps)  # norm(x + attention(x))
+    mlp_out = mlp(x, **block["mlp"], activation=_AFN[config.afn])  # D -> 4 D -> D
+    mlp_out = dropout(mlp_out, config.resid_pdrop, keys[2])
+    return layer_norm(x + mlp_out, **block["norm_2"], eps=eps), new  # norm(x + mlp(x))
 
 
 @checked(Config, spec)
@@ -217,67 +218,68 @@ def hidden_states(
     params: Params,
     ids: Tensor,
     cache: AnyCache | None = None,
-    *,
+    mask: Tensor | None = None,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
-    mask: Tensor | None = None,
+    *,
     key: Tensor | None = None,
 ) -> tuple[Tensor, AnyCache]:
-    """Run the transformer without its output layer: same arguments as `apply`.
+    """Return the last hidden states, without the output layer: arguments of `apply`.
 
     Returns:
-        the hidden states after the last block [..., T, D], and the cache that includes the new
-        tokens.
+        hidden states after the last block [..., T, D], and the cache with the new tokens.
     """
     config: Config = params["config"]
-    causal.check(config, ids, cache, mask, layers=len(params["blocks"]))
+    embed, blocks = params["embed"], params["blocks"]
+    causal.check(config, ids, cache, mask, layers=len(blocks))
     cache = kv.outside_inference_mode(cache)
-    new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
-    if positions is None:
-        positions = causal.positions(cache, new_valid)
-    *sites, first = keys_of_sites(key, 3 * len(params["blocks"]) + 1)
+    new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0  # [..., T]
+    if positions is None:  # padding counts for nothing, so real tokens start at position 0
+        positions = causal.positions(cache, new_valid)  # [..., T]
     check_broadcastable(ids.shape, positions=positions)
-    embed = params["embed"]
-    x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
-    if token_types is not None:
+    *block_keys, embed_key = dropout_keys(key, 3 * len(blocks) + 1)
+    x = lookup(embed["token"], ids)  # [..., T, D]
+    x = x + lookup(embed["position"], positions, "positions")
+    if token_types is not None:  # they are ids of the same table as the tokens
         check_same_shape(ids.shape, token_types=token_types)
         x = x + lookup(embed["token"], token_types, "token_types")
-    x = dropout(x, config.embd_pdrop, first)
-    allowed = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])
-    pairs = []
-    for layer, block in enumerate(params["blocks"]):
-        own = tuple(sites[3 * layer : 3 * layer + 3])
-        x, pair = _block(x, block, kv.past(cache, layer), allowed, config, own)
-        pairs.append(pair)
-    keys, values = (tuple(pair[i] for pair in pairs) for i in range(2))
-    return x, kv.append(cache, keys, values, new_valid)
+    x = dropout(x, config.embd_pdrop, embed_key)
+    # The queries are the new tokens; the keys are the cached tokens, then the new ones.
+    attention_mask = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])  # [..., 1, T, S + T]
+    new: list[KV] = []  # for each layer, keys and values [..., H, T, Dh]
+    for layer, block in enumerate(blocks):
+        layer_keys = block_keys[3 * layer : 3 * layer + 3]  # attention weights, its output, MLP
+        past = kv.past(cache, layer)
+        x, layer_kv = _block(x, block, past, attention_mask, config, layer_keys)
+        new.append(layer_kv)
+    new_keys, new_values = tuple(k for k, _ in new), tuple(v for _, v in new)
+    return x, kv.append(cache, new_keys, new_values, new_valid)
 
 
 def apply(
     params: Params,
     ids: Tensor,
     cache: AnyCache | None = None,
-    *,
+    mask: Tensor | None = None,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
-    mask: Tensor | None = None,
+    *,
     key: Tensor | None = None,
 ) -> tuple[Tensor, AnyCache]:
-    """Score the next token after each token.
+    """Return the logits of the next token at every position.
 
     Args:
         params: from `init` or `load`.
         ids: int64 [..., T], each 0 <= id < V.
-        cache: of the tokens before `ids`, from an earlier call; it stays usable.
+        cache: key-value cache of the tokens before `ids`, from an earlier call; not modified.
+        mask: [..., T], nonzero for real tokens, 0 for padding on either side; stored in the cache.
         positions: int64, broadcastable to [..., T]; by default each row counts its real tokens, the
             cached included.
-        token_types: ids [..., T] whose embeddings are added.
-        mask: [..., T], nonzero for real tokens, 0 for padding on either side; the cache remembers
-            it.
-        key: turns dropout on; one key, or keys for the leading axes of `ids`.
+        token_types: int64 [..., T], token ids whose embeddings are added.
+        key: turns dropout on; one key, or one for each of the leading axes of `ids`.
 
     Returns:
-        logits [..., T, V], and the cache that includes the new tokens.
+        logits [..., T, V], and the cache with the new tokens.
 
     Raises:
         ValueError: more than `n_positions` tokens; a cache or mask that does not fit.
@@ -292,10 +294,10 @@ def apply(
     >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
     True
     """
-    hidden, grown = hidden_states(
+    hidden, new_cache = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
-    return task_heads.tied_logits(hidden, task_heads.output_table(params)), grown
+    return task_heads.tied_logits(hidden, task_heads.output_table(params)), new_cache
 
 
 def double_heads(
@@ -303,43 +305,43 @@ def double_heads(
     ids: Tensor,
     choice_positions: Tensor,
     cache: AnyCache | None = None,
+    mask: Tensor | None = None,
     *,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
-    mask: Tensor | None = None,
     key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, AnyCache]:
-    """Score the next tokens, and each choice as a whole.
+    """Return the logits of the next tokens and a score for each choice.
 
     Args:
         params: with the head "multiple_choice".
         ids: int64 [..., C, T].
-        choice_positions: int64 [..., C], the token whose hidden state stands for the choice: most
+        choice_positions: int64 [..., C], the token whose hidden state is scored: most
             often a special one, at the end.
-        cache: see `apply`, as for the other arguments.
+        cache: as for `apply`, like the other arguments.
 
     Returns:
-        language-model logits [..., C, T, V], choice logits [..., C], and the cache that includes
-        the new tokens.
+        language-model logits [..., C, T, V], choice logits [..., C], and the cache with the new
+        tokens.
 
     Raises:
         KeyError: the parameters have no such head.
     """
     head, config = task_heads.find(params, "multiple_choice", Config), params["config"]
-    hidden, grown = hidden_states(
+    hidden, new_cache = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
-    lm = task_heads.tied_logits(hidden, task_heads.output_table(params))
-    own = None if key is None else random.fold_in(key, 0)
-    choice = task_heads.choice_logits(
+    lm_logits = task_heads.tied_logits(hidden, task_heads.output_table(params))  # [..., C, T, V]
+    head_key = None if key is None else random.fold_in(key, 0)
+    choice_logits = task_heads.choice_logits(
         hidden,
         choice_positions,
         **head,
         activation=ACTIVATIONS.get(config.summary_activation or ""),
         rate=config.summary_first_dropout,
-        key=own,
-    )
-    return lm, choice, grown
+        key=head_key,
+    )  # [..., C]
+    return lm_logits, choice_logits, new_cache
 
 
 def load(
@@ -349,33 +351,33 @@ def load(
     key: Tensor | None = None,
     ignore: Sequence[str] = (),
 ) -> Params:
-    """Read parameters from a directory, a file or the hub.
+    """Load parameters from a directory, a file or the hub.
 
     Args:
         name_or_path: a directory or a file of any format that `fnlm.params.io.read` knows, OpenAI's
             release of NumPy arrays among them, beside its config.json; or a hub name. A path that
             exists wins.
-        heads: the heads wanted; None takes those of the file.
-        key: lets wanted heads that the file lacks be initialised; without it they are an error.
-        ignore: patterns, as of a shell, of the file's names of tensors that are left out.
+        heads: the heads to load; None takes those of the file.
+        key: initializes requested heads that the file lacks; without it they are an error.
+        ignore: shell patterns of tensor names in the file that are left out.
 
     Returns:
-        params; where the format allows, a tensor is read from disk when it is first used.
+        params; where the format allows, tensors are read from disk on first use.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: no such model.
         ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
             damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
+    return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
-    """Write weights and config.json in the form that another library loads.
+    """Write weights and config.json in the format of another library.
 
     Args:
         params: from `init`, `load` or training.
-        directory: made if need be; a model in it is replaced, at once or not at all.
+        directory: created if missing; a model in it is replaced atomically.
         dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
             pytorch_model.bin. The first knows no `n_special`, so its config.json counts special
             tokens in `vocab_size`.
@@ -384,4 +386,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
         ValueError: no such dialect, or a leaf that does not fit it or the config.
     """
     config_of(params, Config)
-    io.save(params, directory, rules.FAMILY, spec, dialect)
+    io.save(params, directory, names.FAMILY, spec, dialect)

@@ -1,11 +1,12 @@
 """GPT-2: a causal transformer with pre-norm blocks, learned positions and a tied output.
 
 Dimensions: B batch (any leading axes), T new tokens, S cached tokens, V vocabulary, N positions, D
-width, H heads, Dh width of a head, L layers, C choices.
+width, H heads, Dh = D / H width of a head, L layers, C choices. A key-value cache of S tokens makes
+S + T keys for T queries.
 
 Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; openai/gpt-2,
 `src/model.py`; pytorch-pretrained-bert 0.6.2, `modeling_gpt2.py`. Deviations: dropout (the
-published code has none) is on when a key is given; padding is understood; the cache is a value.
+published code has none) is on when a key is given; padding masks; an immutable cache.
 """
 
 import math
@@ -17,16 +18,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from fnlm import _causal as causal
 from fnlm import heads as task_heads
 from fnlm import random
+from fnlm._causal import KV, KVSegments
 from fnlm.layers import cache as kv
-from fnlm.layers import causal
 from fnlm.layers._inputs import check_broadcastable, check_same_shape
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.layers.attention import causal_mask
 from fnlm.layers.cache import AnyCache, Cache, FixedCache
-from fnlm.layers.causal import Pair, Pieces
-from fnlm.layers.dropout import dropout, keys_of_sites
+from fnlm.layers.dropout import dropout, dropout_keys
 from fnlm.layers.embedding import lookup
 from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
@@ -34,9 +35,9 @@ from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Rate, Scale, Size, one_of
-from fnlm.params.rules import gpt2 as rules
+from fnlm.params.names import gpt2 as names
 from fnlm.params.spec import Spec
-from fnlm.params.tree import Tree, register_constant
+from fnlm.tree import Tree, register_constant
 
 __all__ = [
     "HEADS", "Cache", "Config", "FixedCache", "apply", "double_heads", "hidden_states", "init",
@@ -45,7 +46,7 @@ __all__ = [
 
 HEADS = ("multiple_choice",)
 Params = dict[str, Any]
-Sites = tuple[Tensor | None, ...]  # keys of dropouts
+Keys = Sequence[Tensor | None]  # dropout keys; None is no dropout
 
 
 @register_constant
@@ -53,9 +54,9 @@ Sites = tuple[Tensor | None, ...]  # keys of dropouts
 class Config(BaseConfig):
     """The fields of a published config.json; the defaults are those of the smallest GPT-2.
 
-    With `tie_word_embeddings` False, the output layer has a table of its own, "output". The choices
-    of `double_heads` are scored by `summary_activation`(x @ weight + bias), with dropout of x at
-    `summary_first_dropout`: of a file that does not say it, `resid_pdrop`.
+    With `tie_word_embeddings` False, the output layer has its own table, "output". The choices of
+    `double_heads` are scored by `summary_activation`(x @ weight + bias), with dropout of x at
+    `summary_first_dropout`, by default the file's `resid_pdrop`.
     """
 
     vocab_size: Size = 50257
@@ -76,10 +77,10 @@ class Config(BaseConfig):
     summary_activation: str | None = None
     summary_first_dropout: Rate = 0.1
     tie_word_embeddings: bool = True
-    aliases: ClassVar[Mapping[str, str]] = rules.ALIASES
+    aliases: ClassVar[Mapping[str, str]] = names.ALIASES
 
     def __post_init__(self) -> None:
-        """Check the fields, and what they must be together."""
+        """Validate the fields, each alone and together."""
         super().__post_init__()
         if self.n_embd % self.n_head:
             raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
@@ -89,9 +90,9 @@ class Config(BaseConfig):
 
 
 def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> FixedCache:
-    """Make an empty cache of fixed capacity, for compiled decoding.
+    """Return an empty key-value cache of fixed capacity, for compiled decoding.
 
-    Ordinary decoding needs none to start: `apply` makes its own.
+    Without one, `apply` starts a cache that grows.
 
     Args:
         params: only shapes and types are read.
@@ -99,17 +100,17 @@ def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> Fix
         capacity: tokens it can hold, at most `n_positions`.
 
     Returns:
-        a cache whose every successor has the same shapes.
+        a cache that keeps its shapes as tokens are appended.
 
     Raises:
         ValueError: capacity is more than `n_positions`.
     """
-    config, like = config_of(params, Config), params["embed"]["token"]
-    return causal.fixed_cache(config, like, batch, capacity, layers=len(params["blocks"]))
+    config, table = config_of(params, Config), params["embed"]["token"]
+    return causal.fixed_cache(config, table, batch, capacity, layers=len(params["blocks"]))
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
-    """Describe the parameters: a tree of `Spec`.
+    """Return the parameters' shapes, dtypes and initializers: a tree of `Spec`.
 
     Raises:
         ValueError: a head is not one of `HEADS`.
@@ -145,7 +146,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
 
 
 def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
-    """Make random parameters: weights normal with `initializer_range`, biases 0, scales 1.
+    """Initialize parameters: weights normal with `initializer_range`, biases 0, scales 1.
 
     >>> config = Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3)
     >>> params = init(config, random.key(0))
@@ -156,24 +157,27 @@ def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
 
 
 def _scale(config: Config, layer: int) -> float:
-    """Return what multiplies the scores of a layer besides 1 / sqrt(Dh)."""
+    """Return the factor on a layer's attention scores besides 1 / sqrt(Dh)."""
     scale = 1.0 if config.scale_attn_weights else math.sqrt(config.n_embd // config.n_head)
     return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
 
 
 def _block(
-    x: Tensor, block: Tree, past: Pieces, allowed: Tensor, config: Config, sites: Sites, *,
+    x: Tensor, block: Tree, past: KVSegments, mask: Tensor, config: Config, keys: Keys, *,
     scale: float,
-) -> tuple[Tensor, Pair]:  # fmt: skip
-    """Norm before each half, add after it: [..., T, D] -> the same, with new keys and values."""
-    epsilon, activation = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function]
-    normed = layer_norm(x, **block["norm_1"], epsilon=epsilon)
-    weights = block["attention"]
-    mixed, new = causal.attention(normed, past, allowed, weights, config, sites[:2], scale=scale)
-    x = x + mixed
-    normed = layer_norm(x, **block["norm_2"], epsilon=epsilon)
-    fed = mlp(normed, **block["mlp"], activation=activation)
-    return x + dropout(fed, config.resid_pdrop, sites[2]), new
+) -> tuple[Tensor, KV]:  # fmt: skip
+    """Pre-norm transformer block: x [..., T, D] -> the same, with the new keys and values."""
+    eps, activation = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function]
+    # x + attention(norm(x))
+    normed, weights = layer_norm(x, **block["norm_1"], eps=eps), block["attention"]
+    attention_out, new = causal.attention(
+        normed, past, mask, weights, config, keys[:2], scale=scale
+    )  # [..., T, D], and keys and values [..., H, T, Dh]
+    x = x + attention_out
+    # x + mlp(norm(x))
+    normed = layer_norm(x, **block["norm_2"], eps=eps)
+    mlp_out = mlp(normed, **block["mlp"], activation=activation)  # D -> n_inner -> D
+    return x + dropout(mlp_out, config.resid_pdrop, keys[2]), new
 
 
 @checked(Config, spec)
@@ -181,69 +185,69 @@ def hidden_states(
     params: Params,
     ids: Tensor,
     cache: AnyCache | None = None,
-    *,
+    mask: Tensor | None = None,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
-    mask: Tensor | None = None,
+    *,
     key: Tensor | None = None,
 ) -> tuple[Tensor, AnyCache]:
-    """Run the transformer without its output layer: same arguments as `apply`.
+    """Return the last hidden states, without the output layer: arguments of `apply`.
 
     Returns:
-        the hidden states after the last norm [..., T, D], and the cache that includes the new
-        tokens.
+        hidden states after the last norm [..., T, D], and the cache with the new tokens.
     """
     config: Config = params["config"]
-    causal.check(config, ids, cache, mask, layers=len(params["blocks"]))
+    embed, blocks = params["embed"], params["blocks"]
+    causal.check(config, ids, cache, mask, layers=len(blocks))
     cache = kv.outside_inference_mode(cache)
-    new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0
-    if positions is None:
-        positions = causal.positions(cache, new_valid)
-    *sites, first = keys_of_sites(key, 3 * len(params["blocks"]) + 1)
+    new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0  # [..., T]
+    if positions is None:  # padding counts for nothing, so real tokens start at position 0
+        positions = causal.positions(cache, new_valid)  # [..., T]
     check_broadcastable(ids.shape, positions=positions)
-    embed = params["embed"]
-    x = lookup(embed["token"], ids) + lookup(embed["position"], positions, "positions")
-    if token_types is not None:
+    *block_keys, embed_key = dropout_keys(key, 3 * len(blocks) + 1)
+    x = lookup(embed["token"], ids)  # [..., T, D]
+    x = x + lookup(embed["position"], positions, "positions")
+    if token_types is not None:  # they are ids of the same table as the tokens
         check_same_shape(ids.shape, token_types=token_types)
         x = x + lookup(embed["token"], token_types, "token_types")
-    x = dropout(x, config.embd_pdrop, first)
-    allowed = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])
-    pairs = []
-    for layer, block in enumerate(params["blocks"]):
-        own = tuple(sites[3 * layer : 3 * layer + 3])
+    x = dropout(x, config.embd_pdrop, embed_key)
+    # The queries are the new tokens; the keys are the cached tokens, then the new ones.
+    attention_mask = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])  # [..., 1, T, S + T]
+    new: list[KV] = []  # for each layer, keys and values [..., H, T, Dh]
+    for layer, block in enumerate(blocks):
+        layer_keys = block_keys[3 * layer : 3 * layer + 3]  # attention weights, its output, MLP
         past, scale = kv.past(cache, layer), _scale(config, layer)
-        x, pair = _block(x, block, past, allowed, config, own, scale=scale)
-        pairs.append(pair)
-    keys, values = (tuple(pair[i] for pair in pairs) for i in range(2))
-    hidden = layer_norm(x, **params["norm"], epsilon=config.layer_norm_epsilon)
-    return hidden, kv.append(cache, keys, values, new_valid)
+        x, layer_kv = _block(x, block, past, attention_mask, config, layer_keys, scale=scale)
+        new.append(layer_kv)
+    new_keys, new_values = tuple(k for k, _ in new), tuple(v for _, v in new)
+    hidden = layer_norm(x, **params["norm"], eps=config.layer_norm_epsilon)
+    return hidden, kv.append(cache, new_keys, new_values, new_valid)
 
 
 def apply(
     params: Params,
     ids: Tensor,
     cache: AnyCache | None = None,
-    *,
+    mask: Tensor | None = None,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
-    mask: Tensor | None = None,
+    *,
     key: Tensor | None = None,
 ) -> tuple[Tensor, AnyCache]:
-    """Score the next token after each token.
+    """Return the logits of the next token at every position.
 
     Args:
         params: from `init` or `load`.
         ids: int64 [..., T], each 0 <= id < V.
-        cache: of the tokens before `ids`, from an earlier call; it stays usable.
+        cache: key-value cache of the tokens before `ids`, from an earlier call; not modified.
+        mask: [..., T], nonzero for real tokens, 0 for padding on either side; stored in the cache.
         positions: int64, broadcastable to [..., T]; by default each row counts its real tokens, the
             cached included.
-        token_types: ids [..., T] whose embeddings are added.
-        mask: [..., T], nonzero for real tokens, 0 for padding on either side; the cache remembers
-            it.
-        key: turns dropout on; one key, or keys for the leading axes of `ids`.
+        token_types: int64 [..., T], token ids whose embeddings are added.
+        key: turns dropout on; one key, or one for each of the leading axes of `ids`.
 
     Returns:
-        logits [..., T, V], and the cache that includes the new tokens.
+        logits [..., T, V], and the cache with the new tokens.
 
     Raises:
         ValueError: more than `n_positions` tokens; a cache or mask that does not fit.
@@ -258,10 +262,10 @@ def apply(
     >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
     True
     """
-    hidden, grown = hidden_states(
+    hidden, new_cache = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
-    return task_heads.tied_logits(hidden, task_heads.output_table(params)), grown
+    return task_heads.tied_logits(hidden, task_heads.output_table(params)), new_cache
 
 
 def double_heads(
@@ -269,42 +273,42 @@ def double_heads(
     ids: Tensor,
     choice_positions: Tensor,
     cache: AnyCache | None = None,
+    mask: Tensor | None = None,
     *,
     positions: Tensor | None = None,
     token_types: Tensor | None = None,
-    mask: Tensor | None = None,
     key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, AnyCache]:
-    """Score the next tokens, and each choice as a whole.
+    """Return the logits of the next tokens and a score for each choice.
 
     Args:
         params: with the head "multiple_choice".
         ids: int64 [..., C, T].
-        choice_positions: int64 [..., C], the token whose hidden state stands for the choice.
-        cache: see `apply`, as for the other arguments.
+        choice_positions: int64 [..., C], the token whose hidden state is scored.
+        cache: as for `apply`, like the other arguments.
 
     Returns:
-        language-model logits [..., C, T, V], choice logits [..., C], and the cache that includes
-        the new tokens.
+        language-model logits [..., C, T, V], choice logits [..., C], and the cache with the new
+        tokens.
 
     Raises:
         KeyError: the parameters have no such head.
     """
     head, config = task_heads.find(params, "multiple_choice", Config), params["config"]
-    hidden, grown = hidden_states(
+    hidden, new_cache = hidden_states(
         params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
     )
-    lm = task_heads.tied_logits(hidden, task_heads.output_table(params))
-    own = None if key is None else random.fold_in(key, 0)
-    choice = task_heads.choice_logits(
+    lm_logits = task_heads.tied_logits(hidden, task_heads.output_table(params))  # [..., C, T, V]
+    head_key = None if key is None else random.fold_in(key, 0)
+    choice_logits = task_heads.choice_logits(
         hidden,
         choice_positions,
         **head,
         activation=ACTIVATIONS.get(config.summary_activation or ""),
         rate=config.summary_first_dropout,
-        key=own,
-    )
-    return lm, choice, grown
+        key=head_key,
+    )  # [..., C]
+    return lm_logits, choice_logits, new_cache
 
 
 def load(
@@ -314,32 +318,32 @@ def load(
     key: Tensor | None = None,
     ignore: Sequence[str] = (),
 ) -> Params:
-    """Read parameters from a directory, a file, the package or the hub.
+    """Load parameters from a directory, a file, the package or the hub.
 
     Args:
         name_or_path: a directory or a file of any format that `fnlm.params.io.read` knows, beside
             its config.json; the name of a bundled model; or a hub name. A path that exists wins.
-        heads: the heads wanted; None takes those of the file.
-        key: lets wanted heads that the file lacks be initialised; without it they are an error.
-        ignore: patterns, as of a shell, of the file's names of tensors that are left out.
+        heads: the heads to load; None takes those of the file.
+        key: initializes requested heads that the file lacks; without it they are an error.
+        ignore: shell patterns of tensor names in the file that are left out.
 
     Returns:
-        params; where the format allows, a tensor is read from disk when it is first used.
+        params; where the format allows, tensors are read from disk on first use.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: no such model.
         ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
             damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
+    return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
-    """Write weights and config.json in the form that another library loads.
+    """Write weights and config.json in the format of another library.
 
     Args:
         params: from `init`, `load` or training.
-        directory: made if need be; a model in it is replaced, at once or not at all.
+        directory: created if missing; a model in it is replaced atomically.
         dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
             pytorch_model.bin.
 
@@ -347,4 +351,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
         ValueError: no such dialect, or a leaf that does not fit it or the config.
     """
     config_of(params, Config)
-    io.save(params, directory, rules.FAMILY, spec, dialect)
+    io.save(params, directory, names.FAMILY, spec, dialect)

@@ -1,4 +1,4 @@
-"""Task heads: hidden states and their own sub-tree of parameters, to logits."""
+"""Task heads: functions from hidden states and the parameters of a head to logits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,9 +13,9 @@ from fnlm.layers.linear import linear
 from fnlm.layers.norm import layer_norm
 from fnlm.params._check import config_of
 from fnlm.params.config import BaseConfig
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
-__all__ = ["choice_logits", "find", "output_table", "tied_logits", "word_logits"]
+__all__ = ["choice_logits", "find", "output_table", "tied_logits", "masked_lm_logits"]
 
 # The leaves of a head.
 _LINEAR = ("weight", "bias")
@@ -26,13 +26,13 @@ def find(params: dict[str, Any], name: str, kind: type[BaseConfig]) -> Tree:
     """Return the parameters of a head.
 
     Args:
-        params: what a function was given for the parameters of its family.
+        params: of the whole model.
         name: of the head.
-        kind: the `Config` of the family.
+        kind: the `Config` class of the family.
 
     Raises:
-        TypeError: they are no parameters of that family.
-        KeyError: there is no such head; says how to get one.
+        TypeError: not parameters of that family.
+        KeyError: no such head.
         ValueError: the head lacks a leaf.
     """
     config_of(params, kind)
@@ -50,7 +50,7 @@ def find(params: dict[str, Any], name: str, kind: type[BaseConfig]) -> Tree:
 
 
 def output_table(params: dict[str, Any]) -> Tensor:
-    """Return the table of the output layer: its own, or the embeddings that it is tied to.
+    """Return the weight of the output layer: its own, or the tied token embeddings.
 
     Args:
         params: of a family whose config has `tie_word_embeddings`.
@@ -59,7 +59,7 @@ def output_table(params: dict[str, Any]) -> Tensor:
         [V, D].
 
     Raises:
-        KeyError: the model is not tied, and has no such table.
+        KeyError: the embeddings are not tied, and there is no such table.
     """
     if params["config"].tie_word_embeddings:
         return params["embed"]["token"]
@@ -73,11 +73,11 @@ def output_table(params: dict[str, Any]) -> Tensor:
 
 
 def tied_logits(hidden: Tensor, table: Tensor) -> Tensor:
-    """Score every word by its embedding: hidden @ table^T.
+    """Project onto the token embeddings (tied output): hidden @ table^T.
 
     Args:
         hidden: [..., D].
-        table: [V, D], the input embeddings: the tie is one tensor used twice.
+        table: [V, D], the token embeddings.
 
     Returns:
         [..., V].
@@ -95,7 +95,7 @@ def choice_logits(
     rate: float = 0.0,
     key: Tensor | None = None,
 ) -> Tensor:
-    """Score each choice by the hidden state at one of its positions.
+    """Return a score for each choice, from the hidden state at one of its positions.
 
     Args:
         hidden: [..., C, T, D].
@@ -103,8 +103,8 @@ def choice_logits(
         weight: [D, 1].
         bias: [1].
         activation: of the scores; none by default.
-        rate: of a dropout that spares or zeroes a feature in all choices at once.
-        key: of that dropout.
+        rate: dropout rate; one mask is shared by all choices.
+        key: dropout key; None is no dropout.
 
     Returns:
         [..., C].
@@ -123,14 +123,14 @@ def choice_logits(
     if readable(positions):
         check_range(positions, hidden.shape[-2], "choice_positions")
     index = positions[..., None, None].expand(*positions.shape, 1, hidden.shape[-1])
-    chosen = hidden.gather(-2, index.long()).squeeze(-2)
-    if key is not None:
-        chosen = chosen * dropout(torch.ones_like(chosen[..., :1, :]), rate, key)
-    scores = linear(chosen, weight, bias).squeeze(-1)
+    pooled = hidden.gather(-2, index.long()).squeeze(-2)  # [..., C, T, D] -> [..., C, D]
+    if key is not None:  # one mask [..., 1, D] for all choices
+        pooled = pooled * dropout(torch.ones_like(pooled[..., :1, :]), rate, key)
+    scores = linear(pooled, weight, bias).squeeze(-1)  # [..., C]
     return scores if activation is None else activation(scores)
 
 
-def word_logits(
+def masked_lm_logits(
     hidden: Tensor,
     table: Tensor,
     transform: dict[str, Tensor],
@@ -138,21 +138,21 @@ def word_logits(
     bias: Tensor,
     *,
     activation: Callable[[Tensor], Tensor],
-    epsilon: float,
+    eps: float,
 ) -> Tensor:
-    """Score every word by its embedding, after one more layer: BERT's masked language model.
+    """Return masked-language-model logits: dense, activation, norm, tied output projection.
 
     Args:
         hidden: [..., D].
-        table: [V, D], the input embeddings.
-        transform: weight [D, D] and bias [D] of the layer.
+        table: [V, D], the token embeddings.
+        transform: weight [D, D] and bias [D] of the dense layer.
         norm: scale [D] and bias [D].
         bias: [V].
-        activation: after the layer, before the norm.
-        epsilon: of the norm.
+        activation: between the dense layer and the norm.
+        eps: of the norm.
 
     Returns:
         [..., V].
     """
-    hidden = layer_norm(activation(linear(hidden, **transform)), **norm, epsilon=epsilon)
+    hidden = layer_norm(activation(linear(hidden, **transform)), **norm, eps=eps)
     return linear(hidden, table.mT, bias)

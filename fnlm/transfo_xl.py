@@ -1,12 +1,12 @@
 """Transformer-XL: relative positions, and a memory of the hidden states of earlier segments.
 
 Dimensions: B batch (any leading axes), T new tokens, M remembered tokens, S = M + T, V vocabulary,
-D width, E width of the widest word vectors, H heads, Dh width of a head, F inner width, L layers.
+D width, E width of the widest embeddings, H heads, Dh width of a head, F inner width, L layers.
 
 Sources: Dai et al. 2019, "Transformer-XL: Attentive Language Models Beyond a Fixed-Length Context"
 (arXiv:1901.02860); kimiyoung/transformer-xl, `tf/model.py`; pytorch-pretrained-bert 0.6.2,
-`modeling_transfo_xl.py` (the ancestor). Deviations: dropout is on when a key is given; batch first;
-with `ext_len`, the memory is cut as in the paper's code (the ancestor swaps two lengths).
+`modeling_transfo_xl.py`. Deviations: dropout is on when a key is given; batch first; with
+`ext_len`, memory is cut as in the paper's code (pytorch-pretrained-bert swaps two lengths).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,23 +18,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fnlm import _adaptive_vocabulary as vocabulary
 from fnlm import random
-from fnlm.layers import adaptive_leaves, memory
 from fnlm.layers import adaptive_softmax as adaptive
+from fnlm.layers import memory
+from fnlm.layers import relative_attention as relative
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
-from fnlm.layers.dropout import dropout, keys_of_sites
+from fnlm.layers.dropout import dropout, dropout_keys
 from fnlm.layers.linear import linear
 from fnlm.layers.memory import Mems, reset_mems
 from fnlm.layers.norm import layer_norm
-from fnlm.layers.relative_attention import attend_relative, mask_of, reach, sinusoids
 from fnlm.params import io
 from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Shapes, Size, one_of
-from fnlm.params.rules import transfo_xl as rules
+from fnlm.params.names import transfo_xl as names
 from fnlm.params.spec import Spec
-from fnlm.params.tree import Tree, register_constant
+from fnlm.tree import Tree, register_constant
 
 __all__ = [
     "HEADS", "Config", "Mems", "apply", "hidden_states", "init", "init_mems", "load",
@@ -43,9 +44,8 @@ __all__ = [
 
 HEADS: tuple[str, ...] = ()
 Params = dict[str, Any]
-Names = Sequence[str] | None
-Sites = Sequence[Tensor | None]  # keys of dropouts
-_OTHER_ATTENTION = "no published model has another; the ancestor's fail, or change their memory"
+Keys = Sequence[Tensor | None]  # dropout keys; None is no dropout
+_OTHER_ATTENTION = "no published model has another, and others fail or change their memory"
 
 
 @register_constant
@@ -55,9 +55,9 @@ class Config(BaseConfig):
 
     `mem_len`, `ext_len`, `clamp_len` and `same_length` may be changed for a trained model:
     `params | {"config": dataclasses.replace(params["config"], mem_len=400)}`. `tie_projs` None
-    follows `proj_share_all_but_first`; with `proj_same_dim` False (lm1b), vectors that are as wide
-    as the model go without a projection. `tgt_len` and `adaptive` are kept for the file alone: a
-    plain softmax has `cutoffs=()` and `div_val=1`.
+    follows `proj_share_all_but_first`; with `proj_same_dim` False (lm1b), embeddings as wide as the
+    model have no projection. `tgt_len` and `adaptive` only go into the file: a plain softmax has
+    `cutoffs=()` and `div_val=1`.
     """
 
     n_token: Size = 267735
@@ -90,16 +90,16 @@ class Config(BaseConfig):
     proj_init_std: Scale = 0.01
     init_std: Scale = 0.02
     layer_norm_epsilon: Scale = 1e-12
-    aliases: ClassVar[Mapping[str, str]] = rules.ALIASES
+    aliases: ClassVar[Mapping[str, str]] = names.ALIASES
 
     def __post_init__(self) -> None:
-        """Check the fields, and what they must be together."""
+        """Validate the fields, each alone and together."""
         super().__post_init__()
-        for shared in (True, False):  # what follows one choice is written as that choice
+        for shared in (True, False):  # normalize `tie_projs` that a flag expresses
             if self.tie_projs == (False, *[shared] * len(self.cutoffs)):
                 object.__setattr__(self, "proj_share_all_but_first", shared)
                 object.__setattr__(self, "tie_projs", None)
-        adaptive_leaves.check(self)
+        vocabulary.check(self)
         one_of("init", self.init, ("normal", "uniform"))
         if self.d_model % 2:
             raise ValueError(f"d_model must be even, for sines and cosines, got {self.d_model}")
@@ -110,24 +110,24 @@ class Config(BaseConfig):
     def from_dict(cls, values: dict[str, Any], shapes: Shapes | None = None) -> Self:
         """Make a config from a config.json, with its cutoffs or those of its file's tables."""
         if shapes and "cutoffs" not in values:
-            values = {**values, "cutoffs": adaptive_leaves.cutoffs_of(shapes)}
+            values = {**values, "cutoffs": vocabulary.cutoffs_of(shapes)}
         return super().from_dict(values, shapes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields and the unknown keys of the file, as the ancestor reads them."""
-        ties = list(adaptive_leaves.tied_projections(self))
+        """Return the fields and the file's unknown keys, as pytorch-pretrained-bert reads them."""
+        ties = list(vocabulary.tied_projections(self))
         return super().to_dict() | {"cutoffs": list(self.cutoffs), "tie_projs": ties}
 
 
 def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False) -> Mems:
-    """Make the memory of a text that begins.
+    """Return the memory at the start of a text.
 
     Args:
         params: only shapes and types are read.
         batch: B, or all leading axes.
-        empty: False gives `mem_len` zeros that attention sees, as in the ancestor and in the
-            release for TensorFlow; it is what `mems=None` stands for. True hides them, so that a
-            text cut in segments has the hidden states of the whole text, if `mem_len` covers it.
+        empty: False gives `mem_len` zeros that are attended to, as in both reference
+            implementations; `mems=None` means the same. True masks them, so that a text cut in
+            segments has the hidden states of the whole text, if `mem_len` covers it.
 
     >>> config = Config(n_token=50, cutoffs=(9,), d_model=8, d_embed=8, n_layer=2, mem_len=6)
     >>> init_mems(init(config, random.key(0)), 3).hidden[1].shape
@@ -136,11 +136,11 @@ def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False
     config, like = config_of(params, Config), params["embed"]["cluster_0"]["table"]
     lead = (batch,) if isinstance(batch, int) else batch
     shape = (*lead, config.mem_len, config.d_model)
-    return memory.blank(like, len(params["blocks"]), shape, empty=empty)
+    return memory.zero_mems(like, len(params["blocks"]), shape, empty=empty)
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
-    """Describe the parameters: a tree of `Spec`; `heads` must be empty, there are none."""
+    """Return the parameters' shapes, dtypes and initializers; `heads` must be empty."""
     describe.heads_among(heads, HEADS)
 
     def weight(*shape: int) -> Spec:
@@ -165,7 +165,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
         },
         "norm_2": describe.norm(width),
     }
-    embed, softmax = adaptive_leaves.spec(config, weight)
+    embed, softmax = vocabulary.spec(config, weight)
     return {
         "config": config,
         "embed": embed,
@@ -176,7 +176,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
 
 
 def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
-    """Make random parameters: weights as `init` says, projections normal, biases 0, scales 1.
+    """Initialize parameters: weights by `config.init`, projections normal, biases 0, scales 1.
 
     >>> config = Config(n_token=50, cutoffs=(9,), d_model=8, d_embed=8, n_layer=2, mem_len=6)
     >>> init(config, random.key(0))["embed"]["cluster_1"]["table"].shape
@@ -186,43 +186,43 @@ def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
 
 
 def _attention(
-    seen: Tensor, positions: Tensor, mask: Tensor, weights: Tree, config: Config, keys: Sites
+    context: Tensor, positions: Tensor, mask: Tensor, weights: Tree, config: Config, keys: Keys
 ) -> Tensor:
-    """Let the new tokens attend to the memory and to themselves: [..., S, D] -> [..., T, D]."""
-    qkv, own = weights["qkv"], config.n_head * config.d_head
-    new = seen[..., seen.shape[-2] - mask.shape[-2] :, :]
-    q = split_heads(new @ qkv[:, :own], config.n_head)[0]
-    k, v = split_heads(seen @ qkv[:, own:], config.n_head, parts=2)
-    r = split_heads(positions @ weights["relative"], config.n_head)[0]
+    """Relative attention of the new tokens to memory and themselves: [..., S, D] -> [..., T, D]."""
+    qkv, width = weights["qkv"], config.n_head * config.d_head  # [D, 3 H Dh]
+    new = context[..., context.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
+    q = split_heads(new @ qkv[:, :width], config.n_head)[0]  # [..., H, T, Dh]
+    k, v = split_heads(context @ qkv[:, width:], config.n_head, parts=2)  # [..., H, S, Dh] each
+    r = split_heads(positions @ weights["relative"], config.n_head)[0]  # [..., H, S + 1, Dh]
     biases = {name: weights[name] for name in ("content_bias", "position_bias")}
-    mixed = attend_relative(q, k, v, r, mask, **biases, rate=config.dropatt, key=keys[0])
-    return dropout(merge_heads(mixed) @ weights["out"], config.dropout, keys[1])
+    out = relative.attend_relative(q, k, v, r, mask, **biases, rate=config.dropatt, key=keys[0])
+    return dropout(merge_heads(out) @ weights["out"], config.dropout, keys[1])  # [..., T, D]
 
 
-def _mlp(x: Tensor, up: Tree, down: Tree, rate: float, keys: Sites) -> Tensor:
-    """Apply the perceptron, with dropout after each of its layers: [..., D] -> [..., D]."""
+def _mlp(x: Tensor, up: Tree, down: Tree, rate: float, keys: Keys) -> Tensor:
+    """Two-layer MLP with dropout after each layer: [..., D] -> [..., D]."""
     return dropout(linear(dropout(F.relu(linear(x, **up)), rate, keys[0]), **down), rate, keys[1])
 
 
 def _block(
-    seen: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config, keys: Sites
+    context: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config, keys: Keys
 ) -> Tensor:
-    """Norm after each half is added: [..., S, D] -> [..., T, D]."""
-    x = seen[..., seen.shape[-2] - mask.shape[-2] :, :]
-    x = x + _attention(seen, positions, mask, block["attention"], config, keys[:2])
-    x = layer_norm(x, **block["norm_1"], epsilon=config.layer_norm_epsilon)
+    """Post-norm transformer block: memory and new tokens [..., S, D] -> new tokens [..., T, D]."""
+    x = context[..., context.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
+    x = x + _attention(context, positions, mask, block["attention"], config, keys[:2])
+    x = layer_norm(x, **block["norm_1"], eps=config.layer_norm_epsilon)
     x = x + _mlp(x, **block["mlp"], rate=config.dropout, keys=keys[2:])
-    return layer_norm(x, **block["norm_2"], epsilon=config.layer_norm_epsilon)
+    return layer_norm(x, **block["norm_2"], eps=config.layer_norm_epsilon)
 
 
 def _pre_norm_block(
-    seen: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config, keys: Sites
+    context: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config, keys: Keys
 ) -> Tensor:
-    """Norm before each half, add after it: [..., S, D] -> [..., T, D]."""
-    x = seen[..., seen.shape[-2] - mask.shape[-2] :, :]
-    seen = layer_norm(seen, **block["norm_1"], epsilon=config.layer_norm_epsilon)
-    x = x + _attention(seen, positions, mask, block["attention"], config, keys[:2])
-    normed = layer_norm(x, **block["norm_2"], epsilon=config.layer_norm_epsilon)
+    """Pre-norm transformer block: memory and new tokens [..., S, D] -> new tokens [..., T, D]."""
+    x = context[..., context.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
+    context = layer_norm(context, **block["norm_1"], eps=config.layer_norm_epsilon)
+    x = x + _attention(context, positions, mask, block["attention"], config, keys[:2])
+    normed = layer_norm(x, **block["norm_2"], eps=config.layer_norm_epsilon)
     return x + _mlp(normed, **block["mlp"], rate=config.dropout, keys=keys[2:])
 
 
@@ -236,34 +236,35 @@ def hidden_states(
     detach: bool = True,
     sparse: bool = False,
 ) -> tuple[Tensor, Mems]:
-    """Run the transformer without its softmax: same arguments as `apply`.
+    """Return the last hidden states, without the softmax: arguments of `apply`.
 
     Returns:
-        the hidden states after the last block [..., T, D], and the memory with the new tokens.
+        hidden states after the last block [..., T, D], and the memory with the new tokens.
     """
     config: Config = params["config"]
     _check(params, ids, mems)
     mems = init_mems(params, ids.shape[:-1]) if mems is None else mems
-    embed_key, position_key, last_key, *rest = keys_of_sites(key, 3 + 4 * len(params["blocks"]))
-    words = adaptive_leaves.embedding_clusters(params)
-    x = adaptive.adaptive_embedding(ids, words, sparse=sparse) * config.d_model**0.5
-    x = dropout(x, config.dropout, embed_key)
+    embed_key, position_key, last_key, *keys = dropout_keys(key, 3 + 4 * len(params["blocks"]))
+    x = adaptive.adaptive_embedding(ids, vocabulary.embedding_clusters(params), sparse=sparse)
+    x = dropout(x * config.d_model**0.5, config.dropout, embed_key)  # [..., T, D]
     new, total = ids.shape[-1], mems.valid.shape[-1] + ids.shape[-1]
-    positions = sinusoids(total + 1, config.d_model, config.clamp_len, x.dtype, x.device)
-    if position_key is not None:  # one set of positions for each key
+    positions = relative.sinusoids(total + 1, config.d_model, config.clamp_len, x.dtype, x.device)
+    if position_key is not None:  # each key has its own mask: [S + 1, D] -> [..., S + 1, D]
         lead = (*position_key.shape, *(1,) * (ids.ndim - 1 - position_key.ndim))
         positions = dropout(positions.expand(*lead, -1, -1), config.dropout, position_key)
-    valid = torch.cat([mems.valid, torch.ones_like(ids, dtype=torch.bool)], -1)
+    valid = torch.cat([mems.valid, torch.ones_like(ids, dtype=torch.bool)], -1)  # [..., S]
     window = config.mem_len if config.same_length else None
-    mask = mask_of(reach(new, total, window, x.device) & valid[..., None, None, :], x.dtype)
-    run, shared, inputs = _pre_norm_block if config.pre_lnorm else _block, params.get("shared"), []
+    causal = relative.causal_window_mask(new, total, window, x.device)  # [T, S]
+    mask = relative.attention_bias(causal & valid[..., None, None, :], x.dtype)  # [..., 1, T, S]
+    block_fn = _pre_norm_block if config.pre_lnorm else _block
+    shared, contexts = params.get("shared"), []  # u and v of all layers; inputs of the blocks
     for layer, (block, past) in enumerate(zip(params["blocks"], mems.hidden, strict=True)):
-        own = block | {"attention": block["attention"] | shared} if shared else block
-        inputs.append(torch.cat([past, x], -2))
-        x = run(inputs[-1], positions, mask, own, config, rest[4 * layer : 4 * layer + 4])
-    new_mems = memory.remember(
-        Mems(tuple(inputs), valid), new, config.mem_len, held_back=config.ext_len, detach=detach
-    )
+        weights = block | {"attention": block["attention"] | shared} if shared else block
+        contexts.append(torch.cat([past, x], -2))  # [..., S, D]
+        layer_keys = keys[4 * layer : 4 * layer + 4]
+        x = block_fn(contexts[-1], positions, mask, weights, config, layer_keys)  # [..., T, D]
+    mems, ext_len = Mems(tuple(contexts), valid), config.ext_len  # of S tokens
+    new_mems = memory.update_mems(mems, new, config.mem_len, ext_len=ext_len, detach=detach)
     return dropout(x, config.dropout, last_key), new_mems
 
 
@@ -276,16 +277,15 @@ def apply(
     detach: bool = True,
     sparse: bool = False,
 ) -> tuple[Tensor, Mems]:
-    """Score the next token after each token.
+    """Return the log-probabilities of the next token at every position.
 
     Args:
         params: from `init` or `load`.
         ids: int64 [..., T], each 0 <= id < V.
-        mems: the memory of the tokens before `ids`, from an earlier call, which stays usable. None
-            begins a text, as `init_mems` does.
+        mems: of the tokens before `ids`, from an earlier call; None starts a text (`init_mems`).
         key: turns dropout on; one key, or keys for the leading axes of `ids`.
-        detach: no gradient flows through the new memory; False keeps it differentiable.
-        sparse: takes the road through the adaptive layers whose shapes depend on data.
+        detach: stop gradients through the new memory.
+        sparse: use the sparse adaptive embedding, whose shapes depend on data.
 
     Returns:
         log-probabilities [..., T, V], and the memory of the last `mem_len` tokens (without the
@@ -304,9 +304,9 @@ def apply(
     >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
     True
     """
-    hidden, new = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
+    hidden, new_mems = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
     clusters, gates = _softmax(params)
-    return adaptive.adaptive_log_softmax(hidden, clusters, gates), new
+    return adaptive.adaptive_log_softmax(hidden, clusters, gates), new_mems
 
 
 def negative_log_likelihood(
@@ -321,13 +321,13 @@ def negative_log_likelihood(
 ) -> tuple[Tensor, Mems]:
     """Return minus the log-probability of each target, without a tensor [..., T, V].
 
-    With a key and `sample_softmax` > 0, it is estimated against words drawn at random.
+    With a key and `sample_softmax` > 0 it is a sampled-softmax estimate.
 
     Args:
         params: see `apply`, as for the other arguments.
         ids: int64 [..., T].
         targets: int64 [..., T], the token that follows each of `ids`.
-        sparse: touches only the clusters in use; much faster for a large vocabulary.
+        sparse: compute only the clusters in use; much faster for a large vocabulary.
 
     Returns:
         [..., T] in the order of the targets, and the memory.
@@ -339,26 +339,26 @@ def negative_log_likelihood(
     config_of(params, Config)
     check_ids(ids)
     check_same_shape(ids.shape, targets=targets)
-    hidden, new = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
+    hidden, new_mems = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
     clusters, gates = _softmax(params)
     samples = params["config"].sample_softmax
     if key is not None and samples > 0:
-        own = random.fold_in(key, 0)
-        return adaptive.sampled_nll(hidden, targets, clusters[0], samples, key=own), new
-    return adaptive.adaptive_nll(hidden, targets, clusters, gates, sparse=sparse), new
+        key = random.fold_in(key, 0)
+        return adaptive.sampled_nll(hidden, targets, clusters[0], samples, key=key), new_mems
+    return adaptive.adaptive_nll(hidden, targets, clusters, gates, sparse=sparse), new_mems
 
 
-_softmax = checked(Config, spec)(adaptive_leaves.softmax_clusters)
+_softmax = checked(Config, spec)(vocabulary.softmax_clusters)
 
 
 def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
-    """Compare shapes; no value is read, so it works under every transform."""
+    """Validate shapes; no value is read, so it works under every transform."""
     check_ids(ids)
     config: Config = params["config"]
     if config.same_length and not config.mem_len:
         raise ValueError(
-            "same_length=True with mem_len=0 leaves nothing to attend to (the ancestor then "
-            "averages over the whole segment, later tokens included): set same_length=False"
+            "same_length=True with mem_len=0 leaves nothing to attend to (pytorch-pretrained-bert "
+            "then averages over the segment, later tokens included): set same_length=False"
         )
     if mems is not None:
         like = params["embed"]["cluster_0"]["table"]
@@ -366,35 +366,35 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
 
 
 def load(
-    name_or_path: str | Path, *, heads: Names = None, key: Tensor | None = None, ignore: Names = ()
-) -> Params:
-    """Read parameters from a directory, a file or the hub.
+    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
+    ignore: Sequence[str] | None = (),
+) -> Params:  # fmt: skip
+    """Load parameters from a directory, a file or the hub.
 
     Args:
-        name_or_path: as in the other families: a file of any format that `fnlm.params.io.read`
-            knows beside its config.json, their directory, or a hub name. A path that exists wins.
-        heads: None or (), as Transformer-XL has none; `key` is not needed either.
-        key: see `heads`.
-        ignore: patterns, as of a shell, of the file's names of tensors that are left out.
+        name_or_path: a directory or file in a format of `fnlm.params.io.read`, or a hub name.
+        heads: None or (); Transformer-XL has none.
+        key: unused, as there are no heads.
+        ignore: shell patterns of tensor names in the file that are left out.
 
     Raises:
-        FileNotFoundError: nothing there.
+        FileNotFoundError: no such model.
         ValueError: a tensor is missing, unexpected, of another shape, or unlike the one that the
             config ties it to; another family's config; a damaged file.
     """
-    return io.load(name_or_path, rules.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
+    return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
-    """Write weights and config.json, by the names of pytorch-pretrained-bert.
+    """Write weights and config.json, with the tensor names of pytorch-pretrained-bert.
 
     Args:
         params: from `init`, `load` or training.
-        directory: made if need be; a model in it is replaced, at once or not at all.
+        directory: created if missing; a model in it is replaced atomically.
         dialect: "transformers", or "pytorch-pretrained-bert" for a file that library reads, too.
 
     Raises:
         ValueError: no such dialect, or a leaf that does not fit the config.
     """
     config_of(params, Config)
-    io.save(params, directory, rules.FAMILY, spec, dialect)
+    io.save(params, directory, names.FAMILY, spec, dialect)

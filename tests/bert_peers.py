@@ -8,10 +8,10 @@ from peers import hf, ppb, quiet
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import bert
-from fnlm.params import rename, tree
+from fnlm import bert, tree
+from fnlm.params import rename
 from fnlm.params.module import from_module
-from fnlm.params.rules.bert import FAMILY
+from fnlm.params.names.bert import FAMILY
 
 PEERS = ("transformers", "pytorch-pretrained-bert")
 CLASSES = {
@@ -30,7 +30,7 @@ PRECISION = [(torch.float32, 1e-5), (torch.float64, 1e-9)]
 
 
 def make_config(**changes: Any) -> bert.Config:
-    """The config of the table with changes: five labels, the only epsilon the ancestor knows."""
+    """The config of the table with changes: five labels, the only eps the ancestor knows."""
     changes = {"layer_norm_eps": 1e-12, "num_labels": 5} | changes
     return bert.Config.from_dict(BERT.config.to_dict() | changes)
 

@@ -13,15 +13,31 @@ from torch import Tensor, nn
 from torch.func import grad
 
 import fnlm.generate as decoding
-from fnlm import bert, checkpoints, cli, gpt, gpt2, heads, random, train, transfo_xl, writer
+from fnlm import _adaptive_vocabulary as vocabulary
+from fnlm import (
+    bert,
+    checkpoints,
+    cli,
+    finetune,
+    gpt,
+    gpt2,
+    heads,
+    pipeline,
+    random,
+    train,
+    transfo_xl,
+    transforms,
+    tree,
+)
+from fnlm.files import hub, numpy, safetensors, tensorflow, torch_pickle
+from fnlm.files.checkpoint import Checkpoint, half_written, replace
+from fnlm.files.folder import current, directory_of, replace_files
 from fnlm.generate import state as reading
 from fnlm.layers import (
     activation,
-    adaptive_leaves,
     adaptive_softmax,
     attention,
     cache,
-    causal,
     dropout,
     embedding,
     linear,
@@ -33,24 +49,10 @@ from fnlm.layers import (
     relative_attention,
     values,
 )
-from fnlm.params import (
-    arrays,
-    hub,
-    io,
-    layout,
-    module,
-    pickled,
-    rename,
-    safe,
-    spec,
-    tensorflow,
-    tree,
-)
-from fnlm.params.checkpoint import Checkpoint, half_written, replace
+from fnlm.params import io, layout, module, rename, spec
 from fnlm.params.config import BaseConfig, one_of, read_json
-from fnlm.params.folder import current, directory_of, replace_files
-from fnlm.params.rules import bert as bert_rules
-from fnlm.params.rules.gpt2 import FAMILY
+from fnlm.params.names import bert as bert_names
+from fnlm.params.names.gpt2 import FAMILY
 from fnlm.tasks import (
     corpus,
     features,
@@ -135,7 +137,7 @@ def stored(folder: Path, name: str) -> Path:
     if name.endswith(".npz"):
         np.savez(path, **{name: x.numpy() for name, x in LINEAR.items()})
     else:
-        pickled.write(LINEAR, path)
+        torch_pickle.write(LINEAR, path)
     return path
 
 
@@ -158,7 +160,7 @@ def updates(make: Callable[..., train.Optimizer], *args: Any, **kwargs: Any) -> 
     return lambda _: on(optimizer.update, SMALL, second, SMALL)
 
 
-def links(link: train.Link) -> Make:
+def links(link: train.GradientTransformation) -> Make:
     return lambda _: on(link.update, SMALL, link.init(SMALL), SMALL, torch.tensor(2))
 
 
@@ -196,7 +198,7 @@ CARRY_STEP = train.carry_step(square_and_sum, train.adamw(0.1))
 CARRIED = train.CarryState(STATE, torch.zeros_like(X))
 SPEC = gpt2.spec(GPT2.config, gpt2.HEADS)
 CHOICES = (IDS[:, None].expand(3, 2, 7), torch.full((3, 2), 4))
-PROMPT: dict[str, Any] = {"mask": MASK, "end": [4, 9], "prefill": gpt2.hidden_states}
+PROMPT: dict[str, Any] = {"mask": MASK, "eos": [4, 9], "prefill": gpt2.hidden_states}
 SAMPLING: dict[str, Any] = {"temperature": 0.7, "top_k": 9, "top_p": 0.8}
 STARTED = reading.start(gpt2.apply, PARAMS, IDS)
 HEADS_KWARGS: dict[str, Any] = {"heads": None, "key": None}
@@ -250,6 +252,7 @@ TREE: dict[str, Make] = {
     "select": lambda _: on(tree.select, PARAMS, train.except_bias_and_norm),
     "merge": lambda _: on(tree.merge, *tree.partition(PARAMS, train.except_bias_and_norm)),
     "count": lambda _: on(tree.count, PARAMS),
+    "norm": lambda _: on(tree.norm, SMALL["up"]),
     "cast": lambda _: on(tree.cast, PARAMS, torch.bfloat16),
     "to": lambda _: on(tree.to, PARAMS, "meta"),
     "stack": lambda _: on(tree.stack, [SMALL, SMALL]),
@@ -259,7 +262,6 @@ FOREIGN = rename.to_foreign(UNTIED, FAMILY.dialects[0])
 NESTED = dict(tree.named_leaves(UNTIED))
 TENSORFLOW = ROOT / "tests" / "fixtures" / "tensorflow" / "partitioned"
 PARAMETERS: dict[str, Make] = {
-    **{f"tree.{name}": make for name, make in TREE.items()},
     "config.BaseConfig.from_dict": lambda _: on(gpt2.Config.from_dict, {"n_embd": 24, "new": [1]}),
     "config.BaseConfig.from_json_file": lambda folder: on(
         gpt2.Config.from_json_file, config_there(folder)
@@ -269,21 +271,55 @@ PARAMETERS: dict[str, Make] = {
     "config.BaseConfig.to_dict": lambda _: on(BaseConfig.to_dict, CLI_CONFIG),
     "config.BaseConfig.to_json_string": lambda _: on(BaseConfig.to_json_string, CLI_CONFIG),
     "config.BaseConfig.to_json_file": writes(BaseConfig.to_json_file, CLI_CONFIG),
+    "io.read": lambda folder: on(io.read, saved(folder) / "model.safetensors"),
+    "io.write": writes(io.write, FOREIGN),
+    "io.load": lambda folder: on(io.load, saved(folder), *FOLDER_ARGS, **HEADS_KWARGS),
+    "io.assemble": lambda _: on(io.assemble, FOREIGN, GPT2.config, FAMILY, gpt2.spec),
+    "io.config_from": lambda folder: on(io.config_from, config_there(folder), FAMILY, gpt2.Config),
+    "io.save": writes(saving, PARAMS),
+    "layout.for_decoding": lambda _: on(layout.for_decoding, tree.cast(PARAMS, torch.bfloat16)),
+    "module.from_module": lambda _: on(
+        module.from_module, nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(5)).eval(), seen=called
+    ),
+    "rename.to_foreign": lambda _: on(rename.to_foreign, UNTIED, FAMILY.dialects[1]),
+    "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
+    "rename.for_heads": lambda _: on(rename.for_heads, bert_names.FAMILY, ["multiple_choice"]),
+    "rename.classify": lambda _: on(rename.classify, "h.3.ln_1.bias", FAMILY),
+    "rename.account": lambda _: on(rename.account, FOREIGN, FAMILY),
+    "rename.without_absent": lambda _: on(
+        rename.without_absent, make_params(BERT), ["embed.token"], bert_names.FAMILY
+    ),
+    "rename.dialect_of": lambda _: on(rename.dialect_of, list(FOREIGN), FAMILY),
+    "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
+    "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
+    "rename.nest": lambda _: on(rename.nest, NESTED),
+    "rename.untied": lambda _: on(rename.untied, FAMILY),
+    "rename.fit": lambda _: on(rename.fit, NESTED, NESTED, FAMILY, "here"),
+    "spec.linear": lambda _: on(spec.linear, 3, 4, 0.1),
+    "spec.norm": lambda _: on(spec.norm, 3),
+    "spec.init": lambda _: on(spec.init, SPEC, KEY),
+    "spec.heads_among": lambda _: on(spec.heads_among, "a", ["a", "b"]),
+    "spec.meta": lambda _: on(spec.meta, SPEC),
+    "spec.size": lambda _: on(spec.size, SPEC),
+    "spec.listed": lambda _: on(spec.listed, ["a", "b"]),
+    "spec.check": lambda _: on(spec.check, SPEC, PARAMS),
+}
+FILES: dict[str, Make] = {
     "tensorflow.read": lambda _: on(tensorflow.read, TENSORFLOW, seen=dict),
-    "tensorflow.recognises": lambda _: on(tensorflow.recognises, TENSORFLOW),
+    "tensorflow.can_read": lambda _: on(tensorflow.can_read, TENSORFLOW),
     "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
     "hub.locate": lambda folder: on(hub.locate, saved(folder)),
     "hub.weights": lambda folder: on(hub.weights, saved(folder)),
-    "io.read": lambda folder: on(io.read, saved(folder) / "model.safetensors"),
-    "io.write": writes(io.write, FOREIGN),
-    "pickled.read": lambda folder: on(pickled.read, stored(folder, "w.bin")),
-    "pickled.recognises": lambda folder: on(pickled.recognises, stored(folder, "w.bin")),
-    "pickled.write": writes(pickled.write, FOREIGN),
-    "arrays.read": lambda folder: on(arrays.read, stored(folder, "w.npz")),
-    "arrays.recognises": lambda folder: on(arrays.recognises, stored(folder, "w.npz")),
-    "safe.read": lambda folder: on(safe.read, saved(folder) / "model.safetensors"),
-    "safe.write": writes(safe.write, FOREIGN),
-    "safe.recognises": lambda folder: on(safe.recognises, saved(folder) / "model.safetensors"),
+    "torch_pickle.read": lambda folder: on(torch_pickle.read, stored(folder, "w.bin")),
+    "torch_pickle.can_read": lambda folder: on(torch_pickle.can_read, stored(folder, "w.bin")),
+    "torch_pickle.write": writes(torch_pickle.write, FOREIGN),
+    "numpy.read": lambda folder: on(numpy.read, stored(folder, "w.npz")),
+    "numpy.can_read": lambda folder: on(numpy.can_read, stored(folder, "w.npz")),
+    "safetensors.read": lambda folder: on(safetensors.read, saved(folder) / "model.safetensors"),
+    "safetensors.write": writes(safetensors.write, FOREIGN),
+    "safetensors.can_read": lambda folder: on(
+        safetensors.can_read, saved(folder) / "model.safetensors"
+    ),
     "checkpoint.half_written": lambda folder: on(half_written, folder, seen=list),
     "checkpoint.replace": lambda folder: on(
         replace,
@@ -300,36 +336,6 @@ PARAMETERS: dict[str, Make] = {
     "folder.current": lambda folder: on(current, saved(folder), "model"),
     "folder.directory_of": lambda folder: on(directory_of, folder / ".model.saved" / "a.txt"),
     "folder.replace_files": writes(saving_two),
-    "io.load": lambda folder: on(io.load, saved(folder), *FOLDER_ARGS, **HEADS_KWARGS),
-    "io.assemble": lambda _: on(io.assemble, FOREIGN, GPT2.config, FAMILY, gpt2.spec),
-    "io.config_from": lambda folder: on(io.config_from, config_there(folder), FAMILY, gpt2.Config),
-    "io.save": writes(saving, PARAMS),
-    "layout.for_decoding": lambda _: on(layout.for_decoding, tree.cast(PARAMS, torch.bfloat16)),
-    "module.from_module": lambda _: on(
-        module.from_module, nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(5)).eval(), seen=called
-    ),
-    "rename.to_foreign": lambda _: on(rename.to_foreign, UNTIED, FAMILY.dialects[1]),
-    "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
-    "rename.for_heads": lambda _: on(rename.for_heads, bert_rules.FAMILY, ["multiple_choice"]),
-    "rename.classify": lambda _: on(rename.classify, "h.3.ln_1.bias", FAMILY),
-    "rename.account": lambda _: on(rename.account, FOREIGN, FAMILY),
-    "rename.without_absent": lambda _: on(
-        rename.without_absent, make_params(BERT), ["embed.token"], bert_rules.FAMILY
-    ),
-    "rename.dialect_of": lambda _: on(rename.dialect_of, list(FOREIGN), FAMILY),
-    "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
-    "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
-    "rename.nest": lambda _: on(rename.nest, NESTED),
-    "rename.untied": lambda _: on(rename.untied, FAMILY),
-    "rename.fit": lambda _: on(rename.fit, NESTED, NESTED, FAMILY, "here"),
-    "spec.linear": lambda _: on(spec.linear, 3, 4, 0.1),
-    "spec.norm": lambda _: on(spec.norm, 3),
-    "spec.init": lambda _: on(spec.init, SPEC, KEY),
-    "spec.heads_among": lambda _: on(spec.heads_among, "a", ["a", "b"]),
-    "spec.meta": lambda _: on(spec.meta, SPEC),
-    "spec.size": lambda _: on(spec.size, SPEC),
-    "spec.listed": lambda _: on(spec.listed, ["a", "b"]),
-    "spec.check": lambda _: on(spec.check, SPEC, PARAMS),
 }
 
 
@@ -359,16 +365,10 @@ LAYERS: dict[str, Make] = {
     "cache.append": lambda _: on(cache.append, grown(), *grown().segments[-1], MASK[:, :1]),
     "cache.take_rows": lambda _: on(cache.take_rows, grown(), torch.tensor([2, 0, 2])),
     "cache.truncate": lambda _: on(cache.truncate, grown(), 2),
-    "causal.attention": lambda _: on(
-        causal.attention, WIDE, ((), ()), HALF, PARAMS["blocks"][0]["attention"], GPT2.config
-    ),
-    "causal.positions": lambda _: on(causal.positions, grown(), MASK),
-    "causal.check": lambda _: on(causal.check, GPT2.config, IDS, grown(), MASK, layers=2),
-    "causal.fixed_cache": lambda _: on(causal.fixed_cache, GPT2.config, X, 3, 9, layers=2),
     "dropout.dropout": lambda _: on(dropout.dropout, X, 0.4, KEYS),
-    "dropout.kept": lambda _: on(dropout.kept, X.shape, 0.4, KEYS),
-    "dropout.drop": lambda _: on(dropout.drop, X, X > 0, 0.4),
-    "dropout.keys_of_sites": lambda _: on(dropout.keys_of_sites, KEYS, 4),
+    "dropout.keep_mask": lambda _: on(dropout.keep_mask, X.shape, 0.4, KEYS),
+    "dropout.apply_mask": lambda _: on(dropout.apply_mask, X, X > 0, 0.4),
+    "dropout.dropout_keys": lambda _: on(dropout.dropout_keys, KEYS, 4),
     "embedding.lookup": lambda _: on(embedding.lookup, PARAMS["embed"]["token"], IDS),
     "embedding.check_range": lambda _: on(embedding.check_range, IDS, 41),
     "values.extremes": lambda _: on(values.extremes, IDS),
@@ -376,7 +376,7 @@ LAYERS: dict[str, Make] = {
     "mask.check_mask": lambda _: on(mask.check_mask, MASK),
     "precision.at_least_float32": lambda _: on(precision.at_least_float32, X.half()),
     "mlp.mlp": lambda _: on(mlp.mlp, X, LINEAR, BACK, activation=torch.tanh),
-    "norm.layer_norm": lambda _: on(norm.layer_norm, X, X[0, 0], X[0, 1], epsilon=1e-3),
+    "norm.layer_norm": lambda _: on(norm.layer_norm, X, X[0, 0], X[0, 1], eps=1e-3),
 }
 MODEL: dict[str, Make] = {
     "init_cache": lambda _: on(gpt2.init_cache, PARAMS, 3, 9),
@@ -464,7 +464,7 @@ DECODING: dict[str, Make] = {
     "generate": lambda _: on(
         decoding.generate, *DECODING_ARGS, 4, key=KEYS, repetition_penalty=1.2, **PROMPT
     ),
-    "generate by any model": lambda _: on(decoding.generate, counts, {}, IDS[:, :2] % 5, 4, end=3),
+    "generate by any model": lambda _: on(decoding.generate, counts, {}, IDS[:, :2] % 5, 4, eos=3),
     "beam_search": lambda _: on(decoding.beam_search, *DECODING_ARGS, 4, num_beams=3, **PROMPT),
     "start": lambda _: on(decoding.start, *DECODING_ARGS, mask=MASK, prefill=gpt2.hidden_states),
     "advance": lambda _: on(decoding.advance, gpt2.apply, PARAMS, STARTED, IDS[:, 0]),
@@ -472,8 +472,8 @@ DECODING: dict[str, Make] = {
     "state.pad_left": lambda _: on(reading.pad_left, IDS, MASK),
     "state.check_prompt": lambda _: on(reading.check_prompt, PARAMS, IDS, MASK, 4),
     "state.check_highest": lambda _: on(reading.check_highest, torch.ones(3), 4),
-    "state.whole": lambda _: on(reading.whole, torch.tensor(3), "end"),
-    "state.end_ids": lambda _: on(reading.end_ids, [3, 4], torch.device("cpu")),
+    "state.whole": lambda _: on(reading.whole, torch.tensor(3), "eos"),
+    "state.eos_ids": lambda _: on(reading.eos_ids, [3, 4], torch.device("cpu")),
     "state.pad_id": lambda _: on(reading.pad_id, torch.tensor([3, 4]), None),
 }
 
@@ -490,7 +490,7 @@ def log_there(folder: Path) -> Path:
 
 
 ROWED = (np.arange(36).reshape(3, 12), np.zeros((3, 12), np.int32), np.ones((3, 12), np.bool_))
-EPOCHS = train.Epochs.of(ROWED, 2.5)
+EPOCHS = finetune.Epochs.of(ROWED, 2.5)
 
 
 def row_loss(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
@@ -503,41 +503,26 @@ def row_squares(params: Any, *batch: Tensor) -> Tensor:
 
 def finetuned(folder: Path) -> Example:
     """A call of `finetune`; the second one finds that all steps were made."""
-    return on(train.finetune, row_loss, SMALL, EPOCHS, train.Recipe(), folder / "tuned")
+    return on(finetune.finetune, row_loss, SMALL, EPOCHS, finetune.Recipe(), folder / "tuned")
 
 
 RATES: dict[str, Any] = {"warmup": 0.1, "t_total": 10}
 TRAINING: dict[str, Make] = {
     "add_decayed_weights": links(train.add_decayed_weights(0.1, train.except_bias_and_norm)),
-    "chain": updates(train.chain, train.clip_global(0.1), train.scale_by_adam()),
-    "clip_global": links(train.clip_global(0.1)),
+    "chain": updates(train.chain, train.clip_by_global_norm(0.1), train.scale_by_adam()),
+    "clip_by_global_norm": links(train.clip_by_global_norm(0.1)),
     "clip_per_tensor": links(train.clip_per_tensor(0.1)),
     "correct_bias": links(train.correct_bias(0.9, 0.99)),
     "decay_updated_weights": links(train.decay_updated_weights(0.1, schedules.constant())),
     "everything": lambda _: on(train.everything, "norm.bias", X),
     "except_bias_and_norm": lambda _: on(train.except_bias_and_norm, "norm.bias", X),
-    "global_norm": lambda _: on(train.global_norm, SMALL),
     "scale_by_adam": links(train.scale_by_adam()),
     "scale_by_schedule": links(train.scale_by_schedule(schedules.warmup_linear(0.1, 10))),
     "adamw": updates(train.adamw, 0.1, max_grad_norm=0.1),
     "bert_adam": updates(train.bert_adam, 0.1, **RATES),
     "openai_adam": updates(train.openai_adam, 0.1, weight_decay=0.1, **RATES),
     "mask_rows": updates(train.mask_rows, train.adamw(0.1), {"up.weight": 1}),
-    "grad": lambda _: on(train.grad(square), SMALL, X),
-    "grad_and_value": lambda _: on(train.grad_and_value(square), SMALL, X),
-    "per_example_grads": lambda _: on(train.per_example_grads, square, SMALL, X, chunk_size=2),
-    "per_example_norms": lambda _: on(train.per_example_norms, square, SMALL, X),
     "init_state": lambda _: on(train.init_state, SMALL, train.adamw(0.1), KEY),
-    "Epochs.of": lambda _: on(train.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
-    "batches": lambda _: on(train.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
-    "in_order": lambda _: on(train.in_order, ROWED, 2, seen=list),
-    "predict": lambda _: on(train.predict, row_squares, SMALL, ROWED, 2, "cpu"),
-    "tensors": lambda _: on(train.tensors, ROWED),
-    "finetune": finetuned,
-    "mean_loss": lambda _: on(train.mean_loss, row_loss, SMALL, ROWED, train.Recipe()),
-    "write_results": lambda folder: on(
-        train.write_results, {"f1": 0.5}, folder / "made", "r", seen=lambda _: files(folder)
-    ),
     "fit": fitted,
     "read_log": lambda folder: on(train.read_log, log_there(folder)),
     "load_state": lambda folder: on(train.load_state, state_there(folder), SMALL),
@@ -545,9 +530,6 @@ TRAINING: dict[str, Make] = {
     "train_step": lambda _: on(STEP, STATE, X),
     "carry_step": lambda _: on(CARRY_STEP, CARRIED, X),
     "CarryState.step": lambda _: on(lambda state: state.step, CARRIED),
-    "check_run": lambda folder: on(
-        train.check_run, folder, {"seed": 1}, {"rows": [ROWED[0]]}, seen=lambda _: files(folder)
-    ),
     "losses.cross_entropy": lambda _: on(losses.cross_entropy, LOGITS, LABELS),
     "losses.language_model": lambda _: on(
         losses.language_model, random.normal(KEY, (3, 7, 41)), IDS, MASK
@@ -570,6 +552,31 @@ TRAINING: dict[str, Make] = {
     ),
     "schedules.warmup_cosine_with_warmup_restarts": at_steps(
         schedules.warmup_cosine_with_warmup_restarts(0.1, 20, 2)
+    ),
+}
+TRANSFORMS: dict[str, Make] = {
+    "grad": lambda _: on(transforms.grad(square), SMALL, X),
+    "grad_and_value": lambda _: on(transforms.grad_and_value(square), SMALL, X),
+    "per_example_grads": lambda _: on(transforms.per_example_grads, square, SMALL, X, chunk_size=2),
+    "per_example_norms": lambda _: on(transforms.per_example_norms, square, SMALL, X),
+}
+FINETUNING: dict[str, Make] = {
+    "Epochs.of": lambda _: on(finetune.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
+    "batches": lambda _: on(finetune.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
+    "length_sorted_batches": lambda _: on(finetune.length_sorted_batches, ROWED, 2, seen=list),
+    "predict": lambda _: on(finetune.predict, row_squares, SMALL, ROWED, 2, "cpu"),
+    "tensors": lambda _: on(finetune.tensors, ROWED),
+    "finetune": finetuned,
+    "mean_loss": lambda _: on(finetune.mean_loss, row_loss, SMALL, ROWED, finetune.Recipe()),
+    "write_results": lambda folder: on(
+        finetune.write_results, {"f1": 0.5}, folder / "made", "r", seen=lambda _: files(folder)
+    ),
+    "claim_run_directory": lambda folder: on(
+        finetune.claim_run_directory,
+        folder,
+        {"seed": 1},
+        {"rows": [ROWED[0]]},
+        seen=lambda _: files(folder),
     ),
 }
 MERGES = ([("a", "b"), ("ab", "b")], {"a": 0, "b": 1, "ab": 2, "abb": 3})
@@ -672,10 +679,10 @@ TOLD = rocstories.Example("a low low", ("slow", "?"), 1)
 STORIES_FILE = ",".join([*rocstories.COLUMNS, rocstories.ANSWER]) + "\na,b,c,d,e,f,2\n"
 CHOICES_FILE = "sent1,sent2,ending0,ending1,ending2,ending3,label\na,b,c,d,e,f,3\n"
 TASKS: dict[str, Make] = {
-    "features.marks": lambda _: on(features.marks, MARKED),
+    "features.special_tokens": lambda _: on(features.special_tokens, MARKED),
     "features.truncate_pair": lambda _: on(features.truncate_pair, 10, 3, 9),
     "features.rows": lambda _: on(
-        features.rows, [([5, 6], [7]), ([8], None)], features.Marks(2, 3, 1), 6
+        features.rows, [([5, 6], [7]), ([8], None)], features.SpecialTokens(2, 3, 1), 6
     ),
     "features.encode_pairs": lambda _: on(
         features.encode_pairs, MARKED, [("a low", "slow"), ("a", None)], 6
@@ -831,7 +838,7 @@ PROGRAM: dict[str, Make] = {
     "convert": lambda folder: on(cli.convert, str(saved(folder)), str(folder / "b"), seen=list),
     "as_flags": lambda _: on(cli.as_flags, "pass heads=('masked_lm',)", "convert"),
     "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
-    "run": lambda _: on(cli.run, str, train.Recipe, ["--seed", "3"]),
+    "run": lambda _: on(cli.run, str, finetune.Recipe, ["--seed", "3"]),
 }
 CHECKPOINTS: dict[str, Make] = {
     "check_vocabulary": lambda _: on(checkpoints.check_vocabulary, "tiny", 9, 9),
@@ -841,25 +848,27 @@ CHECKPOINTS: dict[str, Make] = {
 }
 WRITER: dict[str, Make] = {
     "load": lambda folder: on(
-        writer.load, saved(folder), seen=lambda made: (made.name, made.params, made.begin, made.end)
+        pipeline.load,
+        saved(folder),
+        seen=lambda made: (made.name, made.params, made.begin, made.eos),
     ),
-    "Writer.apply": lambda folder: on(
-        writer.load(saved(folder)).apply, writer.load(saved(folder)).params, IDS
+    "Pipeline.apply": lambda folder: on(
+        pipeline.load(saved(folder)).apply, pipeline.load(saved(folder)).params, IDS
     ),
-    "Writer.encode": lambda folder: on(writer.load(saved(folder)).encode, "low"),
-    "Writer.decode": lambda folder: on(writer.load(saved(folder)).decode, [1, 2, 3], seen=list),
+    "Pipeline.encode": lambda folder: on(pipeline.load(saved(folder)).encode, "low"),
+    "Pipeline.decode": lambda folder: on(pipeline.load(saved(folder)).decode, [1, 2, 3], seen=list),
 }
 WORDS_HEAD: dict[str, Any] = BERT_PARAMS["heads"]["masked_lm"]
 HEADS: dict[str, Make] = {
     "find": lambda _: on(heads.find, BERT_PARAMS, "masked_lm", bert.Config),
     "output_table": lambda _: on(heads.output_table, PARAMS),
-    "word_logits": lambda _: on(
-        heads.word_logits,
+    "masked_lm_logits": lambda _: on(
+        heads.masked_lm_logits,
         random.normal(KEY, (3, 36)),
         BERT_PARAMS["embed"]["token"],
         **WORDS_HEAD,
         activation=torch.tanh,
-        epsilon=0.1,
+        eps=0.1,
     ),
     "tied_logits": lambda _: on(heads.tied_logits, X, X[0]),
     "choice_logits": lambda _: on(
@@ -868,26 +877,16 @@ HEADS: dict[str, Make] = {
 }
 XL_PARAMS, XL_CONFIG = make_params(TRANSFO_XL), TRANSFO_XL.config
 MEMS = transfo_xl.apply(XL_PARAMS, IDS[:, :3])[1]
-CLUSTERS, GATES = adaptive_leaves.softmax_clusters(XL_PARAMS)
+CLUSTERS, GATES = vocabulary.softmax_clusters(XL_PARAMS)
 STATES = random.normal(KEY, (3, 7, 36))
 BIASES = XL_PARAMS["blocks"][0]["attention"]
 BY_HEAD = random.normal(KEY, (3, 7, 10))
 DISTANCES = random.normal(KEY, (3, 8, 10))
 XL_LAYERS: dict[str, Make] = {
-    "adaptive_leaves.check": lambda _: on(adaptive_leaves.check, XL_CONFIG),
-    "adaptive_leaves.cutoffs_of": lambda _: on(
-        adaptive_leaves.cutoffs_of, {"embed.cluster_0.table": (9, 3)}
-    ),
-    "adaptive_leaves.spec": lambda _: on(adaptive_leaves.spec, XL_CONFIG, lambda *n: spec.Spec(n)),
-    "adaptive_leaves.tied_projections": lambda _: on(adaptive_leaves.tied_projections, XL_CONFIG),
-    "adaptive_leaves.embedding_clusters": lambda _: on(
-        adaptive_leaves.embedding_clusters, XL_PARAMS
-    ),
-    "adaptive_leaves.softmax_clusters": lambda _: on(adaptive_leaves.softmax_clusters, XL_PARAMS),
     "adaptive_softmax.adaptive_embedding": lambda _: on(
         adaptive_softmax.adaptive_embedding,
         IDS,
-        adaptive_leaves.embedding_clusters(XL_PARAMS),
+        vocabulary.embedding_clusters(XL_PARAMS),
         sparse=True,
     ),
     "adaptive_softmax.adaptive_log_softmax": lambda _: on(
@@ -900,17 +899,21 @@ XL_LAYERS: dict[str, Make] = {
     "adaptive_softmax.sampled_nll": lambda _: on(
         adaptive_softmax.sampled_nll, STATES, IDS % 11, CLUSTERS[0], 4, key=KEYS
     ),
-    "memory.blank": lambda _: on(memory.blank, X, 2, (3, 5, 12)),
+    "memory.zero_mems": lambda _: on(memory.zero_mems, X, 2, (3, 5, 12)),
     "memory.check": lambda _: on(memory.check, MEMS, X, 2, (3,), 36),
-    "memory.remember": lambda _: on(memory.remember, MEMS, 3, 4, held_back=1),
+    "memory.update_mems": lambda _: on(memory.update_mems, MEMS, 3, 4, ext_len=1),
     "relative_attention.sinusoids": lambda _: on(relative_attention.sinusoids, 7, 6, 3),
-    "relative_attention.reach": lambda _: on(relative_attention.reach, 3, 7, 4),
-    "relative_attention.mask_of": lambda _: on(relative_attention.mask_of, HALF, torch.float64),
+    "relative_attention.causal_window_mask": lambda _: on(
+        relative_attention.causal_window_mask, 3, 7, 4
+    ),
+    "relative_attention.attention_bias": lambda _: on(
+        relative_attention.attention_bias, HALF, torch.float64
+    ),
     "relative_attention.relative_shift": lambda _: on(relative_attention.relative_shift, DISTANCES),
     "relative_attention.attend_relative": lambda _: on(
         relative_attention.attend_relative,
         *(BY_HEAD, BY_HEAD, BY_HEAD, DISTANCES),
-        relative_attention.mask_of(relative_attention.reach(7, 7), X.dtype),
+        relative_attention.attention_bias(relative_attention.causal_window_mask(7, 7), X.dtype),
         content_bias=BIASES["content_bias"],
         position_bias=BIASES["position_bias"],
         rate=0.2,
@@ -943,17 +946,21 @@ TABLE: dict[str, Make] = {
     f"fnlm.{part}.{name}": make
     for part, rows in {
         "random": RANDOM,
+        "tree": TREE,
+        "files": FILES,
         "params": PARAMETERS,
         "layers": LAYERS | XL_LAYERS,
         "heads": HEADS,
         "checkpoints": CHECKPOINTS,
-        "writer": WRITER,
+        "pipeline": WRITER,
         "bert": BERT_MODEL,
         "gpt": GPT_MODEL,
         "gpt2": MODEL,
         "transfo_xl": XL_MODEL,
         "generate": DECODING,
         "train": TRAINING,
+        "transforms": TRANSFORMS,
+        "finetune": FINETUNING,
         "tokenize": TOKENIZING | SYMBOL_TOKENIZING | COUNTED_TOKENIZING,
         "tasks": TASKS,
         "tasks.language_model": LANGUAGE,

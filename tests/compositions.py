@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import tree
+from fnlm.tree import Tree
 
 Function = Callable[[Tree, Tensor], Tensor]
 Transform = Callable[[Function, Tree], Function]

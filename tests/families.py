@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm.tree import Tree
 
 Task = Callable[..., Any]  # task(params, ids [*lead, T], mask [*lead, T], *, key=None) -> tensors
 
@@ -20,7 +19,7 @@ class Family(NamedTuple):
 
     name: str
     module: ModuleType
-    config: Any  # small and awkward: 3 heads, width 36, unusual epsilon
+    config: Any  # small and awkward: 3 heads, width 36, unusual eps
     tasks: dict[str, Task]  # every model variant, as a function of params and data
     others: tuple[Any, ...] = ()  # configs that have other leaves
 
@@ -187,7 +186,7 @@ VARIANTS = [(family, name) for family in FAMILIES for name in family.tasks]
 IDS = [f"{family.name}-{name}" for family, name in VARIANTS]
 
 # What a file can hold: a family and heads that one class of `transformers` has.
-FILES = [(f, heads) for f in FAMILIES for heads in f.module.rules.FAMILY.architectures]
+FILES = [(f, heads) for f in FAMILIES for heads in f.module.names.FAMILY.architectures]
 FILE_IDS = ["-".join([f.name, *heads]) for f, heads in FILES]
 
 

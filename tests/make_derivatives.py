@@ -22,9 +22,9 @@ from peers import hf
 from torch import Tensor
 from torch.func import functional_call
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl
-from fnlm.params import rename, tree
-from fnlm.params.tree import Tree
+from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm.params import rename
+from fnlm.tree import Tree
 
 PAGE = ROOT / "docs" / "derivatives.md"
 TOLERANCE = 1e-6
@@ -63,7 +63,7 @@ class Model(NamedTuple):
 
 TINY = {"n_embd": 6, "n_layer": 1, "n_positions": 8, "vocab_size": 11}
 MODELS = {
-    "BERT, masked words": Model(
+    "BERT, masked LM": Model(
         BERT,
         {"hidden_size": 6, "intermediate_size": 5, "num_hidden_layers": 1, "vocab_size": 11},
         bert.masked_lm, ("masked_lm",), "BertForMaskedLM",
@@ -117,7 +117,7 @@ def ours(model: Model) -> Case:
 
 def theirs(model: Model, **options: Any) -> Case:
     """The same function under the peer's names, its parameters and directions likewise."""
-    same, table = ours(model), model.family.module.rules.FAMILY
+    same, table = ours(model), model.family.module.names.FAMILY
     config = same.params["config"]
     if model.family is GPT:  # its peer counts words and special tokens together
         config = replace(config, vocab_size=config.total_tokens_embeddings)

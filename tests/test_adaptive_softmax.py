@@ -13,8 +13,8 @@ from scipy import stats
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fnlm import random, transfo_xl
-from fnlm.layers import adaptive_leaves
+from fnlm import _adaptive_vocabulary as vocabulary
+from fnlm import random, transfo_xl, tree
 from fnlm.layers.adaptive_softmax import (
     Cluster,
     adaptive_embedding,
@@ -23,7 +23,6 @@ from fnlm.layers.adaptive_softmax import (
     draw_words,
     sampled_nll,
 )
-from fnlm.params import tree
 
 SIZES, WIDTHS, D = (5, 3, 4), (6, 4, 1), 6
 V = sum(SIZES)
@@ -258,8 +257,8 @@ def test_ties_are_leaves_used_twice(div_val: int, tied: bool) -> None:
     names = {path for path, _ in tree.named_leaves(params)}
     assert ("softmax.cluster_0.table" in names) is not tied
     assert ("softmax.cluster_2.projection" in names) is not tied
-    words = adaptive_leaves.embedding_clusters(params)
-    clusters, _ = adaptive_leaves.softmax_clusters(params)
+    words = vocabulary.embedding_clusters(params)
+    clusters, _ = vocabulary.softmax_clusters(params)
     assert [len(c.table) for c in clusters] == [11, 13, 17]
     if tied:
         home = words[0] if div_val == 1 else words[2]

@@ -8,9 +8,8 @@ import torch
 from test_generate import CONFIG, padded, peer_generate, peer_of, prompts, wide_params
 from torch import Tensor
 
-from fnlm import gpt2, random
+from fnlm import gpt2, random, tree
 from fnlm.generate import beam_search, generate
-from fnlm.params import tree
 
 TINY = gpt2.Config(vocab_size=5, n_positions=12, n_ctx=12, n_embd=12, n_layer=2, n_head=3)
 
@@ -58,7 +57,7 @@ def test_with_end_tokens_equals_transformers(
         peer, ids, None, 14, num_beams=3, length_penalty=penalty, eos_token_id=ends, pad_token_id=60
     )
     found = beam_search(
-        gpt2.apply, params, ids, 14, num_beams=3, length_penalty=penalty, end=ends, pad=60
+        gpt2.apply, params, ids, 14, num_beams=3, length_penalty=penalty, eos=ends, pad=60
     )
     agree(found, expected, 5, 3, 4)
     if penalty <= 1:
@@ -75,10 +74,10 @@ def test_padded_batches_equal_transformers(side: str, with_end: bool, tmp_path: 
     end = int(generate(gpt2.apply, params, rows[0], 8).mode().values) if with_end else None
     expected = peer_beams(peer, ids, mask, 10, num_beams=4, eos_token_id=end, pad_token_id=60)
     ids, mask = padded(rows, side, extra=1)
-    found = beam_search(gpt2.apply, params, ids, 10, num_beams=4, mask=mask, end=end, pad=60)
+    found = beam_search(gpt2.apply, params, ids, 10, num_beams=4, mask=mask, eos=end, pad=60)
     agree(found, expected, 4, 4, 9)
     for i, row in enumerate(rows):
-        alone, score = beam_search(gpt2.apply, params, row, 10, num_beams=4, end=end, pad=60)
+        alone, score = beam_search(gpt2.apply, params, row, 10, num_beams=4, eos=end, pad=60)
         assert torch.equal(alone, found[0][i])
         assert torch.allclose(score, found[1][i], atol=1e-5)
 
@@ -114,7 +113,7 @@ def test_equals_the_exhaustive_search(length: int, end: int | None, penalty: flo
             prompt,
             length,
             num_beams=beams,
-            end=end,
+            eos=end,
             pad=-1,
             length_penalty=penalty,
         )
@@ -160,7 +159,7 @@ def test_nothing_is_changed() -> None:
     params, (ids, mask) = wide_params(1), padded([prompts(1, 4)[0], prompts(1, 2)[0]], "right")
     inputs = {"params": params, "ids": ids, "mask": mask}
     before, seed = tree.map(torch.clone, inputs), torch.get_rng_state()
-    beam_search(gpt2.apply, params, ids, 6, num_beams=3, mask=mask, end=4)
+    beam_search(gpt2.apply, params, ids, 6, num_beams=3, mask=mask, eos=4)
     for (path, a), b in zip(tree.named_leaves(before), tree.leaves(inputs), strict=True):
         assert torch.equal(a, b), path
     assert torch.equal(seed, torch.get_rng_state())

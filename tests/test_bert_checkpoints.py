@@ -13,9 +13,9 @@ from peers import hf, ppb, quiet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fnlm import bert, random
-from fnlm.params import io, rename, tree
-from fnlm.params.rules.bert import FAMILY
+from fnlm import bert, random, tree
+from fnlm.params import io, rename
+from fnlm.params.names.bert import FAMILY
 
 ARCHITECTURES = [(name, heads) for heads, name in FAMILY.architectures.items()]
 SENTENCES = [

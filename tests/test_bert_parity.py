@@ -27,10 +27,9 @@ from peers import ppb
 from torch import Tensor
 from torch.func import grad, jvp
 
-from fnlm import bert, random, train
+from fnlm import bert, random, train, tree
 from fnlm.layers.activation import ACTIVATIONS
 from fnlm.layers.attention import SLICE
-from fnlm.params import tree
 from fnlm.train import losses
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -224,9 +223,9 @@ def test_fine_tuning_without_dropout_is_the_peers(library: str, variant: str) ->
         assert not torch.equal(found[path], before[path]), path
 
 
-@pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 0.1])
-def test_the_epsilon_of_the_config_counts(epsilon: float) -> None:
-    config = make_config(layer_norm_eps=epsilon)
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.1])
+def test_the_epsilon_of_the_config_counts(eps: float) -> None:
+    config = make_config(layer_norm_eps=eps)
     x = inputs(config, "pretraining")
     compare("transformers", "pretraining", config, torch.float64, 1e-9, *x)
 

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fnlm import gpt2
+from fnlm import gpt2, tree
 from fnlm.layers import cache as kv
-from fnlm.params import tree
 
 N = GPT2.config.n_positions
 

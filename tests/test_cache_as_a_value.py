@@ -17,10 +17,9 @@ from torch import Tensor
 from torch.func import grad, jvp, linearize, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fnlm import gpt2, transfo_xl
+from fnlm import gpt2, transfo_xl, tree
 from fnlm.generate import State
 from fnlm.layers import cache as kv
-from fnlm.params import tree
 
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 PARAMS = make_params(GPT2)

@@ -10,10 +10,9 @@ import torch
 from families import BERT, FAMILIES, GPT, GPT2, TRANSFO_XL, Family, make_batch, make_params
 from torch import Tensor
 
-from fnlm import bert, random, transfo_xl
+from fnlm import bert, random, transfo_xl, tree
 from fnlm.generate import State, generate, take_rows
 from fnlm.layers import cache as kv
-from fnlm.params import tree
 
 IDS, MASK = make_batch(GPT2, 2, 9)
 XL = make_params(TRANSFO_XL)

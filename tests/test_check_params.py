@@ -14,9 +14,8 @@ from families import BERT, FAMILIES, GPT, GPT2, TRANSFO_XL, Family, make_batch, 
 from torch import nn
 from torch.func import grad, jacrev, jvp, vmap
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl
+from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
 from fnlm.generate import beam_search, generate, stream
-from fnlm.params import tree
 from fnlm.params._check import config_of
 from fnlm.params.layout import for_decoding
 

@@ -13,9 +13,9 @@ from peers import hf, ppb, ppb_gpt2, quiet
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fnlm import gpt2, random
-from fnlm.params import rename, tree
-from fnlm.params.rules.gpt2 import FAMILY
+from fnlm import gpt2, random, tree
+from fnlm.params import rename
+from fnlm.params.names.gpt2 import FAMILY
 
 HEAD = ("multiple_choice",)
 

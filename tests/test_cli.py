@@ -11,9 +11,8 @@ import torch
 from conftest import ROOT
 from safetensors.torch import save_file
 
-from fnlm import cli, gpt2, random
+from fnlm import cli, gpt2, random, tree
 from fnlm import generate as decoding
-from fnlm.params import tree
 from fnlm.tokenize import gpt2 as bpe
 
 PROMPT = "Once upon a time é"
@@ -37,7 +36,7 @@ def expected(model: Path, prompt: str, new: int, **settings: object) -> str:
     tokenizer = bpe.load(model)
     end = tokenizer.tokens_to_ids(["<|endoftext|>"])[0]
     ids = torch.tensor([tokenizer.encode(prompt) or [end]])
-    out = decoding.generate(gpt2.apply, gpt2.load(model), ids, new, end=end, **settings)  # type: ignore[arg-type]
+    out = decoding.generate(gpt2.apply, gpt2.load(model), ids, new, eos=end, **settings)  # type: ignore[arg-type]
     tokens = [i for i in out[0].tolist() if i != end]
     return prompt + tokenizer.decode(tokens) + "\n"
 
@@ -178,7 +177,7 @@ def test_help_loads_no_torch() -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert done.stdout.endswith("torch loaded: False\n")
-    for option in ("--prompt", "--max_new_tokens", "--top_p", "--num_beams", "likeliest"):
+    for option in ("--prompt", "--max_new_tokens", "--top_p", "--num_beams", "most likely"):
         assert option in done.stdout
 
 

@@ -29,11 +29,10 @@ from families import GPT, GPT2, IDS, TRANSFO_XL, VARIANTS, Family, make_params
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import random, train, transfo_xl
+from fnlm import random, train, transfo_xl, tree
 from fnlm.layers.activation import ACTIVATIONS
-from fnlm.params import tree
-from fnlm.params.tree import Tree
 from fnlm.train import losses
+from fnlm.tree import Tree
 
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 WORDS, CONTEXT = 11, 12

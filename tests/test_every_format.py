@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fnlm import gpt2, random
-from fnlm.params import io, rename, tree
-from fnlm.params.rules.gpt2 import FAMILY
+from fnlm import gpt2, random, tree
+from fnlm.params import io, rename
+from fnlm.params.names.gpt2 import FAMILY
 
 Tensors = dict[str, Tensor]
 Change = Callable[[Tensors, str], Any]

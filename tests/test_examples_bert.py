@@ -21,11 +21,10 @@ import pytest
 import torch
 from conftest import ROOT, data_path
 
-from fnlm import bert, cli, gpt2, random, train
-from fnlm.params import tree
+from fnlm import bert, cli, finetune, gpt2, random, train, tree
+from fnlm.finetune import data
 from fnlm.tasks import corpus, glue
 from fnlm.tokenize import bert as tokenize
-from fnlm.train import data
 
 PAGE = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
 LINES = re.findall(
@@ -252,14 +251,14 @@ def test_hidden_states_go_on_after_a_torn_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (path, line), output = LINES[-1], tmp_path / "made.jsonl"
-    interrupt(train, "tensors", 3, monkeypatch)
+    interrupt(finetune, "tensors", 3, monkeypatch)
     assert run(path, line, "--output_file", str(output)) == 130
     (partial,) = tmp_path.iterdir()
     assert partial.read_text().count("\n") == 4 and not output.exists()
     with partial.open("a") as file:
         file.write('{"linex_index": 4, "feat')  # as a machine that stops may leave it
     read: list[int] = []
-    monkeypatch.setattr(train, "predict", read)
+    monkeypatch.setattr(finetune, "predict", read)
     assert run(path, line, "--output_file", str(output)) == 0
     assert output.read_bytes() == Path("output.jsonl").read_bytes() and not partial.exists()
 

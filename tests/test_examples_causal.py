@@ -28,13 +28,12 @@ from conftest import ROOT, data_path
 from torch import Tensor
 from torch.nn import functional as F
 
-from fnlm import bert, cli, gpt, random, train, transfo_xl
+from fnlm import bert, cli, gpt, random, train, transfo_xl, tree
 from fnlm import generate as decoding
-from fnlm.params import tree
+from fnlm.finetune import data
 from fnlm.tasks import language_model, rocstories
 from fnlm.tokenize import gpt as tokenize_gpt
 from fnlm.tokenize import transfo_xl as tokenize_xl
-from fnlm.train import data
 
 ROWS = [
     ("Rick was cold.", "He had no coat.", "Ann came.", "She had two.", 'He said "oh".', "No.", "1"),
@@ -428,8 +427,8 @@ MISTAKES = {
     "a short text": ("wikitext103", f"{EVAL_XL} --eval_file text.txt --batch_size 999",
                      "batch_size=999"),
     "no beginning": ("generate", "--model_name_or_path stories --unconditional", "give a prompt"),
-    "no writer": ("generate", "--model_name_or_path bert --prompt a", "is a model of bert"),
-    "words of another writer": ("generate", "--model_name_or_path short --prompt a",
+    "no pipeline": ("generate", "--model_name_or_path bert --prompt a", "is a model of bert"),
+    "words of another pipeline": ("generate", "--model_name_or_path short --prompt a",
                                 "short: the vocabulary has 3 tokens, the model 13"),
     "a prompt that runs code": ("generate", "--model_name_or_path hostile --prompt a",
                                 "hostile/vocab.bin can't be read"),

@@ -12,8 +12,7 @@ import torch
 from conftest import ROOT
 
 from fnlm import generate as decoding
-from fnlm import gpt2, random
-from fnlm.params import tree
+from fnlm import gpt2, random, tree
 from fnlm.tokenize import gpt2 as bpe
 
 SCRIPT = ROOT / "examples" / "generate.py"
@@ -47,7 +46,7 @@ def texts(model: str, prompt: str, count: int, length: int, seed: int) -> list[s
     (end,) = tokenizer.tokens_to_ids(["<|endoftext|>"])
     ids = torch.tensor([tokenizer.encode(prompt) or [end]]).expand(count, -1)
     out = decoding.generate(
-        gpt2.apply, gpt2.load(model), ids, length, key=random.key(seed), top_k=9, end=end
+        gpt2.apply, gpt2.load(model), ids, length, key=random.key(seed), top_k=9, eos=end
     )
     return [tokenizer.decode([i for i in row if i != end]) for row in out.tolist()]
 

@@ -25,8 +25,9 @@ from hostile import little_memory
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fnlm import bert, cli, gpt, gpt2, random, transfo_xl
-from fnlm.params import hub, io, rename, tree
+from fnlm import bert, cli, gpt, gpt2, random, transfo_xl, tree
+from fnlm.files import hub
+from fnlm.params import io, rename
 
 Tensors = dict[str, Tensor]
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -35,7 +36,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fam
 
 def foreign(family: Family, dialect: str, heads: tuple[str, ...] = ()) -> Tensors:
     leaves = {k: v for k, v in with_heads(family, heads).items() if k != "config"}
-    (found,) = (d for d in family.module.rules.FAMILY.dialects if d.name == dialect)
+    (found,) = (d for d in family.module.names.FAMILY.dialects if d.name == dialect)
     return {name: x.contiguous() for name, x in rename.to_foreign(leaves, found).items()}
 
 
@@ -180,7 +181,7 @@ WRAPPERS = (
 
 @each_family
 def test_no_name_of_a_family_is_a_wrappers(family: Family) -> None:
-    for dialect in family.module.rules.FAMILY.dialects:
+    for dialect in family.module.names.FAMILY.dialects:
         for rule in dialect.rules:
             assert not {*re.split(r"[./]", rule.theirs)} & {*WRAPPERS}
 
@@ -193,7 +194,7 @@ def test_wrappers_prefixes_are_a_kind(family: Family, form: str, tmp_path: Path)
     wanted = with_heads(family, ())
     for number in range(12):
         weights = foreign(family, rng.choice(["transformers", "pytorch-pretrained-bert"]))
-        (prefix,) = {d.prefix for d in family.module.rules.FAMILY.dialects[:2]}
+        (prefix,) = {d.prefix for d in family.module.names.FAMILY.dialects[:2]}
         bare = rng.randrange(2)
         before = "".join(f"{w}." for w in rng.choices(WRAPPERS, k=rng.randrange(1, 4)))
         inside = f".{rng.choice(WRAPPERS)}." if rng.randrange(2) else "."
@@ -405,7 +406,7 @@ def scaled(place: Path) -> None:
 
 def arrays_and_a_stray(place: Path) -> None:
     params = with_heads(GPT, ())
-    (dialect,) = (d for d in gpt.rules.FAMILY.dialects if d.name == "openai")  # type: ignore[attr-defined]
+    (dialect,) = (d for d in gpt.names.FAMILY.dialects if d.name == "openai")  # type: ignore[attr-defined]
     leaves = {k: v for k, v in params.items() if k != "config"}
     ordered = list(dict(sorted(rename.to_foreign(leaves, dialect).items(), key=_number)).values())
     place.mkdir()
@@ -600,7 +601,7 @@ def test_an_index_and_a_config_reach_no_terminal_raw(tmp_path: Path) -> None:
     assert "\x1b" not in str(caught.value) and "\\x1b[31m" in str(caught.value)
     (place / "config.json").write_text('{"model_type": "\\u001b[31m"}')
     with pytest.raises(ValueError) as caught:
-        io.config_from(place / "config.json", gpt2.rules.FAMILY, gpt2.Config)  # type: ignore[attr-defined]
+        io.config_from(place / "config.json", gpt2.names.FAMILY, gpt2.Config)  # type: ignore[attr-defined]
     assert "\x1b" not in str(caught.value)
 
 
@@ -634,7 +635,7 @@ def test_shapes_are_compared_before_a_tensor_is_read(tmp_path: Path) -> None:
         entries = {name: entry._replace(read=never) for name, entry in file.entries.items()}
         unread = type(file)(file.path, file.format, entries)
         with pytest.raises(ValueError, match=r"ln_f.bias.* has shape \[7\], expected \[36\]"):
-            io.assemble(unread, GPT2.config, gpt2.rules.FAMILY, gpt2.spec)  # type: ignore[attr-defined]
+            io.assemble(unread, GPT2.config, gpt2.names.FAMILY, gpt2.spec)  # type: ignore[attr-defined]
 
 
 def test_a_stray_archive_is_not_what_was_meant(tmp_path: Path) -> None:

@@ -10,9 +10,8 @@ import pytest
 import torch
 from families import BERT, FAMILIES, GPT2, TRANSFO_XL, Family, make_params, with_heads
 
-from fnlm import bert, cli, gpt2, random, transfo_xl, writer
+from fnlm import bert, cli, gpt2, pipeline, random, transfo_xl, tree
 from fnlm.generate import generate
-from fnlm.params import tree
 from fnlm.tokenize import gpt2 as words
 
 IDS = torch.tensor([[1, 12, 30, 40]])
@@ -198,7 +197,7 @@ def padded(tmp_path: Path) -> Path:
 
 
 def test_rows_that_pad_a_vocabulary_are_never_chosen(padded: Path) -> None:
-    made = writer.load(padded)
+    made = pipeline.load(padded)
     rows = TOKENIZER.vocab_size
     ids = torch.tensor([made.encode("the king")])
     free = generate(gpt2.apply, made.params, ids, 6, key=random.key(0), temperature=5.0)
@@ -218,4 +217,4 @@ def test_a_vocabulary_larger_than_the_table_is_named(padded: Path) -> None:
     config = dataclasses.replace(params["config"], vocab_size=200)
     gpt2.save(params | {"config": config}, padded)
     with pytest.raises(ValueError, match=rf"{TOKENIZER.vocab_size} tokens, the model 200"):
-        writer.load(padded)
+        pipeline.load(padded)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from fnlm.params import folder
+from fnlm.files import folder
 
 OLD = {"weights": "old weights", "config": "old config", "left": "old rest"}
 NEW = {"weights": "new weights", "config": "new config", "added": "new rest"}

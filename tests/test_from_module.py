@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
-from fnlm import gpt2, random, train
-from fnlm.params import rename, tree
+from fnlm import gpt2, random, train, transforms, tree
+from fnlm.params import rename
 from fnlm.params.module import from_module
-from fnlm.params.rules.gpt2 import FAMILY
+from fnlm.params.names.gpt2 import FAMILY
 
 
 class Words(nn.Module):
@@ -117,9 +117,9 @@ def test_per_example_gradients_equal_the_loop() -> None:
     loss = make_loss(apply)
     loop = tree.stack([grad(loss)(params, ids) for ids in IDS])
     close(vmap(grad(loss), in_dims=(None, 0))(params, IDS), loop)
-    close(train.per_example_grads(loss, params, IDS, chunk_size=2), loop)
-    norms = torch.stack([train.global_norm(g) for g in tree.unstack(loop)])
-    torch.testing.assert_close(train.per_example_norms(loss, params, IDS), norms)
+    close(transforms.per_example_grads(loss, params, IDS, chunk_size=2), loop)
+    norms = torch.stack([tree.norm(g) for g in tree.unstack(loop)])
+    torch.testing.assert_close(transforms.per_example_norms(loss, params, IDS), norms)
 
 
 def test_an_ensemble_and_directional_derivatives() -> None:
@@ -223,7 +223,7 @@ def test_it_is_functional_call_over_a_nested_tree() -> None:
     assert apply(moved, IDS).equal(functional_call(module, flat, (IDS,)))
 
 
-class Writer(nn.Module):
+class Pipeline(nn.Module):
     """A module that writes into its weight: openly, or behind the back of version counters."""
 
     def __init__(self, write: str) -> None:
@@ -241,7 +241,7 @@ class Writer(nn.Module):
 
 @pytest.mark.parametrize("write", ["max_norm", "in place", "data"])
 def test_no_module_writes_into_the_tree_that_it_is_given(write: str) -> None:
-    module = nn.Embedding(4, 3, max_norm=1.0) if write == "max_norm" else Writer(write)
+    module = nn.Embedding(4, 3, max_norm=1.0) if write == "max_norm" else Pipeline(write)
     x = torch.tensor([1, 2]) if write == "max_norm" else torch.ones(3)
     before = picture(module)
     apply, params = from_module(module)

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.func import vmap
 
 from fnlm import generate as decoding
-from fnlm import gpt2, random
+from fnlm import gpt2, random, tree
 from fnlm.generate import generate, sample, scan, start, stream
-from fnlm.params import tree
 
 CONFIG = gpt2.Config(vocab_size=61, n_positions=40, n_ctx=40, n_embd=36, n_layer=2, n_head=3)
 
@@ -90,7 +89,7 @@ def test_end_tokens_and_penalty_equal_transformers(tmp_path: Any) -> None:
     free = generate(gpt2.apply, params, ids, 20)
     ends = [int(free[0, 3]), int(free[1, 8])]
     expected = peer_generate(peer, ids, None, 20, eos_token_id=ends, pad_token_id=9).sequences
-    found = generate(gpt2.apply, params, ids, 20, end=ends, pad=9)
+    found = generate(gpt2.apply, params, ids, 20, eos=ends, pad=9)
     width = expected.shape[1] - 6
     assert torch.equal(found[:, :width], expected[:, 6:])
     assert (found[:, width:] == 9).all()
@@ -111,9 +110,9 @@ def test_all_rows_ended_stops_and_fills() -> None:
         return torch.nn.functional.one_hot((ids + 1) % 6, 6).float(), ids
 
     ids = torch.tensor([[3], [1]])
-    assert generate(counts, {}, ids, 50, end=4).tolist() == [[4] * 50, [2, 3] + [4] * 48]
+    assert generate(counts, {}, ids, 50, eos=4).tolist() == [[4] * 50, [2, 3] + [4] * 48]
     assert len(calls) == 3, "the model runs until the last row has ended"
-    steps = list(stream(counts, {}, ids, 50, end=4, pad=-1))
+    steps = list(stream(counts, {}, ids, 50, eos=4, pad=-1))
     assert torch.stack(steps, 1).tolist() == [[4, -1, -1], [2, 3, 4]]
 
 
@@ -245,7 +244,7 @@ def test_nothing_is_changed() -> None:
     key = random.key(1)
     inputs = {"params": params, "ids": ids, "mask": mask, "key": key}
     before, seed = tree.map(torch.clone, inputs), torch.get_rng_state()
-    generate(gpt2.apply, params, ids, 5, mask=mask, key=key, repetition_penalty=1.3, end=3)
+    generate(gpt2.apply, params, ids, 5, mask=mask, key=key, repetition_penalty=1.3, eos=3)
     state = start(gpt2.apply, params, ids)
     kept = tree.map(torch.clone, state)
     scan(gpt2.apply, params, state, 3)

@@ -212,9 +212,9 @@ WRONG: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"top_p": -0.1}, ValueError, "top_p must be more than 0"),
     ({"repetition_penalty": NAN}, ValueError, "repetition_penalty must be more than 0 and finite"),
     ({"repetition_penalty": INF}, ValueError, "repetition_penalty must be more than 0 and finite"),
-    ({"end": 3.0}, TypeError, "end must be a whole number, got 3.0"),
-    ({"end": "3"}, TypeError, "end must be a whole number, got '3'"),
-    ({"end": [3, None]}, TypeError, "end must be a whole number, got None"),
+    ({"eos": 3.0}, TypeError, "eos must be a whole number, got 3.0"),
+    ({"eos": "3"}, TypeError, "eos must be a whole number, got '3'"),
+    ({"eos": [3, None]}, TypeError, "eos must be a whole number, got None"),
     ({"pad": 1.5}, TypeError, "pad must be a whole number, got 1.5"),
     ({"max_new_tokens": 2.0}, TypeError, "max_new_tokens must be a whole number, got 2.0"),
     ({"ids": [[1]]}, TypeError, "ids must be a tensor of integers .*got list"),
@@ -255,15 +255,15 @@ def test_odd_settings_of_beams_are_named() -> None:
 
 @each_run
 def test_ids_of_end_and_pad_may_be_whole_numbers_of_any_type(run: Run) -> None:
-    expected = run(counts, {}, PROMPT, 4, end=11, pad=7)
+    expected = run(counts, {}, PROMPT, 4, eos=11, pad=7)
     assert expected.tolist()[1] == [10, 11, 7, 7][: expected.shape[1]]
     ends: list[Any] = [np.int64(11), np.int32(11), torch.tensor(11), [11], (np.int64(11),)]
     ends += [torch.tensor([11, 19]), np.array([11, 19]), np.array(11), {11, 19}, iter([11])]
     for end in ends:
-        assert torch.equal(run(counts, {}, PROMPT, 4, end=end, pad=np.int64(7)), expected)
+        assert torch.equal(run(counts, {}, PROMPT, 4, eos=end, pad=np.int64(7)), expected)
     for pad in (np.int32(7), torch.tensor(7), torch.tensor([7])):
-        assert torch.equal(run(counts, {}, PROMPT, np.int64(4), end=11, pad=pad), expected)
-    assert torch.equal(run(counts, {}, PROMPT, 4, end=[]), run(counts, {}, PROMPT, 4))
+        assert torch.equal(run(counts, {}, PROMPT, np.int64(4), eos=11, pad=pad), expected)
+    assert torch.equal(run(counts, {}, PROMPT, 4, eos=[]), run(counts, {}, PROMPT, 4))
 
 
 @each_run
@@ -288,11 +288,11 @@ def test_no_row_gives_no_row(lead: tuple[int, ...], prefill: Any) -> None:
         for end in (None, 3):
             for key in (None, KEY):
                 found = generate(
-                    gpt2.apply, params, ids, 3, key=key, end=end, mask=mask, prefill=prefill
+                    gpt2.apply, params, ids, 3, key=key, eos=end, mask=mask, prefill=prefill
                 )
                 assert found.shape == (*lead, 3) and found.dtype == torch.int64
             texts, scores = beam_search(
-                gpt2.apply, params, ids, 3, num_beams=2, end=end, mask=mask, prefill=prefill
+                gpt2.apply, params, ids, 3, num_beams=2, eos=end, mask=mask, prefill=prefill
             )
             assert texts.shape == (*lead, 2, 3) and texts.dtype == torch.int64
             assert scores.shape == (*lead, 2) and scores.dtype == torch.float32

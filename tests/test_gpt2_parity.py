@@ -9,16 +9,16 @@ from families import GPT2, make_params
 from peers import hf, ppb_gpt2
 from torch.func import grad
 
-from fnlm import gpt2, random
+from fnlm import gpt2, random, tree
 from fnlm.layers.attention import SLICE
-from fnlm.params import rename, tree
+from fnlm.params import rename
 from fnlm.params.module import from_module
-from fnlm.params.rules.gpt2 import FAMILY
+from fnlm.params.names.gpt2 import FAMILY
 
 CONFIGS = {
     "three heads": {},
     "one head, narrow": {"n_head": 1, "n_embd": 5, "n_layer": 1},
-    "inner width, other epsilon": {"n_inner": 17, "layer_norm_epsilon": 0.1, "n_embd": 12},
+    "inner width, other eps": {"n_inner": 17, "layer_norm_epsilon": 0.1, "n_embd": 12},
     "relu": {"activation_function": "relu", "n_head": 4, "n_embd": 8, "n_layer": 3},
 }
 PEERS = [

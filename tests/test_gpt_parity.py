@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import generate, gpt, random
-from fnlm.params import rename, tree
+from fnlm import generate, gpt, random, tree
+from fnlm.params import rename
 from fnlm.params.io import assemble
 from fnlm.params.module import from_module
-from fnlm.params.rules.gpt import FAMILY
+from fnlm.params.names.gpt import FAMILY
 from fnlm.train import losses
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -9,11 +9,10 @@ from families import FAMILIES, Family, make_batch, make_params
 from torch import Tensor, func
 from torch.func import jacfwd, jacrev, jvp, vmap
 
-from fnlm import random, train
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import random, transforms, tree
+from fnlm.tree import Tree
 
-Gradient = Callable[..., Any]  # train.grad or torch.func.grad
+Gradient = Callable[..., Any]  # transforms.grad or torch.func.grad
 KEYS = random.split(random.key(0), 4)
 PARAMS = {"w": random.normal(KEYS[0], (4, 5), torch.float64)}
 ALONG = {"w": random.normal(KEYS[1], (4, 5), torch.float64)}
@@ -67,7 +66,7 @@ PLACES: dict[str, Callable[[Gradient], Any]] = {
 
 @pytest.mark.parametrize("place", PLACES)
 def test_equals_torchs_gradient_wherever_it_stands(place: str) -> None:
-    found, wanted = (tree.leaves(PLACES[place](grad)) for grad in (train.grad, func.grad))
+    found, wanted = (tree.leaves(PLACES[place](grad)) for grad in (transforms.grad, func.grad))
     for a, b in zip(found, wanted, strict=True):
         assert b.abs().max() > 0.1
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -82,7 +81,7 @@ def test_models_have_the_same_gradients_bit_for_bit(family: Family) -> None:
             outputs = tree.leaves(task(params, ids, mask, key=KEYS[3]))
             return sum((x.square().mean() for x in outputs), torch.zeros(()))
 
-        found, value = train.grad_and_value(loss)(params)
+        found, value = transforms.grad_and_value(loss)(params)
         wanted, expected = func.grad_and_value(loss)(params)
         assert torch.equal(value, expected), name
         for a, b in zip(tree.leaves(found), tree.leaves(wanted), strict=True):
@@ -93,10 +92,10 @@ def test_hands_back_what_the_loss_has_besides() -> None:
     def with_aux(params: Tree, x: Tensor) -> tuple[Tensor, Tree]:
         return loss(params, x), {"inputs": x}
 
-    grads, (value, aux) = train.grad_and_value(with_aux, has_aux=True)(PARAMS, X)
-    assert torch.equal(grads["w"], train.grad(loss)(PARAMS, X)["w"])
+    grads, (value, aux) = transforms.grad_and_value(with_aux, has_aux=True)(PARAMS, X)
+    assert torch.equal(grads["w"], transforms.grad(loss)(PARAMS, X)["w"])
     assert torch.equal(value, loss(PARAMS, X)) and torch.equal(aux["inputs"], X)
-    assert torch.equal(train.grad(with_aux, has_aux=True)(PARAMS, X)[1]["inputs"], X)
+    assert torch.equal(transforms.grad(with_aux, has_aux=True)(PARAMS, X)[1]["inputs"], X)
 
 
 def test_records_the_backward_pass_only_for_a_second_derivative() -> None:
@@ -121,14 +120,14 @@ def test_records_the_backward_pass_only_for_a_second_derivative() -> None:
     def seen(params: Tree) -> Tensor:
         return loss({"w": Seen.apply(params["w"])}, X)
 
-    train.grad(seen)(PARAMS)
+    transforms.grad(seen)(PARAMS)
     func.grad(seen)(PARAMS)
-    func.grad(lambda params: train.grad(seen)(params)["w"].sum())(PARAMS)
+    func.grad(lambda params: transforms.grad(seen)(params)["w"].sum())(PARAMS)
     assert recorded[:3] == [False, True, True]
 
 
 def test_a_loss_of_many_numbers_is_an_error() -> None:
     with pytest.raises(ValueError, match=r"one number, a tensor of shape \[\], got \[3, 4\]"):
-        train.grad(lambda params, x: x)(PARAMS, X)
+        transforms.grad(lambda params, x: x)(PARAMS, X)
     with pytest.raises(ValueError, match="got tuple"):
-        train.grad(lambda params, x: (x.sum(), x))(PARAMS, X)
+        transforms.grad(lambda params, x: (x.sum(), x))(PARAMS, X)

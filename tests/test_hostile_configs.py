@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from families import BERT, FAMILIES, Family, make_params
 
-from fnlm.params import tree
+from fnlm import tree
 
 COUNT = 7500 if os.environ.get("FNLM_TEST_FULL") else 120  # for each family
 SECONDS, BYTES = 2.0, 100e6  # of this process, and of Python at once

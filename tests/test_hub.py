@@ -26,8 +26,8 @@ from hostile import little_memory
 from hub_server import COMMIT, MOVED, TOKEN, Cut, Hub, Repository, etag
 from huggingface_hub import constants, file_download
 
-from fnlm import gpt2
-from fnlm.params import _hub_client, hub, tree
+from fnlm import gpt2, tree
+from fnlm.files import _hub_client, hub
 
 BIG = bytes(range(256)) * 4000  # a file of weights, as far as these tests look into it
 CONFIG = b"{}"
@@ -427,7 +427,7 @@ def test_a_later_call_goes_on_where_an_earlier_one_failed(server: Hub, client: P
 CLIENT = """
 import sys
 from huggingface_hub import constants
-from fnlm.params import hub
+from fnlm.files import hub
 constants.DOWNLOAD_CHUNK_SIZE = 1 << 12
 found = hub.locate("owner/name")
 assert "torch" not in sys.modules
@@ -665,9 +665,9 @@ def watch(event, arguments):
         seen.append(event)
 sys.addaudithook(watch)
 import fnlm
-import fnlm.params.hub
+import fnlm.files.hub
 print(seen, {"torch", "huggingface_hub", "numpy"} & set(sys.modules))
-assert fnlm.params.hub.locate("tiny")
+assert fnlm.files.hub.locate("tiny")
 print("huggingface_hub" in sys.modules)
 """
 

@@ -16,8 +16,9 @@ from scipy import special
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
+from fnlm import _causal as causal
 from fnlm import heads, random
-from fnlm.layers import attention, causal
+from fnlm.layers import attention
 from fnlm.layers.activation import ACTIVATIONS, gelu_erf, gelu_tanh
 from fnlm.layers.attention import (
     attend,
@@ -26,7 +27,7 @@ from fnlm.layers.attention import (
     padding_bias,
     split_heads,
 )
-from fnlm.layers.dropout import drop, dropout
+from fnlm.layers.dropout import apply_mask, dropout
 from fnlm.layers.embedding import check_range, lookup
 from fnlm.layers.linear import linear
 from fnlm.layers.mlp import mlp
@@ -54,27 +55,27 @@ def test_linear(lead: tuple[int, ...]) -> None:
 
 
 @any_lead
-@pytest.mark.parametrize("epsilon", [1e-12, 1e-5, 0.1])
-def test_layer_norm(lead: tuple[int, ...], epsilon: float) -> None:
+@pytest.mark.parametrize("eps", [1e-12, 1e-5, 0.1])
+def test_layer_norm(lead: tuple[int, ...], eps: float) -> None:
     x, scale, bias = 3 * draw(*lead, 7) + 5, draw(7, seed=1), draw(7, seed=2)
     a = x.numpy()
     centred = a - a.mean(-1, keepdims=True)
-    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    deviation = np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
     expected = centred / deviation * scale.numpy() + bias.numpy()
-    equal(layer_norm(x, scale, bias, epsilon=epsilon), expected, 1e-10)
+    equal(layer_norm(x, scale, bias, eps=eps), expected, 1e-10)
 
 
 def test_layer_norm_of_a_constant_row_is_the_bias() -> None:
     bias = draw(7)
-    equal(layer_norm(torch.full((7,), 3.0).double(), draw(7), bias, epsilon=1e-5), bias)
+    equal(layer_norm(torch.full((7,), 3.0).double(), draw(7), bias, eps=1e-5), bias)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_layer_norm_of_half_types_is_computed_in_float32(dtype: torch.dtype) -> None:
     """Where sums of squares leave the range of float16, the result is right to its last digits."""
     x, ones = (300 + 40 * draw(5, 64)).to(dtype), torch.ones(64, dtype=dtype)
-    found = layer_norm(x, ones, 0 * ones, epsilon=1e-5)
-    wide = layer_norm(x.float(), ones.float(), 0 * ones.float(), epsilon=1e-5)
+    found = layer_norm(x, ones, 0 * ones, eps=1e-5)
+    wide = layer_norm(x.float(), ones.float(), 0 * ones.float(), eps=1e-5)
     assert found.dtype == dtype
     torch.testing.assert_close(found.float(), wide, atol=1e-3, rtol=2 * torch.finfo(dtype).eps)
 
@@ -322,7 +323,7 @@ def test_dropout_of_everything_is_zero_with_a_derivative_of_zero() -> None:
     assert dropout(x, 1.0, key).equal(torch.nn.functional.dropout(x, 1.0))
     assert vmap(lambda x, key: dropout(x, 1, key))(x, random.split(key, 4)).equal(torch.zeros(4, 3))
     assert grad(lambda x: dropout(x, 1.0, key).sum())(x).equal(torch.zeros(4, 3))
-    assert drop(x, torch.zeros(4, 3, dtype=torch.bool), 1.0).equal(torch.zeros(4, 3))
+    assert apply_mask(x, torch.zeros(4, 3, dtype=torch.bool), 1.0).equal(torch.zeros(4, 3))
     slope = grad(lambda x: attend(x, (x,), (x,), rate=1.0, key=key).sum())(x[None])
     assert slope.equal(torch.zeros(1, 4, 3))
 

@@ -5,8 +5,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import gpt2, random
-from fnlm.params import tree
+from fnlm import gpt2, random, tree
 from fnlm.params.layout import for_decoding
 
 CONFIG = gpt2.Config(vocab_size=37, n_positions=11, n_embd=12, n_layer=2, n_head=3)

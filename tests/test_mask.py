@@ -10,10 +10,9 @@ from families import BERT, FAMILIES, GPT, GPT2, make_batch, make_params
 from torch import Tensor
 from torch.func import vmap
 
-from fnlm import bert, generate
+from fnlm import bert, generate, tree
 from fnlm.layers.attention import attend, padding_bias
 from fnlm.layers.mask import check_mask
-from fnlm.params import tree
 from fnlm.train import losses
 
 PARAMS = {family.name: make_params(family) for family in (BERT, GPT, GPT2)}

@@ -9,10 +9,9 @@ from families import BERT, GPT, GPT2, TRANSFO_XL, Family, make_batch, make_param
 from torch import Tensor
 from torch.func import grad, jvp
 
-from fnlm import random
+from fnlm import random, tree
 from fnlm.layers.attention import attend, causal_mask, padding_bias
-from fnlm.layers.relative_attention import attend_relative, mask_of, reach
-from fnlm.params import tree
+from fnlm.layers.relative_attention import attend_relative, attention_bias, causal_window_mask
 
 # How large scores get: in float16 they end at 65504.
 SIZES = {torch.float16: 5e4, torch.bfloat16: 1e9, torch.float32: 1e9, torch.float64: 1e40}
@@ -35,7 +34,9 @@ def relative(q: Tensor, k: Tensor, v: Tensor, real: Tensor) -> Tensor:
     """Let the last token attend to the last three, whatever is real."""
     r, zeros = (torch.zeros(HEADS, n, WIDTH, dtype=q.dtype) for n in (TOKENS + 1, 1))
     biases: dict[str, Any] = dict.fromkeys(("content_bias", "position_bias"), zeros[:, 0])
-    return attend_relative(q, k, v, r, mask_of(reach(1, TOKENS, 3), q.dtype), **biases)
+    return attend_relative(
+        q, k, v, r, attention_bias(causal_window_mask(1, TOKENS, 3), q.dtype), **biases
+    )
 
 
 KINDS: dict[str, tuple[Callable[..., Tensor], list[int]]] = {  # and which keys are allowed

@@ -28,17 +28,17 @@ P, ALONG = random.normal(random.key(2), (2, 2, 5), torch.float64)  # scales and 
 Norm = Callable[..., Tensor]
 
 
-def formula(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
+def formula(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     centred = x - x.mean(-1, keepdim=True)
-    return centred / (centred.square().mean(-1, keepdim=True) + epsilon).sqrt() * scale + bias
+    return centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt() * scale + bias
 
 
 def make(norm: Norm) -> Callable[..., Tensor]:
     """Two norms, the second of what the first gives, so that each leaf is in both."""
 
     def number(p: Tensor, x: Tensor = X) -> Tensor:
-        y = norm(x * p[0], p[0], p[1], epsilon=EPSILON)
-        return norm((y @ WEIGHT).tanh() + p[1], p[1], p[0], epsilon=EPSILON).sin().pow(2).sum()
+        y = norm(x * p[0], p[0], p[1], eps=EPSILON)
+        return norm((y @ WEIGHT).tanh() + p[1], p[1], p[0], eps=EPSILON).sin().pow(2).sum()
 
     return number
 
@@ -163,7 +163,7 @@ def test_derivatives_equal_differences() -> None:
     )
 
     def run(*leaves: Tensor) -> Tensor:
-        return layer_norm(*leaves, epsilon=EPSILON)
+        return layer_norm(*leaves, eps=EPSILON)
 
     assert gradcheck(run, (x, scale, bias), check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(
@@ -197,15 +197,15 @@ FIRST: dict[str, Callable[[Any, Tensor], Any]] = {
 def test_first_derivatives_are_those_of_torchs_kernel(way: str, dtype: torch.dtype) -> None:
     """Bit for bit, and so as fast: plain arithmetic is not asked."""
 
-    def kernel(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
-        return torch.nn.functional.layer_norm(x, (x.shape[-1],), scale, bias, epsilon)
+    def kernel(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+        return torch.nn.functional.layer_norm(x, (x.shape[-1],), scale, bias, eps)
 
     def run(one: Norm) -> Tensor:
         x, weight = X.to(dtype), WEIGHT.to(dtype)
 
         def number(p: Tensor, x: Tensor = x) -> Tensor:
-            y = one(x * p[0], p[0], p[1], epsilon=EPSILON)
-            return one((y @ weight).tanh(), p[1], p[0], epsilon=EPSILON).sin().sum()
+            y = one(x * p[0], p[0], p[1], eps=EPSILON)
+            return one((y @ weight).tanh(), p[1], p[0], eps=EPSILON).sin().sum()
 
         return FIRST[way](number, P.to(dtype, copy=True))
 
@@ -221,17 +221,17 @@ def test_half_types_are_normalised_in_float32(dtype: torch.dtype, wide: bool) ->
     leaves = [
         random.normal(random.key(s), (64,)).to(torch.float32 if wide else dtype) for s in (1, 2)
     ]
-    exact = formula(x.double(), *(leaf.double() for leaf in leaves), epsilon=EPSILON)
-    kernel, plain = (one(x, *leaves, epsilon=EPSILON) for one in (layer_norm, norm._plain))
+    exact = formula(x.double(), *(leaf.double() for leaf in leaves), eps=EPSILON)
+    kernel, plain = (one(x, *leaves, eps=EPSILON) for one in (layer_norm, norm._plain))
     for found in (kernel, plain):
         assert found.dtype == dtype
         torch.testing.assert_close(found, exact.to(dtype))
 
     def loss(x: Tensor, *leaves: Tensor) -> Tensor:
-        return layer_norm(x, *leaves, epsilon=EPSILON).float().sin().sum()
+        return layer_norm(x, *leaves, eps=EPSILON).float().sin().sum()
 
     tangents = tuple(map(torch.ones_like, (x, *leaves)))
-    by_hand = grad(lambda *p: (formula(*p, epsilon=EPSILON)).sin().sum(), (0, 1, 2))
+    by_hand = grad(lambda *p: (formula(*p, eps=EPSILON)).sin().sum(), (0, 1, 2))
     exact_slopes = by_hand(x.double(), *(leaf.double() for leaf in leaves))
     tracked = [leaf.clone().requires_grad_() for leaf in (x, *leaves)]
     tolerance = {torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]

@@ -13,9 +13,7 @@ from peers import ppb
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from fnlm import random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import random, tree
 from fnlm.train import (
     AdamState,
     Optimizer,
@@ -23,15 +21,15 @@ from fnlm.train import (
     add_decayed_weights,
     bert_adam,
     chain,
-    clip_global,
+    clip_by_global_norm,
     except_bias_and_norm,
-    global_norm,
     load_state,
     openai_adam,
     save_state,
     scale_by_schedule,
     schedules,
 )
+from fnlm.tree import Tree
 
 STEPS, T_TOTAL = 30, 17  # the last 13 steps lie beyond the end of the schedule
 
@@ -279,7 +277,7 @@ OPTIMIZERS: dict[str, Callable[[Any], Optimizer]] = {
     "openai_adam": partial(openai_adam, weight_decay=0.1, max_grad_norm=0.5),
     "adamw": partial(adamw, max_grad_norm=0.5),
     "sgd": lambda lr: chain(
-        clip_global(5.0), add_decayed_weights(0.01), scale_by_schedule(lambda step: lr)
+        clip_by_global_norm(5.0), add_decayed_weights(0.01), scale_by_schedule(lambda step: lr)
     ),
 }
 each_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
@@ -291,7 +289,7 @@ def test_finds_the_minimum_of_a_quadratic(name: str, donate: bool) -> None:
     target = make_params(7)
 
     def loss(params: Tree) -> Tensor:
-        return global_norm(tree.map(torch.sub, params, target)) ** 2
+        return tree.norm(tree.map(torch.sub, params, target)) ** 2
 
     optimizer, params = OPTIMIZERS[name](0.02), make_params()
     state, before = optimizer.init(params), loss(params)
@@ -366,7 +364,7 @@ def test_three_steps_can_be_differentiated(name: str) -> None:
 
     def after(lr: Tensor, params: Tree) -> Tensor:
         def loss(params: Tree) -> Tensor:
-            return global_norm(tree.map(torch.sub, params, target)) ** 2
+            return tree.norm(tree.map(torch.sub, params, target)) ** 2
 
         # Two steps in, the warm-up has left 0.
         state = run(OPTIMIZERS[name](0.01), make_params(dtype=dtype), gradients(2, dtype))[1]
@@ -486,7 +484,7 @@ def test_refuses_gradients_of_other_parameters() -> None:
         ({"lr": -1.0}, "lr must not be negative, got -1.0"),
         ({"lr": 1.0, "b1": 1.0}, r"b1 must be in \[0, 1\), got 1.0"),
         ({"lr": 1.0, "b2": -0.1}, r"b2 must be in \[0, 1\), got -0.1"),
-        ({"lr": 1.0, "e": -1e-8}, "e must not be negative"),
+        ({"lr": 1.0, "eps": -1e-8}, "eps must not be negative"),
     ],
 )
 def test_refuses_what_has_no_meaning(
@@ -499,7 +497,7 @@ def test_refuses_what_has_no_meaning(
 def test_global_norm_is_that_of_all_numbers_together() -> None:
     params = make_params()
     flat = torch.cat([leaf.reshape(-1) for leaf in tree.leaves(params)])
-    torch.testing.assert_close(global_norm(params), flat.norm(), rtol=1e-6, atol=0.0)
-    assert not math.isnan(grad(global_norm)(tree.map(torch.zeros_like, params))["norm"]["bias"])
+    torch.testing.assert_close(tree.norm(params), flat.norm(), rtol=1e-6, atol=0.0)
+    assert not math.isnan(grad(tree.norm)(tree.map(torch.zeros_like, params))["norm"]["bias"])
     with pytest.raises(ValueError, match="at least one leaf"):
-        global_norm({})
+        tree.norm({})

@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 from test_optimizers import OPTIMIZERS, assert_equal_trees, copy
 from torch import Tensor
 
-from fnlm import random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import random, tree
 from fnlm.train import (
     AdamState,
     Optimizer,
@@ -20,15 +18,15 @@ from fnlm.train import (
     add_decayed_weights,
     bert_adam,
     chain,
-    clip_global,
+    clip_by_global_norm,
     clip_per_tensor,
     correct_bias,
     decay_updated_weights,
-    global_norm,
     openai_adam,
     scale_by_adam,
     scale_by_schedule,
 )
+from fnlm.tree import Tree
 
 HALF = (torch.float16, torch.bfloat16)
 MAKE: dict[str, Callable[..., Optimizer]] = {
@@ -36,7 +34,7 @@ MAKE: dict[str, Callable[..., Optimizer]] = {
     "openai_adam": lambda **kwargs: openai_adam(1e-2, **kwargs),
     "adamw": lambda **kwargs: adamw(1e-2, **kwargs),
     "chain": lambda weight_decay, max_grad_norm: chain(
-        clip_global(max_grad_norm),
+        clip_by_global_norm(max_grad_norm),
         scale_by_adam(0.9, 0.99, 1e-8),
         scale_by_schedule(lambda step: 1e-2),
         decay_updated_weights(weight_decay, lambda step: 1e-2),
@@ -133,7 +131,7 @@ def test_donated_equals_pure_in_half_precision_and_uses_the_same_memory(
 @pytest.mark.parametrize("make", [bert_adam, openai_adam, adamw])
 def test_without_eps_the_two_ways_agree(make: Any) -> None:
     """0 / 0 is 0: an unused row moves in neither; nor does full decay get lost in one of them."""
-    for kwargs in ({"e": 0.0, "weight_decay": 0.0}, {"weight_decay": 2.0}):
+    for kwargs in ({"eps": 0.0, "weight_decay": 0.0}, {"weight_decay": 2.0}):
         optimizer, params = make(0.5, **kwargs), {"w": torch.ones(2, 2)}
         grads = {"w": torch.tensor([[0.0, 0.5], [0.0, -0.5]])}
         pure, _ = optimizer.update(grads, optimizer.init(params), params)
@@ -149,13 +147,16 @@ def test_norms_and_clips_are_those_of_float32(dtype: torch.dtype) -> None:
     """Also where the sum of squares, or the norm, is past the largest number of the type."""
     grads = {"a": torch.full((4,), 4e4, dtype=dtype), "b": torch.full((9,), 1e-4, dtype=dtype)}
     wide = tree.cast(grads, torch.float32)
-    assert torch.equal(global_norm(grads), global_norm(wide))
+    assert torch.equal(tree.norm(grads), tree.norm(wide))
     count = torch.tensor(0)
-    for link in (clip_global(0.5), clip_per_tensor(0.5), correct_bias(0.9, 0.999)):
+    for link in (clip_by_global_norm(0.5), clip_per_tensor(0.5), correct_bias(0.9, 0.999)):
         found, expected = (link.update(g, (), {}, count)[0] for g in (grads, wide))
         for a, b in zip(tree.leaves(found), tree.leaves(expected), strict=True):
             torch.testing.assert_close(a.float(), b, rtol=2 * torch.finfo(dtype).eps, atol=1e-7)
-    assert torch.linalg.vector_norm(clip_global(0.5).update(wide, (), {}, count)[0]["a"]) == 0.5
+    assert (
+        torch.linalg.vector_norm(clip_by_global_norm(0.5).update(wide, (), {}, count)[0]["a"])
+        == 0.5
+    )
 
 
 WRONG: list[tuple[Callable[[], object], type[Exception], str]] = [
@@ -164,13 +165,13 @@ WRONG: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: bert_adam(0.1, weight_decay=-1.0), ValueError, "weight_decay must not be negative"),
     (lambda: adamw(0.1, weight_decay=float("nan")), ValueError, "weight_decay must be a finite"),
     (lambda: openai_adam(0.1, weight_decay=-1), ValueError, "weight_decay must not be negative"),
-    (lambda: adamw(0.1, e=float("nan")), ValueError, "e must be a finite number"),
+    (lambda: adamw(0.1, eps=float("nan")), ValueError, "eps must be a finite number"),
     (lambda: adamw(0.1, b1=float("nan")), ValueError, r"b1 must be in \[0, 1\), got nan"),
     (lambda: adamw(0.1, max_grad_norm=float("nan")), ValueError, "max_grad_norm must be a number"),
-    (lambda: clip_global(float("nan")), ValueError, "max_norm must be a number"),
+    (lambda: clip_by_global_norm(float("nan")), ValueError, "max_norm must be a number"),
     (lambda: clip_per_tensor(float("nan")), ValueError, "max_norm must be a number"),
     (lambda: scale_by_adam(1.0), ValueError, r"b1 must be in \[0, 1\), got 1.0"),
-    (lambda: scale_by_adam(e=-1.0), ValueError, "e must not be negative"),
+    (lambda: scale_by_adam(eps=-1.0), ValueError, "eps must not be negative"),
     (lambda: correct_bias(0.9, 1.5), ValueError, r"b2 must be in \[0, 1\), got 1.5"),
     (lambda: add_decayed_weights(-0.1), ValueError, "weight_decay must not be negative"),
     (lambda: decay_updated_weights(float("inf"), lambda step: 0.1), ValueError, "weight_decay"),

@@ -13,11 +13,10 @@ from families import make_params as make_family_params
 from torch import Tensor
 from torch.func import grad, jacfwd, jvp, vmap
 
-from fnlm import gpt2, random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
-from fnlm.train import global_norm, per_example_grads, per_example_norms
+from fnlm import gpt2, random, tree
 from fnlm.train.losses import cross_entropy, language_model, multiple_choice
+from fnlm.transforms import per_example_grads, per_example_norms
+from fnlm.tree import Tree
 
 B = 5
 
@@ -124,7 +123,7 @@ def test_dropout_does_not_depend_on_the_chunks(chunk_size: int | None) -> None:
 def test_norms_are_those_of_the_gradients(chunk_size: int | None) -> None:
     params, batch = make_params(), make_batch()
     norms = per_example_norms(loss, params, *batch, chunk_size=chunk_size)
-    expected = torch.stack([global_norm(g) for g in tree.unstack(loop(loss, params, *batch))])
+    expected = torch.stack([tree.norm(g) for g in tree.unstack(loop(loss, params, *batch))])
     torch.testing.assert_close(norms, expected, rtol=1e-5, atol=1e-6)
     assert norms[-1] == 0
 

@@ -23,12 +23,12 @@ from test_public_names import MODULES, api
 from torch import Tensor, nn
 from torch.func import grad
 
-from fnlm.params import tree
+from fnlm import tree
 
 # Public, yet without an example: the reason.
 EXCEPTIONS = {
-    "fnlm.params.tree.register_constant": "its purpose is to make a class known to torch's trees",
-    "fnlm.params.tree.register_value": "its purpose is to make a class known to torch's files",
+    "fnlm.tree.register_constant": "its purpose is to make a class known to torch's trees",
+    "fnlm.tree.register_value": "its purpose is to make a class known to torch's files",
     "fnlm.tokenize.bpe.WordCache": "a cache within a tokenizer: its purpose is to fill up",
 }
 

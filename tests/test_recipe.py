@@ -12,8 +12,7 @@ import torch
 from pytorch_pretrained_bert.optimization import BertAdam
 from torch import Tensor
 
-from fnlm import random, train
-from fnlm.params import tree
+from fnlm import finetune, random, train, tree
 
 
 def numbered(rows: int, length: int = 5) -> tuple[np.ndarray, ...]:
@@ -27,8 +26,8 @@ def numbered(rows: int, length: int = 5) -> tuple[np.ndarray, ...]:
 def test_each_epoch_takes_every_row_once_in_an_order_of_its_own(
     count: float, batch_size: int
 ) -> None:
-    epochs = train.Epochs.of(numbered(11), count)
-    steps, batch_at = train.batches(epochs, random.key(3), batch_size)
+    epochs = finetune.Epochs.of(numbered(11), count)
+    steps, batch_at = finetune.batches(epochs, random.key(3), batch_size)
     total = round(11 * count)
     assert sum(epochs.sizes) == total and steps == -(-total // batch_size)
     seen = [n for step in range(steps) for n in batch_at(step)[3].tolist()]
@@ -39,7 +38,7 @@ def test_each_epoch_takes_every_row_once_in_an_order_of_its_own(
         assert max(Counter(seen[start : start + size]).values()) == 1
     if count == 3:
         assert seen[:11] != seen[11:22] != seen[22:33]
-    again = train.batches(epochs, random.key(3), batch_size)[1](steps - 1)  # asked for by itself
+    again = finetune.batches(epochs, random.key(3), batch_size)[1](steps - 1)  # asked for by itself
     assert all(a.equal(b) for a, b in zip(again, batch_at(steps - 1), strict=True))
 
 
@@ -51,7 +50,7 @@ def test_epochs_may_differ_and_are_read_when_their_turn_comes() -> None:
         ids, types, mask, labels = numbered(3 + epoch)
         return ids, types, mask, labels + 100 * epoch
 
-    steps, batch_at = train.batches(train.Epochs((3, 4, 5), arrays), random.key(0), 2)
+    steps, batch_at = finetune.batches(finetune.Epochs((3, 4, 5), arrays), random.key(0), 2)
     batches = []
     for step in range(steps):
         batches.append(batch_at(step)[3].tolist())
@@ -62,18 +61,18 @@ def test_epochs_may_differ_and_are_read_when_their_turn_comes() -> None:
 def test_batches_are_no_longer_than_their_longest_row() -> None:
     mask = np.arange(40) < np.array([[3], [17], [9]])
     ids = np.where(mask, 7, 0).astype(np.int32)
-    made = train.tensors((ids, ids, mask, np.array([0.5, 1, 2], np.float32)))
+    made = finetune.tensors((ids, ids, mask, np.array([0.5, 1, 2], np.float32)))
     assert [x.shape[-1] for x in made] == [24, 24, 24, 3] and not ids[:, 24:].any()
     assert [x.dtype for x in made] == [torch.int64, torch.int64, torch.bool, torch.float32]
     choices = mask.reshape(1, 3, 40)
-    assert train.tensors((choices, choices, choices))[0].shape == (1, 3, 24)
+    assert finetune.tensors((choices, choices, choices))[0].shape == (1, 3, 24)
     empty = np.zeros((2, 16), np.bool_)  # rows of padding alone are still rows
-    assert train.tensors((empty, empty, empty))[0].shape == (2, 8)
+    assert finetune.tensors((empty, empty, empty))[0].shape == (2, 8)
 
 
 def test_predictions_come_in_the_order_of_the_rows() -> None:
     ids, types, mask, labels = numbered(11, length=30)
-    sums = train.predict(
+    sums = finetune.predict(
         lambda params, ids, types, mask: (ids * mask).sum(-1) * params["by"],
         {"by": torch.tensor(3)},
         (ids, types, mask),
@@ -81,7 +80,7 @@ def test_predictions_come_in_the_order_of_the_rows() -> None:
         "cpu",
     )
     assert sums.tolist() == (3 * (ids * mask).sum(axis=1)).tolist()
-    each = train.predict(lambda params, ids, *_: ids, {}, (ids, types, mask), 2, "cpu")
+    each = finetune.predict(lambda params, ids, *_: ids, {}, (ids, types, mask), 2, "cpu")
     assert each.shape == (11, 16) and np.array_equal(each * mask[:, :16], (ids * mask)[:, :16])
 
 
@@ -98,7 +97,7 @@ def loss(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
     )
 
 
-RECIPE = train.Recipe(
+RECIPE = finetune.Recipe(
     train_batch_size=4, num_train_epochs=3, learning_rate=0.1, warmup_proportion=0.3,
     weight_decay=0.05, checkpoint_every=2,
 )  # fmt: skip
@@ -108,7 +107,7 @@ RECIPE = train.Recipe(
 def test_the_recipe_is_the_ancestors(tmp_path: Path, parts: int) -> None:
     recipe = replace(RECIPE, gradient_accumulation_steps=parts)
     before = tree.map(torch.clone, PARAMS)
-    found, results = train.finetune(loss, PARAMS, numbered(11), recipe, tmp_path)
+    found, results = finetune.finetune(loss, PARAMS, numbered(11), recipe, tmp_path)
     assert all(a.equal(b) for a, b in zip(tree.leaves(PARAMS), tree.leaves(before), strict=True))
 
     theirs = tree.map(lambda x: x.clone().requires_grad_(), PARAMS)
@@ -116,7 +115,7 @@ def test_the_recipe_is_the_ancestors(tmp_path: Path, parts: int) -> None:
     decayed = [leaf for path, leaf in named if path == "up.weight"]
     others = [leaf for path, leaf in named if path != "up.weight"]
     order = random.split(random.key(recipe.seed))[0]
-    steps, batch_at = train.batches(train.Epochs.of(numbered(11), 3), order, 4)
+    steps, batch_at = finetune.batches(finetune.Epochs.of(numbered(11), 3), order, 4)
     optimizer = BertAdam(
         [{"params": decayed, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}],
         lr=0.1, warmup=0.3, t_total=steps,
@@ -132,28 +131,28 @@ def test_the_recipe_is_the_ancestors(tmp_path: Path, parts: int) -> None:
 
 
 def test_a_directory_keeps_to_its_run(tmp_path: Path) -> None:
-    first = train.finetune(loss, PARAMS, numbered(11), RECIPE, tmp_path, held_out=numbered(7))
-    again = train.finetune(
+    first = finetune.finetune(loss, PARAMS, numbered(11), RECIPE, tmp_path, held_out=numbered(7))
+    again = finetune.finetune(
         loss, PARAMS, numbered(11), replace(RECIPE, checkpoint_every=3), tmp_path
     )
     assert again[1] == first[1], "nothing was left to do"
     log = train.read_log(tmp_path)
     assert [row["step"] for row in log] == [2, 4, 6, 8, 9]
     assert log[-1]["valid_loss"] == pytest.approx(
-        train.mean_loss(loss, first[0], numbered(7), RECIPE)
+        finetune.mean_loss(loss, first[0], numbered(7), RECIPE)
     )
     rate = replace(RECIPE, learning_rate=0.2)
     moved = tree.map(lambda x: x + 1, PARAMS)
     with pytest.raises(ValueError, match="other learning_rate: give another directory"):
-        train.finetune(loss, PARAMS, numbered(11), rate, tmp_path)
+        finetune.finetune(loss, PARAMS, numbered(11), rate, tmp_path)
     with pytest.raises(ValueError, match="other data: "):
-        train.finetune(loss, PARAMS, numbered(12), RECIPE, tmp_path)
+        finetune.finetune(loss, PARAMS, numbered(12), RECIPE, tmp_path)
     with pytest.raises(ValueError, match="other starting parameters: "):
-        train.finetune(loss, moved, numbered(11), RECIPE, tmp_path)
+        finetune.finetune(loss, moved, numbered(11), RECIPE, tmp_path)
     assert json.loads((tmp_path / "run.json").read_text())["learning_rate"] == 0.1
     with pytest.raises(ValueError, match="train_batch_size=4 must be a multiple of .*steps=3"):
         recipe = replace(RECIPE, gradient_accumulation_steps=3)
-        train.finetune(loss, PARAMS, numbered(11), recipe, tmp_path / "parts")
+        finetune.finetune(loss, PARAMS, numbered(11), recipe, tmp_path / "parts")
     with pytest.raises(ValueError, match="0 epochs of 11 rows"):
         recipe = replace(RECIPE, num_train_epochs=0)
-        train.finetune(loss, PARAMS, numbered(11), recipe, tmp_path / "none")
+        finetune.finetune(loss, PARAMS, numbered(11), recipe, tmp_path / "none")

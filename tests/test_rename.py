@@ -11,19 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fnlm.params import rename, tree
+from fnlm import tree
+from fnlm.params import rename
+from fnlm.params.names import bert as bert_names
+from fnlm.params.names import gpt as gpt_names
+from fnlm.params.names import gpt2 as gpt2_names
+from fnlm.params.names import transfo_xl as transfo_xl_names
 from fnlm.params.rename import Dialect, Rule
-from fnlm.params.rules import bert as bert_rules
-from fnlm.params.rules import gpt as gpt_rules
-from fnlm.params.rules import gpt2 as gpt2_rules
-from fnlm.params.rules import transfo_xl as transfo_xl_rules
 
 BY_NAME = {family.name: family for family in FAMILIES}
 TABLES = {
-    "bert": bert_rules.FAMILY,
-    "gpt": gpt_rules.FAMILY,
-    "gpt2": gpt2_rules.FAMILY,
-    "transfo_xl": transfo_xl_rules.FAMILY,
+    "bert": bert_names.FAMILY,
+    "gpt": gpt_names.FAMILY,
+    "gpt2": gpt2_names.FAMILY,
+    "transfo_xl": transfo_xl_names.FAMILY,
 }
 EVERY = [(family, dialect) for family in FAMILIES for dialect in TABLES[family.name].dialects]
 each = pytest.mark.parametrize(
@@ -125,7 +126,7 @@ def test_the_table_names_every_leaf_once(family: Family, dialect: Dialect) -> No
 
 
 def test_a_name_that_heads_share_belongs_to_the_one_named() -> None:
-    table, bias = bert_rules.FAMILY, torch.ones(1)
+    table, bias = bert_names.FAMILY, torch.ones(1)
     for head in ("sequence_classification", "multiple_choice", "token_classification"):
         found, unexpected = rename.from_foreign(
             {"classifier.bias": bias}, rename.for_heads(table, [head, "masked_lm"]), "here"
@@ -166,23 +167,23 @@ def test_an_axis_that_is_not_there_is_named() -> None:
     for shape in ((3,), (1, 2, 3)):
         with pytest.raises(ValueError, match=r"here: layer_0.weight has shape .* axes \(o, i\)"):
             rename.from_foreign({"layer_0.weight": torch.ones(shape)}, TOY_FAMILY, "here")
-    one = gpt2_rules.FAMILY
+    one = gpt2_names.FAMILY
     with pytest.raises(ValueError, match=r"has shape \[2, 3, 4\], expected axes \(1, i, o\)"):
         rename.from_foreign({"model/h0/attn/c_attn/w": torch.ones(2, 3, 4)}, one, "here")
 
 
 def test_what_a_trainer_stored_is_known_and_not_read() -> None:
     for name in ("global_step", "model/wte/Adam", "model/wte/adam_v", "beta1_power", "x/Adam_1"):
-        assert rename.classify(name, gpt2_rules.FAMILY).kind == "training"
-    assert rename.classify("model/adam", gpt2_rules.FAMILY).kind == "unknown"
+        assert rename.classify(name, gpt2_names.FAMILY).kind == "training"
+    assert rename.classify("model/adam", gpt2_names.FAMILY).kind == "unknown"
 
 
 def test_a_dialect_is_known_by_its_names() -> None:
-    for dialect in gpt2_rules.FAMILY.dialects:
+    for dialect in gpt2_names.FAMILY.dialects:
         leaves = {k: v for k, v in make_params(BY_NAME["gpt2"]).items() if k != "config"}
         leaves = {k: v for k, v in leaves.items() if dialect.file or k != "heads"}
         names = rename.to_foreign(leaves, dialect)
-        assert rename.dialect_of(names, gpt2_rules.FAMILY).rules == dialect.rules
+        assert rename.dialect_of(names, gpt2_names.FAMILY).rules == dialect.rules
 
 
 def test_a_leaf_without_a_rule_is_an_error() -> None:

@@ -9,8 +9,7 @@ from pytorch_pretrained_bert.optimization import BertAdam
 from torch.func import grad, vmap
 from torch.nn import functional as F
 
-from fnlm import random, train
-from fnlm.params import tree
+from fnlm import random, train, tree
 
 PARAMS: Any = {
     "embed": {"token": random.normal(random.key(0), (5, 3))},
@@ -21,7 +20,7 @@ OPTIMIZERS: dict[str, Callable[[], train.Optimizer]] = {
     "bert_adam": lambda: train.bert_adam(0.1, weight_decay=0.05, warmup=0.2, t_total=20),
     "openai_adam": lambda: train.openai_adam(0.1, weight_decay=0.05, max_grad_norm=0.5),
     "adamw": lambda: train.adamw(0.1, max_grad_norm=0.5),
-    "a sentence": lambda: train.chain(train.clip_global(0.5), train.scale_by_adam()),
+    "a sentence": lambda: train.chain(train.clip_by_global_norm(0.5), train.scale_by_adam()),
 }
 ROWS = {"embed.token": 0, "out": None}
 

@@ -19,11 +19,10 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from fnlm import cli, gpt2, random, train
-from fnlm.params import tree
-from fnlm.params.checkpoint import half_written, replace
-from fnlm.params.tree import Tree
+from fnlm import cli, finetune, gpt2, random, train, tree
+from fnlm.files.checkpoint import half_written, replace
 from fnlm.tasks import features
+from fnlm.tree import Tree
 
 OPTIMIZER = train.adamw(0.05)
 STEP = train.train_step(lambda params, x, key: ((params["w"] - x) ** 2).mean(), OPTIMIZER)
@@ -84,9 +83,9 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "log and state": lambda folder: run(folder, 40, size=3000, evaluate_every=1),
     "transformers": lambda folder: gpt2.save(params(), folder),
     "ancestor": lambda folder: gpt2.save(params(), folder, dialect="pytorch-pretrained-bert"),
-    "results": lambda folder: train.write_results({"f1": 0.5}, folder, "eval"),
+    "results": lambda folder: finetune.write_results({"f1": 0.5}, folder, "eval"),
     "ids": lambda folder: features.convert(partial(ids), [[1, 2]], Ids, cache=folder),
-    "run": lambda folder: train.check_run(folder, {"text": "x" * 4000}, {}),
+    "run": lambda folder: finetune.claim_run_directory(folder, {"text": "x" * 4000}, {}),
 }
 each_writer = pytest.mark.parametrize("writer", WRITERS)
 
@@ -243,7 +242,7 @@ def test_any_damage_to_a_log_is_rows_or_an_error_that_names_it(
 def test_a_damaged_description_of_a_run_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text)
     with pytest.raises(ValueError, match=r"run\.json is damaged"):
-        train.check_run(tmp_path, {"seed": 1}, {})
+        finetune.claim_run_directory(tmp_path, {"seed": 1}, {})
 
 
 # Settings, before anything is done.
@@ -277,15 +276,15 @@ def test_a_recipe_without_rows_or_checkpoints_is_refused_before_the_first_step(
         raise AssertionError("a step was made")
 
     rows = tuple(np.ones((8, 3), np.int32) for _ in range(3)) + (np.zeros(8, np.int32),)
-    recipe = train.Recipe(**{"train_batch_size": 2, "checkpoint_every": 5, **setting})
+    recipe = finetune.Recipe(**{"train_batch_size": 2, "checkpoint_every": 5, **setting})
     with pytest.raises(ValueError, match=message):
-        train.finetune(
+        finetune.finetune(
             never, {"w": torch.zeros(3)}, rows, recipe, tmp_path / "new",
             held_out=tuple(array[:held_out] for array in rows),
         )  # fmt: skip
     assert not (tmp_path / "new").exists()
     with pytest.raises(ValueError, match="no rows"):
-        train.mean_loss(never, {}, tuple(array[:0] for array in rows), recipe)
+        finetune.mean_loss(never, {}, tuple(array[:0] for array in rows), recipe)
 
 
 # Ctrl-C.
@@ -308,10 +307,10 @@ def test_ctrl_c_ends_the_command_by_a_line_and_code_130() -> None:
 
 
 def test_ctrl_c_ends_a_program_of_flags_likewise(capsys: pytest.CaptureFixture[str]) -> None:
-    def work(flags: train.Recipe) -> None:
+    def work(flags: finetune.Recipe) -> None:
         raise KeyboardInterrupt
 
-    assert cli.run(work, train.Recipe, []) == 130
+    assert cli.run(work, finetune.Recipe, []) == 130
     assert capsys.readouterr().err.endswith(": interrupted\n")
 
 

@@ -16,21 +16,21 @@ from families import BERT, FILE_IDS, FILES, GPT2, TRANSFO_XL, Family, make_param
 from peers import hf, quiet
 from safetensors.torch import load_file, save_file
 
-from fnlm import checkpoints, gpt2, random
-from fnlm.params import folder, hub, tree
+from fnlm import checkpoints, gpt2, random, tree
+from fnlm.files import folder, hub
 
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def dialects(family: Family) -> list[str]:
-    return [d.name for d in family.module.rules.FAMILY.dialects if d.file]
+    return [d.name for d in family.module.names.FAMILY.dialects if d.file]
 
 
 def assert_loads(place: Path, family: Family, params: Any, dialect: str) -> None:
     loaded = family.module.load(place)
     heads = tuple(sorted(params.get("heads", {})))
-    stated = family.module.rules.FAMILY.stated(params["config"], heads, dialect)
+    stated = family.module.names.FAMILY.stated(params["config"], heads, dialect)
     assert loaded["config"] == stated
     wanted, found = dict(tree.named_leaves(params)), dict(tree.named_leaves(loaded))
     assert wanted.keys() == found.keys()

@@ -14,11 +14,10 @@ from peers import hf, ppb, quiet
 from test_transfo_xl_parity import make_config, make_pair
 from torch import Tensor
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl
-from fnlm.params import tree
+from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
 from fnlm.params.rename import Family
 
-RULES: dict[str, Family] = {family.name: family.module.rules.FAMILY for family in FAMILIES}
+TABLES: dict[str, Family] = {family.name: family.module.names.FAMILY for family in FAMILIES}
 CONFIGS: dict[str, Any] = {family.name: family.module.Config for family in FAMILIES}
 IDS = torch.randint(40, (2, 3, 6), generator=torch.Generator().manual_seed(1))
 AT = torch.tensor([[5, 3, 0], [1, 2, 4]])
@@ -118,18 +117,18 @@ def peer_keys(name: str) -> set[str]:
     return keys | {*EARLIER, *OF_A_FAMILY[name]}
 
 
-KEYS = [(name, key) for name in RULES for key in sorted(peer_keys(name))]
+KEYS = [(name, key) for name in TABLES for key in sorted(peer_keys(name))]
 
 
 def homes(name: str, key: str) -> list[str]:
     """Where our tables have a key."""
-    rules, kind = RULES[name], CONFIGS[name]
+    tables, kind = TABLES[name], CONFIGS[name]
     fields = {field.name for field in dataclasses.fields(kind)}
-    heads = rules.required_by_head.values()
+    heads = tables.required_by_head.values()
     return [
         *["field"] * (key in fields or kind.aliases.get(key) in fields),
-        *["refused"] * (key in rules.required or any(key in head for head in heads)),
-        *["harmless"] * (key in rules.harmless),
+        *["refused"] * (key in tables.required or any(key in head for head in heads)),
+        *["harmless"] * (key in tables.harmless),
     ]
 
 
@@ -138,7 +137,7 @@ def test_every_key_of_the_peers_is_heeded_harmless_or_refused(name: str, key: st
     assert len(homes(name, key)) == 1, f"{key} is in {homes(name, key) or 'no table'}"
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", TABLES)
 def test_every_field_is_shown_to_count_or_said_not_to(name: str) -> None:
     """No field escapes the tests below."""
     fields = {field.name for field in dataclasses.fields(CONFIGS[name])} - {"extra"}
@@ -318,9 +317,9 @@ OTHER_VALUES: dict[str, Any] = {
 HARMLESS = [
     (name, key)
     for name in PEERS
-    for key in sorted({*RULES[name].harmless} & peer_keys(name) | KEPT[name] - {"n_ctx"})
+    for key in sorted({*TABLES[name].harmless} & peer_keys(name) | KEPT[name] - {"n_ctx"})
     if key not in ("model_type", "_num_labels", "torch_dtype")
-    and (name == "gpt2" or key not in RULES["gpt2"].harmless)  # one class has them for all
+    and (name == "gpt2" or key not in TABLES["gpt2"].harmless)  # one class has them for all
 ]
 
 
@@ -340,11 +339,11 @@ WRONG: dict[str, Any] = {
     "position_embedding_type": "relative_key", "summary_last_dropout": 0.1,
 }  # fmt: skip
 REFUSED = [
-    (family, (), key) for family in FAMILIES for key in family.module.rules.FAMILY.required
+    (family, (), key) for family in FAMILIES for key in family.module.names.FAMILY.required
 ] + [
     (family, (head,), key)
     for family in FAMILIES
-    for head, keys in family.module.rules.FAMILY.required_by_head.items()
+    for head, keys in family.module.names.FAMILY.required_by_head.items()
     for key in keys
 ]
 
@@ -353,12 +352,12 @@ REFUSED = [
 def test_a_refused_key_is_refused_by_name(
     family: Any, heads: Any, key: str, tmp_path: Path
 ) -> None:
-    module, rules = family.module, family.module.rules.FAMILY
+    module, tables = family.module, family.module.names.FAMILY
     params = module.init(family.config, random.key(0), heads)
     module.save(params, tmp_path)
     path = tmp_path / "config.json"
     content = json.loads(path.read_text())
-    usual = (rules.required if not heads else rules.required_by_head[heads[0]])[key]
+    usual = (tables.required if not heads else tables.required_by_head[heads[0]])[key]
     path.write_text(json.dumps(content | {key: usual}))
     module.load(tmp_path)
     path.write_text(json.dumps(content | {key: WRONG.get(key, not usual)}))

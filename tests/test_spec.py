@@ -10,8 +10,8 @@ import torch
 from families import FAMILIES, GPT2, Family
 from scipy import stats
 
-from fnlm import gpt2, random
-from fnlm.params import spec, tree
+from fnlm import gpt2, random, tree
+from fnlm.params import spec
 from fnlm.params.config import BaseConfig
 from fnlm.params.spec import Spec
 

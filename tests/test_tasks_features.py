@@ -73,7 +73,7 @@ def test_rows_are_laid_out() -> None:
             ids, types = [*ids, *second, 3], types + [1] * (len(second) + 1)
         padding = [0] * (17 - len(ids))
         expected.append((ids + [1] * len(padding), types + padding, [1] * len(ids) + padding))
-    got = features.rows(pairs, features.Marks(begin=2, end=3, pad=1), 17)
+    got = features.rows(pairs, features.SpecialTokens(cls=2, sep=3, pad=1), 17)
     assert [x.dtype for x in got] == [np.int32, np.int32, np.bool_]
     for array, lists in zip(got, zip(*expected, strict=True), strict=True):
         assert array.astype(int).tolist() == list(lists)

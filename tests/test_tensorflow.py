@@ -25,9 +25,9 @@ from hostile import bits, cuts, edits, flips, little_memory, same, try_all
 from numpy.typing import NDArray
 from tensorflow_writer import CODES, Entries, Stored, bundle, field, header, varint
 
-from fnlm.params import tensorflow
-from fnlm.params._table import Table, crc32c, uncompress
-from fnlm.params.checkpoint import Checkpoint
+from fnlm.files import tensorflow
+from fnlm.files._sstable import Table, crc32c, uncompress
+from fnlm.files.checkpoint import Checkpoint
 
 HERE = ROOT / "tests" / "fixtures" / "tensorflow"
 GOLDEN: dict[str, dict[str, tuple[str, list[int], str]]] = json.loads(
@@ -77,12 +77,12 @@ def test_every_file_of_a_checkpoint_stands_for_it(tmp_path: Path) -> None:
     for name in ("sharded", "sharded.index", "sharded.data-00001-of-00002"):
         file = tensorflow.read(HERE / name)
         assert file.path == HERE / "sharded" and sorted(file) == sorted(GOLDEN["sharded"])
-        assert tensorflow.recognises(HERE / name)
-    assert tensorflow.recognises(str(HERE / "adam_v1"))
+        assert tensorflow.can_read(HERE / name)
+    assert tensorflow.can_read(str(HERE / "adam_v1"))
     for other in (HERE / "make.py", HERE / "no-file", HERE, tmp_path):
-        assert not tensorflow.recognises(other)
+        assert not tensorflow.can_read(other)
     (tmp_path / "empty").touch()
-    assert not tensorflow.recognises(tmp_path / "empty")
+    assert not tensorflow.can_read(tmp_path / "empty")
 
 
 def test_what_is_read_is_the_callers_own(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_every_string_has_ids_and_offsets_in_it(mode: Mode, text: str) -> None:
 def test_composing_by_clusters_equals_composing_the_whole(text: str) -> None:
     found = edited(whole(text, True), _compose(text))
     assert found.text == unicodedata.normalize("NFC", text)
-    assert found.places is not None and len(found.places) == len(found.text)
+    assert found.offsets is not None and len(found.offsets) == len(found.text)
 
 
 @given(
@@ -197,7 +197,7 @@ def test_words_leave_nothing_out(text: str) -> None:
 )
 def test_places_are_where_the_words_were(mode: Mode, text: str, expected: list[str]) -> None:
     words = traced(text, WAYS[mode])
-    assert [text[word.places[0][0] : word.places[-1][1]] for word in words] == expected
+    assert [text[word.offsets[0][0] : word.offsets[-1][1]] for word in words] == expected
 
 
 def test_decode_equals_the_ancestor_with_and_without_clean_up(peer: Any) -> None:

@@ -14,8 +14,7 @@ from families import BERT, FAMILIES, GPT2, TRANSFO_XL, Family, make_batch, make_
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fnlm import bert, gpt, gpt2, transfo_xl
-from fnlm.params import tree
+from fnlm import bert, gpt, gpt2, transfo_xl, tree
 
 each = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 

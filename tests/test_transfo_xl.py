@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from fnlm import random, transfo_xl
+from fnlm import random, transfo_xl, tree
 from fnlm.layers import memory
-from fnlm.layers.relative_attention import attend_relative, mask_of, reach, sinusoids
-from fnlm.params import io, rename, spec, tree
-from fnlm.params.rules.transfo_xl import FAMILY
+from fnlm.layers.relative_attention import (
+    attend_relative,
+    attention_bias,
+    causal_window_mask,
+    sinusoids,
+)
+from fnlm.params import io, rename, spec
+from fnlm.params.names.transfo_xl import FAMILY
 from fnlm.transfo_xl import Mems, apply, init_mems, negative_log_likelihood, reset_mems
 
 PARAMS = make_params(TRANSFO_XL)
@@ -120,7 +125,7 @@ def test_the_memory_holds_the_last_tokens_but_those_of_the_extended_context() ->
         now = torch.tensor(seen[-new:] if new else [], dtype=torch.float32).view(1, -1, 1)
         past = mems.hidden[0][..., :1]
         joined = Mems((torch.cat([past, now], 1),), torch.ones(1, past.shape[1] + new).bool())
-        mems = memory.remember(joined, new, 6, held_back=2)
+        mems = memory.update_mems(joined, new, 6, ext_len=2)
         stop = past.shape[1] + max(0, new - 2)  # the formula of the paper's code
         expected = joined.hidden[0][:, max(0, stop - 6) : stop]
         assert mems.hidden[0].equal(expected) and mems.valid.shape == (1, expected.shape[1])
@@ -166,7 +171,9 @@ def test_the_gradient_reaches_the_memory_given() -> None:
 
     for gradient in grad(loss)(mems.hidden):
         used = gradient.abs().sum(-1).gt(0)
-        assert used[:, 1:].all() and not used[:, 0].any()  # the oldest is out of every reach
+        assert (
+            used[:, 1:].all() and not used[:, 0].any()
+        )  # the oldest is out of every causal_window_mask
 
 
 def test_causal_by_gradient() -> None:
@@ -209,8 +216,8 @@ def test_scores_follow_the_formula() -> None:
     k, v = random.normal(random.key(1), (2, heads, total, width), torch.float64)
     r = random.normal(random.key(3), (heads, total + 1, width), torch.float64)
     a, b = random.normal(random.key(4), (2, heads, width), torch.float64)
-    mask = reach(new, total, window=4)
-    added = mask_of(mask, torch.float64)
+    mask = causal_window_mask(new, total, window=4)
+    added = attention_bias(mask, torch.float64)
     found = attend_relative(q, k, v, r, added, content_bias=a, position_bias=b)
     for h in range(heads):
         for t in range(new):

@@ -16,10 +16,10 @@ from peers import ppb_transfo_xl, ppb_transfo_xl_module, quiet
 from torch import Tensor
 from torch.func import grad
 
-from fnlm import transfo_xl
-from fnlm.layers.adaptive_leaves import tied_projections
-from fnlm.params import io, rename, tree
-from fnlm.params.rules.transfo_xl import FAMILY
+from fnlm import transfo_xl, tree
+from fnlm._adaptive_vocabulary import tied_projections
+from fnlm.params import io, rename
+from fnlm.params.names.transfo_xl import FAMILY
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "div_val 2, tied": {},
@@ -46,7 +46,7 @@ in_both = pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
 
 
 def make_config(**changes: Any) -> transfo_xl.Config:
-    """As in the table of families, with the ancestor's epsilon."""
+    """As in the table of families, with the ancestor's eps."""
     values = TRANSFO_XL.config.to_dict() | {"layer_norm_epsilon": 1e-12, "tie_projs": None}
     return transfo_xl.Config.from_dict(values | changes)
 

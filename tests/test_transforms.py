@@ -13,8 +13,7 @@ from families import FAMILIES, IDS, VARIANTS, Family, make_batch, make_params, s
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from fnlm import random
-from fnlm.params import tree
+from fnlm import random, tree
 
 Tree = Any
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fnlm import gpt2
-from fnlm.params import tree
+from fnlm import gpt2, tree
 
 Tree = Any
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from fnlm import bert, cli, random, train
+from fnlm import bert, cli, finetune, random
 from fnlm.tasks import corpus
 from fnlm.tasks.features import digest
 from fnlm.tokenize import bert as tokenize
@@ -30,7 +30,7 @@ HEADS = ("masked_lm", "next_sentence_prediction")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(train.Recipe):
+class Flags(finetune.Recipe):
     """Fine-tune BERT as a language model on rows from disk.
 
     Args:
@@ -53,7 +53,7 @@ def read(path: Path) -> corpus.Features:
         return corpus.Features(*(arrays[name] for name in corpus.Features._fields))
 
 
-def find(folder: Path, tokenizer: tokenize.Tokenizer, count: float) -> train.Epochs:
+def find(folder: Path, tokenizer: tokenize.Tokenizer, count: float) -> finetune.Epochs:
     """Find the rows of so many epochs; they must have the tokenizer's vocabulary."""
     facts = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
     if facts["vocabulary"] != digest(tokenizer.vocab):
@@ -67,7 +67,7 @@ def find(folder: Path, tokenizer: tokenize.Tokenizer, count: float) -> train.Epo
     wanted = [sizes[epoch % len(sizes)] for epoch in range(ceil(count))]
     if rest := count % 1:
         wanted[-1] = round(wanted[-1] * rest)
-    return train.Epochs(
+    return finetune.Epochs(
         tuple(wanted), lambda epoch: read(folder / f"epoch_{epoch % len(sizes)}.npz")
     )
 
@@ -82,10 +82,10 @@ def main(flags: Flags) -> None:
     params = bert.load(flags.bert_model, heads=HEADS, key=random.key(flags.seed))
     tokenizer = tokenize.load(flags.bert_model, flags.do_lower_case or None)
     epochs = find(flags.pregenerated_data, tokenizer, flags.num_train_epochs)
-    params, results = train.finetune(loss, params, epochs, flags, flags.output_dir)
+    params, results = finetune.finetune(loss, params, epochs, flags, flags.output_dir)
     bert.save(params, flags.output_dir)
     tokenizer.save(flags.output_dir)
-    print(train.write_results(results, flags.output_dir, "train_results"), end="")
+    print(finetune.write_results(results, flags.output_dir, "train_results"), end="")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from fnlm import cli
-from fnlm.params.checkpoint import replace
+from fnlm.files.checkpoint import replace
 from fnlm.tasks import corpus
 from fnlm.tasks.features import digest
 from fnlm.tokenize import bert as tokenize

@@ -1,4 +1,4 @@
-"""Fine-tune BERT as a language model on a text of your own: masked words and next sentences.
+"""Fine-tune BERT as a language model on a text of your own: masked tokens and next sentences.
 
     python examples/lm_finetuning/simple.py --train_corpus text.txt \
         --bert_model bert-base-uncased --output_dir runs/lm
@@ -20,7 +20,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fnlm import bert, cli, random, train
+from fnlm import bert, cli, finetune, random
 from fnlm.tasks import corpus
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
@@ -29,7 +29,7 @@ HEADS = ("masked_lm", "next_sentence_prediction")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags(train.TextRecipe):
+class Flags(finetune.TextRecipe):
     """Fine-tune BERT as a language model on a text of your own.
 
     Args:
@@ -71,11 +71,11 @@ def main(flags: Flags) -> None:
         )
 
     # Every epoch has as many rows as the first.
-    epochs = train.Epochs.of(rows(0), flags.num_train_epochs)._replace(arrays=rows)
-    params, results = train.finetune(loss, params, epochs, flags, flags.output_dir)
+    epochs = finetune.Epochs.of(rows(0), flags.num_train_epochs)._replace(arrays=rows)
+    params, results = finetune.finetune(loss, params, epochs, flags, flags.output_dir)
     bert.save(params, flags.output_dir)
     tokenizer.save(flags.output_dir)
-    print(train.write_results(results, flags.output_dir, "train_results"), end="")
+    print(finetune.write_results(results, flags.output_dir, "train_results"), end="")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Decoding: from a prompt to more text.
+"""Text generation: greedy decoding, sampling and beam search.
 
-Any model will do that is a function `apply(params, ids, cache) -> (logits, cache)`.
-`generate` and `stream` follow one continuation a row, the likeliest (no key) or a random one (a
-key); `beam_search` follows several and keeps the best. All are short loops over `start`, `advance`
-and `sample`; write your own the same way.
+The model is any function `apply(params, ids, cache) -> (logits, cache)`. `generate` and `stream`
+decode one continuation per row, greedily (no key) or by sampling (a key); `beam_search` keeps the
+best of several. All are short loops over `start`, `advance` and `sample`; write your own the same
+way.
 """
 
 from fnlm.generate.beam import beam_search

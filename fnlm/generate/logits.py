@@ -1,4 +1,4 @@
-"""Functions of logits that shape what is sampled; words that they exclude get -inf.
+"""Logits processors: they shape the distribution to sample from; excluded tokens get -inf.
 
 Each is a few lines to read, to change and to put in any order; `generate` uses the order
 repetition penalty, temperature, top-k, top-p. What is NaN stays NaN. Arithmetic on half precision
@@ -35,21 +35,21 @@ def temperature(logits: Tensor, temperature: float) -> Tensor:
     if not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature must be more than 0 and finite, got {temperature}: "
-            "for the likeliest token leave out the key"
+            "for the most likely token leave out the key"
         )
     logits = at_least_float32(logits)
     return logits if temperature == 1 else logits / temperature
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k likeliest words (and what ties with the last of them).
+    """Keep the k most likely tokens (and ties with the k-th).
 
     Args:
         logits: [..., V].
         k: at least 0; 0 keeps all, as does V or more.
 
     Raises:
-        TypeError: k is no whole number.
+        TypeError: k is not an integer.
         ValueError: k is negative.
 
     Source: Fan, Lewis and Dauphin 2018, "Hierarchical Neural Story Generation".
@@ -62,19 +62,19 @@ def top_k(logits: Tensor, k: int) -> Tensor:
     except TypeError:
         raise TypeError(f"top_k must be a whole number, got {k!r}") from None
     if k < 0:
-        raise ValueError(f"top_k must be at least 0 (which keeps every word), got {k}")
+        raise ValueError(f"top_k must be at least 0 (which keeps every token), got {k}")
     if k == 0 or k >= logits.shape[-1]:
         return logits
-    least = logits.topk(k).values[..., -1:]
-    return logits.masked_fill(logits < least, -torch.inf)
+    kth = logits.topk(k).values[..., -1:]  # [..., 1]
+    return logits.masked_fill(logits < kth, -torch.inf)
 
 
 def top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the fewest words whose probabilities add up to p: those with less than p before them.
+    """Keep the fewest most likely tokens whose probabilities add up to at least p (the nucleus).
 
     Args:
         logits: [..., V].
-        p: 0 < p <= 1; 1 keeps all, and the likeliest word always stays.
+        p: 0 < p <= 1; 1 keeps all, and the most likely token always stays.
 
     Raises:
         ValueError: p is out of range.
@@ -86,24 +86,24 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     """
     if not 0 < p <= 1:
         raise ValueError(
-            f"top_p must be more than 0 and at most 1 (which keeps every word), got {p}"
+            f"top_p must be more than 0 and at most 1 (which keeps every token), got {p}"
         )
     if p == 1:
         return logits
-    ordered, order = logits.float().softmax(-1).sort(-1, descending=True)
-    before = ordered.cumsum(-1) - ordered
-    out = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
-    return logits.masked_fill(out, -torch.inf)
+    probs, order = logits.float().softmax(-1).sort(-1, descending=True)
+    mass_before = probs.cumsum(-1) - probs  # of the tokens more likely than each, [..., V]
+    excluded = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, mass_before >= p)
+    return logits.masked_fill(excluded, -torch.inf)
 
 
 def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """Make words that have occurred less likely.
+    """Lower the logits of tokens that have occurred.
 
     Positive logits are divided by the penalty, negative ones multiplied by it.
 
     Args:
         logits: [..., V].
-        seen: bool [..., V], True for words that have occurred (padding has not).
+        seen: bool [..., V], True for tokens that have occurred (padding has not).
         penalty: more than 0, and finite; 1 changes nothing, less than 1 encourages repetition.
 
     Raises:

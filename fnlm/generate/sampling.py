@@ -1,9 +1,9 @@
-"""Greedy decoding and sampling: one continuation a row.
+"""Greedy decoding and sampling: one continuation per row.
 
 A row's tokens depend on its own key and its own logits alone: the key of its n-th new token is
 `fold_in(row key, n)`, whatever the other rows, their number or the padding. What remains is the
 model's arithmetic, which may differ in the last bit between batch sizes; a token changes by that
-only where two words are as good as tied.
+only where two tokens are all but tied.
 """
 
 from collections.abc import Iterable, Iterator
@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from fnlm import random
-from fnlm.generate import logits as shape
+from fnlm.generate import logits as processors
 from fnlm.generate.state import (
     Apply,
     State,
     advance,
     check_highest,
     check_prompt,
-    end_ids,
+    eos_ids,
     pad_id,
     pad_left,
     start,
 )
 from fnlm.layers.precision import at_least_float32
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = ["generate", "row_keys", "sample", "scan", "stream"]
 
@@ -39,17 +39,17 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> Tensor:
-    """Choose a word a row.
+    """Sample one token per row.
 
     Args:
         logits: [*lead, V].
-        key: [*lead] keys; None takes the likeliest word.
+        key: [*lead] keys; None takes the most likely token.
         temperature: see `fnlm.generate.logits`, as for `top_k` and `top_p`. Without a key, 0 or 1.
 
     Returns:
         int64 [*lead]; -1, which is no token, where the logits are no distribution: they hold NaN or
-        infinity, or exclude every word. No value is read, so this holds under every transform;
-        `generate`, `stream` and `beam_search` raise an error.
+        infinity, or exclude every token. No value is read, so this works under every transform;
+        `generate`, `stream` and `beam_search` raise an error instead.
 
     Raises:
         ValueError: a setting out of range, or one that samples without a key.
@@ -58,17 +58,17 @@ def sample(
     tensor([1])
     """
     logits = at_least_float32(logits)
-    best = logits.amax(-1, keepdim=True)
+    highest = logits.amax(-1, keepdim=True)  # [*lead, 1]
     if key is None:
         _check_greedy(temperature, top_k, top_p)
-        return torch.where(best.squeeze(-1).isfinite(), logits.argmax(-1), -1)
-    # Less the largest, which changes no probability: so no temperature divides to infinity.
-    logits = shape.temperature(logits - best, temperature)
-    return random.categorical(key, shape.top_p(shape.top_k(logits, top_k), top_p))
+        return torch.where(highest.squeeze(-1).isfinite(), logits.argmax(-1), -1)
+    # Subtracting the maximum changes no probability and keeps a low temperature from overflowing.
+    logits = processors.temperature(logits - highest, temperature)
+    return random.categorical(key, processors.top_p(processors.top_k(logits, top_k), top_p))
 
 
 def row_keys(key: Tensor, rows: tuple[int, ...]) -> Tensor:
-    """Give every row its key: keys [*rows] stay, one key is folded with the number of each row.
+    """Return one key per row: keys [*rows] as they are, a single key folded with each row index.
 
     Args:
         key: [] or [*rows].
@@ -105,28 +105,30 @@ def scan(
     top_k: int = 0,
     top_p: float = 1.0,
 ) -> tuple[State, Tensor]:
-    """Choose a fixed number of tokens without reading any value: for use inside `vmap` or `grad`.
+    """Decode a fixed number of tokens without reading any value: for use inside `vmap` or `grad`.
 
     Args:
         apply: the model.
         params: its parameters.
         state: from `start`.
         steps: how many tokens.
-        key: [*lead] keys, or None for the likeliest tokens.
+        key: [*lead] keys, or None for the most likely tokens.
         temperature: see `sample`, as for `top_k` and `top_p`.
 
     Returns:
         the state after all the tokens, and the tokens, int64 [*lead, steps]. Where the logits are
         no distribution the token is -1, see `sample`, and so are those after it.
     """
-    chosen: list[Tensor] = []
+    tokens: list[Tensor] = []
     for n in range(steps):
-        own = None if key is None else random.fold_in(key, n)
-        token = sample(state.logits, own, temperature=temperature, top_k=top_k, top_p=top_p)
-        chosen.append(token if n == 0 else torch.where(chosen[-1] < 0, -1, token))
-        state = advance(apply, params, state, chosen[-1].clamp_min(0))  # -1 has no embedding
-    tokens = torch.stack(chosen, -1) if chosen else state.logits.argmax(-1, keepdim=True)[..., :0]
-    return state, tokens
+        step_key = None if key is None else random.fold_in(key, n)
+        token = sample(state.logits, step_key, temperature=temperature, top_k=top_k, top_p=top_p)
+        # A row without a distribution stays at -1, whatever the model makes of the tokens after.
+        tokens.append(token if n == 0 else torch.where(tokens[-1] < 0, -1, token))
+        state = advance(apply, params, state, tokens[-1].clamp_min(0))  # -1 has no embedding
+    if not tokens:
+        return state, state.logits.argmax(-1, keepdim=True)[..., :0]  # [*lead, 0]
+    return state, torch.stack(tokens, -1)
 
 
 def stream(
@@ -141,11 +143,11 @@ def stream(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     mask: Tensor | None = None,
-    end: SupportsIndex | Iterable[SupportsIndex] | None = None,
+    eos: SupportsIndex | Iterable[SupportsIndex] | None = None,
     pad: SupportsIndex | None = None,
     prefill: Apply | None = None,
 ) -> Iterator[Tensor]:
-    """Yield the new tokens, one of each row at a time, until all rows have ended.
+    """Yield the new tokens, one per row at a time, until every row has reached eos.
 
     `generate` step by step, with its arguments and errors; errors come with this call, not with the
     first token.
@@ -153,9 +155,9 @@ def stream(
     Yields:
         int64 [*lead].
 
-    >>> def next_word(params, ids, cache=None):  # a model that counts
+    >>> def next_token(params, ids, cache=None):  # a model that counts
     ...     return torch.nn.functional.one_hot((ids + 1) % 5, 5).float(), ids
-    >>> [int(token) for token in stream(next_word, {}, torch.tensor([2]), 4)]
+    >>> [int(token) for token in stream(next_token, {}, torch.tensor([2]), 4)]
     [3, 4, 0, 1]
     """
     check_prompt(params, ids, mask, max_new_tokens)
@@ -165,33 +167,33 @@ def stream(
     if key is None:
         _check_greedy(temperature, top_k, top_p)
     keys = None if key is None else row_keys(key, tuple(ids.shape[:-1]))
-    ends = end_ids(end, ids.device)
-    filler = pad_id(ends, pad)
+    eos_tokens = eos_ids(eos, ids.device)
+    filler = pad_id(eos_tokens, pad)
 
     def choose(logits: Tensor, seen: Tensor | None, n: int) -> Tensor:
         if seen is not None:
-            logits = shape.repetition_penalty(logits, seen, repetition_penalty)
+            logits = processors.repetition_penalty(logits, seen, repetition_penalty)
         check_highest(logits.amax(-1), n)
-        own = None if keys is None else random.fold_in(keys, n)
-        return sample(logits, own, temperature=temperature, top_k=top_k, top_p=top_p)
+        step_keys = None if keys is None else random.fold_in(keys, n)
+        return sample(logits, step_keys, temperature=temperature, top_k=top_k, top_p=top_p)
 
     def run() -> Iterator[Tensor]:
         with torch.no_grad():  # left before every yield
             state = start(apply, params, ids, mask=mask, prefill=prefill)
         seen = None if repetition_penalty == 1 else _seen(state.logits, ids, mask)
-        ended = torch.zeros(ids.shape[:-1], dtype=torch.bool, device=ids.device)
+        finished = torch.zeros(ids.shape[:-1], dtype=torch.bool, device=ids.device)
         for n in range(max_new_tokens):
-            chosen = choose(state.logits, seen, n)
-            yield chosen if ends is None else chosen.masked_fill(ended, filler)
+            tokens = choose(state.logits, seen, n)  # [*lead]
+            yield tokens if eos_tokens is None else tokens.masked_fill(finished, filler)
             if seen is not None:
-                seen = seen.scatter(-1, chosen.unsqueeze(-1), True)
-            if ends is not None:
-                ended = ended | torch.isin(chosen, ends)
-                if bool(ended.all()):
+                seen = seen.scatter(-1, tokens.unsqueeze(-1), True)
+            if eos_tokens is not None:
+                finished = finished | torch.isin(tokens, eos_tokens)
+                if bool(finished.all()):
                     return
-            if n + 1 < max_new_tokens:
+            if n + 1 < max_new_tokens:  # the last token's logits would not be read
                 with torch.no_grad():
-                    state = advance(apply, params, state, chosen)
+                    state = advance(apply, params, state, tokens)
 
     return run() if max_new_tokens else iter(())
 
@@ -208,11 +210,11 @@ def generate(
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
     mask: Tensor | None = None,
-    end: SupportsIndex | Iterable[SupportsIndex] | None = None,
+    eos: SupportsIndex | Iterable[SupportsIndex] | None = None,
     pad: SupportsIndex | None = None,
     prefill: Apply | None = None,
 ) -> Tensor:
-    """Continue prompts.
+    """Generate a continuation of every prompt, greedily or by sampling.
 
     Args:
         apply: the model: `apply(params, ids, cache=None, *, mask=None) -> (logits [*lead, T, V],
@@ -220,32 +222,33 @@ def generate(
         params: its parameters.
         ids: int64 [*lead, T], the prompts.
         max_new_tokens: tokens to make for each row; prompt and new tokens must fit `n_positions`.
-        key: None takes the likeliest token each time. One key (row i then uses `fold_in(key, i)`),
-            or keys [*lead], sample: a row's tokens depend on its own key and logits alone.
+        key: None takes the most likely token each time. One key (row i then uses
+            `fold_in(key, i)`), or keys [*lead], sample: a row's tokens depend on its own key and
+            logits alone.
         temperature: more than 0; see `fnlm.generate.logits` for this and the next three. Without a
             key, 0 or 1.
-        top_k: sample among the k likeliest words; 0 for all.
-        top_p: sample among the fewest words that have this probability together; 1 for all.
-        repetition_penalty: more than 1 makes the words of the prompt and of the text so far less
+        top_k: sample among the k most likely tokens; 0 for all.
+        top_p: sample among the fewest tokens that have this probability together; 1 for all.
+        repetition_penalty: more than 1 makes the tokens of the prompt and of the text so far less
             likely.
         mask: [*lead, T], nonzero for real tokens, 0 for padding on either side.
-        end: the id, or ids, after which a row has ended: whole numbers of any type, or a tensor.
-        pad: what follows the end of a row; by default the (first) end id. It is never shown to the
-            model.
+        eos: the end-of-sequence id, or ids: integers of any type, or a tensor.
+        pad: id that fills a row after eos; by default the (first) eos id. The model never sees
+            it.
         prefill: see `start`; `gpt2.hidden_states` saves the unread logits of long prompts.
 
     Returns:
         the new tokens alone, int64 [*lead, max_new_tokens].
 
     Raises:
-        TypeError: ids, end or pad are not integers, or a mask is floating.
+        TypeError: ids, eos or pad are not integers, or a mask is floating.
         ValueError: an empty prompt, more tokens than positions, a setting out of range, or one that
             samples without a key; logits that are no distribution (NaN), naming the token.
         IndexError: an id out of range.
 
-    >>> def next_word(params, ids, cache=None):  # a model that counts
+    >>> def next_token(params, ids, cache=None):  # a model that counts
     ...     return torch.nn.functional.one_hot((ids + 1) % 5, 5).float(), ids
-    >>> generate(next_word, {}, torch.tensor([[0], [2]]), 4, end=3, pad=9)
+    >>> generate(next_token, {}, torch.tensor([[0], [2]]), 4, eos=3, pad=9)
     tensor([[1, 2, 3, 9],
             [3, 9, 9, 9]])
     """
@@ -261,41 +264,43 @@ def generate(
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             mask=mask,
-            end=end,
+            eos=eos,
             pad=pad,
             prefill=prefill,
         )
     )
-    filler = pad_id(end_ids(end, ids.device), pad)
-    rest = ids.new_full((*ids.shape[:-1], max_new_tokens - len(steps)), filler, dtype=torch.int64)
-    return torch.cat([torch.stack(steps, -1), rest], -1) if steps else rest
+    filler = pad_id(eos_ids(eos, ids.device), pad)
+    padding = ids.new_full(
+        (*ids.shape[:-1], max_new_tokens - len(steps)), filler, dtype=torch.int64
+    )
+    return torch.cat([torch.stack(steps, -1), padding], -1) if steps else padding
 
 
 def _check_greedy(temperature: float, top_k: int, top_p: float) -> None:
-    """Refuse settings that ask for a random token where there is no key."""
-    for name, value, off in (
+    """Validate that no setting asks for sampling where there is no key."""
+    for name, value, neutral in (
         ("temperature", temperature, (0, 1)),
         ("top_k", top_k, (0,)),
         ("top_p", top_p, (1,)),
     ):
-        if value not in off:
+        if value not in neutral:
             raise ValueError(
                 f"{name}={value} needs a key to sample with: give key=random.key(seed), or leave "
-                f"{name} out for the likeliest token"
+                f"{name} out for the most likely token"
             )
 
 
 def _check_settings(
     temperature: float, top_k: int, top_p: float, repetition_penalty: float
 ) -> None:
-    """Let the functions of logits refuse what they would refuse later."""
+    """Validate the settings, by applying the logits processors to a dummy."""
     logits = torch.zeros(1)
-    shape.top_p(shape.top_k(shape.temperature(logits, temperature), top_k), top_p)
-    shape.repetition_penalty(logits, logits > 0, repetition_penalty)
+    processors.top_p(processors.top_k(processors.temperature(logits, temperature), top_k), top_p)
+    processors.repetition_penalty(logits, logits > 0, repetition_penalty)
 
 
 def _seen(logits: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
-    """Mark the words of the prompt: bool [*lead, V]."""
+    """Return which tokens of the vocabulary occur in the prompt: bool [*lead, V]."""
     real = torch.ones_like(ids) if mask is None else mask.long()
     counts = torch.zeros(logits.shape, dtype=torch.int64, device=ids.device)
     return counts.scatter_add(-1, ids.long(), real) > 0

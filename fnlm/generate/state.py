@@ -1,4 +1,4 @@
-"""Where decoding stands, and what moves it: `start` reads a prompt, `advance` one more token.
+"""The decoding state: `start` reads a prompt (prefill), `advance` one more token.
 
 Any model can be decoded whose `apply(params, ids, cache=None, *, mask=None)` returns logits [...,
 T, V] (or log-probabilities) and a state; `mask` is passed only where there is padding.
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, SupportsIndex
 import torch
 from torch import Tensor
 
+from fnlm import tree
 from fnlm.layers import cache as kv
 from fnlm.layers.embedding import check_range
 from fnlm.layers.mask import check_mask
-from fnlm.params import tree
-from fnlm.params.tree import Tree, register_value
+from fnlm.tree import Tree, register_value
 
 __all__ = [
     "Apply",
@@ -24,7 +24,7 @@ __all__ = [
     "advance",
     "check_highest",
     "check_prompt",
-    "end_ids",
+    "eos_ids",
     "pad_id",
     "pad_left",
     "start",
@@ -37,7 +37,7 @@ Apply = Callable[..., tuple[Tensor, Any]]
 
 @register_value
 class State(NamedTuple):
-    """What the model remembers, and its scores for the next token."""
+    """The model's cache, and its logits of the next token."""
 
     cache: Any  # whatever `apply` returned beside the logits
     logits: Tensor  # [*lead, V]
@@ -52,7 +52,7 @@ def start(
     mask: Tensor | None = None,
     prefill: Apply | None = None,
 ) -> State:
-    """Read a prompt.
+    """Run the model on a prompt and return the state after it.
 
     Args:
         apply: the model.
@@ -64,9 +64,9 @@ def start(
             that does not compute them, such as `gpt2.hidden_states`, saves their time and memory in
             long prompts.
 
-    >>> def next_word(params, ids, cache=None):  # a model that counts
+    >>> def next_token(params, ids, cache=None):  # a model that counts
     ...     return torch.nn.functional.one_hot((ids + 1) % 5, 5).float(), ids
-    >>> start(next_word, {}, torch.tensor([[0, 3]])).logits
+    >>> start(next_token, {}, torch.tensor([[0, 3]])).logits
     tensor([[0., 0., 0., 0., 1.]])
     """
     if prefill is not None and ids.shape[-1] > 1:
@@ -78,7 +78,7 @@ def start(
 
 
 def advance(apply: Apply, params: Tree, state: State, ids: Tensor) -> State:
-    """Read one more token a row; the old state stays usable.
+    """Run the model on one more token per row; the old state stays usable.
 
     Args:
         apply: the model.
@@ -91,7 +91,7 @@ def advance(apply: Apply, params: Tree, state: State, ids: Tensor) -> State:
 
 
 def take_rows(state: State, rows: Tensor) -> State:
-    """Return the state of chosen rows.
+    """Return the state of the selected rows.
 
     Args:
         state: all its tensors with the batch as their first axis; numbers (tensors without axes)
@@ -105,7 +105,7 @@ def take_rows(state: State, rows: Tensor) -> State:
 
 
 def pad_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Move padding to the left, so that each row ends with its last token; drop what all share.
+    """Left-pad: move padding to the left, and drop the columns that are padding in every row.
 
     Args:
         ids: [*lead, T].
@@ -128,21 +128,21 @@ def pad_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     if mask is None or not mask.numel():
         return ids, None
     real = mask != 0
-    order = real.int().argsort(stable=True, dim=-1)
+    order = real.int().argsort(stable=True, dim=-1)  # padding first, tokens in their order
     longest = int(real.sum(-1).max())
     first = ids.shape[-1] - longest
-    ids, real = (x.gather(-1, order)[..., first:] for x in (ids, real))
+    ids, real = (x.gather(-1, order)[..., first:] for x in (ids, real))  # [*lead, S]
     return ids, None if bool(real.all()) else real
 
 
 def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens: int) -> None:
-    """Refuse, before the model runs, what it could not read or not continue so far.
+    """Validate a prompt before the model runs: its ids, mask and length.
 
     Reads the values of ids and mask.
 
     Args:
-        params: limits are the rows of the token table, else `vocab_size` of `params["config"]`, and
-            its `n_positions`, where there are such.
+        params: limits are the rows of the token embedding, else `vocab_size` of
+            `params["config"]`, and its `n_positions`, where there are such.
         ids: [*lead, T].
         mask: [*lead, T].
         max_new_tokens: how many tokens are to follow.
@@ -154,8 +154,8 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
         IndexError: an id out of range.
     """
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
-        found = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"ids must be a tensor of integers (torch.int64), got {found}")
+        kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise TypeError(f"ids must be a tensor of integers (torch.int64), got {kind}")
     if not ids.ndim:
         raise ValueError("ids must be [T] or [batch, T], got a single number")
     check_mask(mask)
@@ -181,12 +181,12 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
             f"{length + max_new_tokens}, more than n_positions={limit}: "
             f"ask for at most {max(limit - length, 0)}, or shorten the prompt"
         )
-    if (words := _table_rows(params)) is not None:
-        check_range(ids if mask is None else ids[mask != 0], words)
+    if (num_embeddings := _num_embeddings(params)) is not None:
+        check_range(ids if mask is None else ids[mask != 0], num_embeddings)
 
 
-def _table_rows(params: Tree) -> int | None:
-    """Return how many ids the model knows: the special tokens that follow a vocabulary, too."""
+def _num_embeddings(params: Tree) -> int | None:
+    """Return the number of token embeddings: those of added special tokens, too."""
     if not isinstance(params, Mapping):
         return None
     embed = params.get("embed")
@@ -197,12 +197,12 @@ def _table_rows(params: Tree) -> int | None:
 
 
 def whole(number: Any, name: str) -> int:
-    """Return a whole number of any type (numpy's, a tensor of one element) as Python's.
+    """Return an integer of any type (numpy's, a tensor of one element) as an int.
 
     Raises:
-        TypeError: it is none; names the argument.
+        TypeError: it is not an integer; names the argument.
 
-    >>> whole(torch.tensor(3), "end")
+    >>> whole(torch.tensor(3), "eos")
     3
     """
     try:
@@ -211,36 +211,36 @@ def whole(number: Any, name: str) -> int:
         raise TypeError(f"{name} must be a whole number, got {number!r}") from None
 
 
-def end_ids(end: Any, device: torch.device | str) -> Tensor | None:
-    """Make the end ids a tensor [E]; None where there are none.
+def eos_ids(eos: Any, device: torch.device | str) -> Tensor | None:
+    """Return the eos ids as a tensor [E]; None where there are none.
 
     Args:
-        end: a whole number or several, of any type: Python's, numpy's, a tensor.
+        eos: an integer or several, of any type: Python's, numpy's, a tensor.
         device: of the result.
 
     Raises:
         TypeError: something else.
 
-    >>> end_ids(torch.tensor([3, 5]), "cpu")
+    >>> eos_ids(torch.tensor([3, 5]), "cpu")
     tensor([3, 5])
     """
-    if end is None:
+    if eos is None:
         return None
-    if not isinstance(end, Iterable) or getattr(end, "ndim", 1) == 0:
-        end = (end,)
-    numbers = [whole(number, "end") for number in end]
-    return torch.tensor(numbers, device=device) if numbers else None
+    if not isinstance(eos, Iterable) or getattr(eos, "ndim", 1) == 0:
+        eos = (eos,)
+    ids = [whole(token_id, "eos") for token_id in eos]
+    return torch.tensor(ids, device=device) if ids else None
 
 
-def pad_id(ends: Tensor | None, pad: SupportsIndex | None) -> int:
-    """Say what follows the end of a row: the first end id, unless told."""
+def pad_id(eos_tokens: Tensor | None, pad: SupportsIndex | None) -> int:
+    """Return the id that fills a row after eos: `pad`, else the first eos id, else 0."""
     if pad is not None:
         return whole(pad, "pad")
-    return 0 if ends is None else int(ends[0])
+    return 0 if eos_tokens is None else int(eos_tokens[0])
 
 
 def check_highest(highest: Tensor, step: int) -> None:
-    """Refuse logits that are no distribution, as those of a model that has diverged.
+    """Raise ValueError if logits are no distribution, as those of a diverged model.
 
     Reads values.
 
@@ -255,14 +255,15 @@ def check_highest(highest: Tensor, step: int) -> None:
     Traceback (most recent call last):
     ValueError: the logits of new token 3 are no distribution in rows [0], where they hold NaN: ...
     """
-    wrong = ~highest.isfinite()
-    if not bool(wrong.any()):
+    invalid = ~highest.isfinite()
+    if not bool(invalid.any()):
         return
-    first = float(highest[wrong][0])
+    rows = invalid.flatten().nonzero().flatten().tolist()
+    first = float(highest[invalid][0])
     what = "hold NaN" if first != first else "hold infinity" if first > 0 else "are all -inf"
     raise ValueError(
         f"the logits of new token {step} are no distribution in rows "
-        f"{wrong.flatten().nonzero().flatten().tolist()}, where they {what}: look for the cause in "
+        f"{rows}, where they {what}: look for the cause in "
         "params (tree.named_leaves) and in what changes the logits; a model that overflows in "
         "float16 needs bfloat16 or float32 (tree.cast)"
     )
@@ -271,11 +272,11 @@ def check_highest(highest: Tensor, step: int) -> None:
 def _call(
     apply: Apply, params: Tree, ids: Tensor, cache: Any, mask: Tensor | None
 ) -> tuple[Tensor, Any]:
-    """Pass a mask only where there is one: not every model knows of padding."""
+    """Call the model, with a mask only where there is one: not every model takes padding."""
     if mask is None:
         return apply(params, ids, cache)
-    takes = signature(apply).parameters.values()
-    if not any(p.name == "mask" or p.kind is Parameter.VAR_KEYWORD for p in takes):
+    parameters = signature(apply).parameters.values()
+    if not any(p.name == "mask" or p.kind is Parameter.VAR_KEYWORD for p in parameters):
         raise TypeError(
             "mask says that some rows of ids are padded, and apply takes no mask (as "
             "Transformer-XL's): decode rows of one length together, or one prompt at a time"

@@ -1,4 +1,4 @@
-"""Checks of what comes in beside the parameters, by type and shape: so under any transform."""
+"""Validation of inputs by type and shape, without reading values: it works under any transform."""
 
 from collections.abc import Sequence
 
@@ -9,14 +9,14 @@ __all__ = ["check_broadcastable", "check_ids", "check_same_shape", "readable"]
 
 
 def check_ids(ids: Tensor, name: str = "ids") -> None:
-    """Refuse what can't be ids of tokens.
+    """Validate token ids.
 
     Args:
         ids: int64 or int32 [..., T].
-        name: what an error calls them.
+        name: of the argument, for errors.
 
     Raises:
-        TypeError: no tensor, or not of integers.
+        TypeError: not a tensor, or not of integers.
         ValueError: it has no axis.
 
     >>> check_ids(torch.tensor(3))
@@ -37,43 +37,43 @@ def check_ids(ids: Tensor, name: str = "ids") -> None:
 
 
 def check_same_shape(shape: Sequence[int], **others: Tensor | None) -> None:
-    """Refuse tensors of another shape than that of ids; None is left out.
+    """Validate that tensors have the shape of ids; None is skipped.
 
     >>> check_same_shape([2, 3], mask=torch.ones(2, 4))
     Traceback (most recent call last):
     ValueError: mask has shape [2, 4], ids [2, 3]: they must agree
     """
-    for name, given in others.items():
-        if given is None:
+    for name, x in others.items():
+        if x is None:
             continue
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{name} must be a tensor {list(shape)}, got {type(given).__name__}")
-        if given.shape != torch.Size(shape):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor {list(shape)}, got {type(x).__name__}")
+        if x.shape != torch.Size(shape):
             raise ValueError(
-                f"{name} has shape {list(given.shape)}, ids {list(shape)}: they must agree"
+                f"{name} has shape {list(x.shape)}, ids {list(shape)}: they must agree"
             )
 
 
 def check_broadcastable(shape: Sequence[int], **others: Tensor) -> None:
-    """Refuse tensors that can't be broadcast to the shape of ids.
+    """Validate that tensors broadcast to the shape of ids.
 
     >>> check_broadcastable([2, 3], positions=torch.ones(2))
     Traceback (most recent call last):
     ValueError: positions has shape [2], which can't be broadcast to that of ids, [2, 3]
     """
-    for name, given in others.items():
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{name} must be a tensor {list(shape)}, got {type(given).__name__}")
-        sizes = zip(reversed(given.shape), reversed(shape), strict=False)
-        if given.ndim > len(shape) or any(size not in (1, wanted) for size, wanted in sizes):
+    for name, x in others.items():
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor {list(shape)}, got {type(x).__name__}")
+        sizes = zip(reversed(x.shape), reversed(shape), strict=False)
+        if x.ndim > len(shape) or any(size not in (1, expected) for size, expected in sizes):
             raise ValueError(
-                f"{name} has shape {list(given.shape)}, which can't be broadcast to that of ids, "
+                f"{name} has shape {list(x.shape)}, which can't be broadcast to that of ids, "
                 f"{list(shape)}"
             )
 
 
 def readable(x: Tensor) -> bool:
-    """Say whether a value can be had: not while a program is traced, nor from another device.
+    """Return whether values can be read at once: on CPU, and not while tracing.
 
     >>> readable(torch.tensor([1])), readable(torch.tensor([1], device="meta"))
     (True, False)

@@ -1,7 +1,9 @@
-"""Attention arithmetic in plain operations, which every transform of `torch.func` knows.
+"""Attention in plain tensor ops, no fused kernel: it works under every torch.func transform.
 
-Keys and values come in pieces (cached segments, then the new tokens) that are never copied
-together: the scores are.
+Keys and values come as segments (cached ones, then the new tokens). They are never concatenated;
+their scores are, before the softmax.
+
+Dimensions: H heads, T queries, S keys, Si keys of a segment, Dh width of a head.
 """
 
 import math
@@ -10,16 +12,16 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from fnlm.layers.dropout import drop, kept
+from fnlm.layers.dropout import apply_mask, keep_mask
 from fnlm.layers.mask import check_mask
 
 __all__ = ["attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
 
-SLICE = 128  # so many queries attend at once
+SLICE = 128  # queries per chunk
 
 
 def split_heads(x: Tensor, heads: int, parts: int = 1) -> Tensor:
-    """Cut the last axis into parts and heads: [..., T, parts H Dh] -> [parts, ..., H, T, Dh].
+    """Split the last axis into parts and heads: [..., T, parts H Dh] -> [parts, ..., H, T, Dh].
 
     >>> split_heads(torch.zeros(2, 5, 12), heads=2, parts=3).shape
     torch.Size([3, 2, 2, 5, 2])
@@ -28,7 +30,7 @@ def split_heads(x: Tensor, heads: int, parts: int = 1) -> Tensor:
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """Put the heads side by side: [..., H, T, Dh] -> [..., T, H Dh].
+    """Concatenate the heads: [..., H, T, Dh] -> [..., T, H Dh].
 
     >>> merge_heads(torch.zeros(2, 3, 5, 4)).shape
     torch.Size([2, 5, 12])
@@ -37,10 +39,10 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def causal_mask(valid: Tensor, new: int) -> Tensor:
-    """Say which keys each new token may attend to: the valid ones up to itself.
+    """Causal mask: each query attends to the valid keys at or before its position.
 
     Args:
-        valid: bool [..., S + T], which keys are real tokens; the last T belong to the new tokens.
+        valid: bool [..., S + T], False for padding; the last T keys are those of the queries.
         new: T.
 
     Returns:
@@ -51,15 +53,15 @@ def causal_mask(valid: Tensor, new: int) -> Tensor:
              [1, 0, 1]]], dtype=torch.int32)
     """
     total = valid.shape[-1]
-    keys = torch.arange(total, device=valid.device)
-    reach = keys <= keys[total - new :, None]  # [T, S + T]
-    return rearrange(valid, "... s -> ... 1 1 s") & reach
+    index = torch.arange(total, device=valid.device)
+    causal = index <= index[total - new :, None]  # [T, S + T]
+    return rearrange(valid, "... s -> ... 1 1 s") & causal  # [..., 1, T, S + T]
 
 
 def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return what is added to the scores of each key: 0, or minus infinity for padding.
+    """Additive attention mask: 0 for real tokens, minus infinity for padding.
 
-    A row of nothing but padding gets 0 everywhere: without a key to attend to, all are free.
+    A row of padding only is 0 everywhere, so that its softmax is finite.
 
     Args:
         mask: [..., S], nonzero for real tokens.
@@ -88,22 +90,22 @@ def attend(
     rate: float = 0.0,
     key: Tensor | None = None,
 ) -> Tensor:
-    """Return softmax(q k^T / sqrt(Dh)) v, the scores being masked before the softmax.
+    """Scaled dot-product attention: softmax(q k^T / sqrt(Dh)) v, masked before the softmax.
 
-    Many queries attend in slices: fresh memory for all scores at once costs more time than they do.
+    More than `SLICE` queries are computed in chunks: allocating all scores at once is slower.
 
     Args:
         q: [..., H, T, Dh].
-        keys: pieces [..., H, Si, Dh]; together they have S = sum of Si tokens.
-        values: pieces of the same shapes.
-        mask: broadcastable to [..., H, T, S]. Bool: False replaces a score by the lowest
-            number of its type, so that a query without any allowed key attends to all alike.
-            Floating: it is added to the scores. By default none is changed.
-        causal: the last piece belongs to the queries, and the mask forbids each of them what comes
-            after it; so a slice leaves out the keys after its end. A query that is allowed no key
-            then averages over those of its slice, not over all.
-        rate: of the dropout on the attention weights.
-        key: of that dropout.
+        keys: segments [..., H, Si, Dh] of S = sum of Si tokens in all.
+        values: segments of the same shapes.
+        mask: broadcastable to [..., H, T, S]. Bool: False replaces a score by the lowest finite
+            number of its dtype, so that a fully masked query attends uniformly to all keys.
+            Floating: it is added to the scores. None masks nothing.
+        causal: the last segment holds the queries' own keys, and the mask is causal; so a chunk
+            skips the keys after its end. A fully masked query attends uniformly over the keys of
+            its chunk.
+        rate: dropout rate of the attention weights.
+        key: dropout key; None is no dropout.
 
     Returns:
         [..., H, T, Dh].
@@ -113,8 +115,8 @@ def attend(
 
     >>> x = torch.randn(2, 3, 4)
     >>> out = attend(x, (x,), (x,), torch.ones(1, 3, 3, dtype=torch.bool))
-    >>> pieces = (x[:, :1], x[:, 1:])
-    >>> torch.allclose(out, attend(x, pieces, pieces, torch.ones(1, 3, 3, dtype=torch.bool)))
+    >>> parts = (x[:, :1], x[:, 1:])
+    >>> torch.allclose(out, attend(x, parts, parts, torch.ones(1, 3, 3, dtype=torch.bool)))
     True
     """
     if mask is not None and not (mask.dtype == torch.bool or mask.is_floating_point()):
@@ -123,21 +125,21 @@ def attend(
             "`mask != 0`"
         )
     queries, total = q.shape[-2], sum(k.shape[-2] for k in keys)
-    keep = kept((*q.shape[:-1], total), rate, key)
+    keep = keep_mask((*q.shape[:-1], total), rate, key)  # [..., H, T, S]
     if queries <= SLICE:
         return _attend(q, keys, values, mask, keep, rate)
     if mask is not None:
         mask = mask.expand(torch.broadcast_shapes(mask.shape, (queries, total)))
-    mixed = []
-    for number, part in enumerate(q.split(SLICE, -2)):
+    chunks = []
+    for number, q_chunk in enumerate(q.split(SLICE, -2)):
         start = number * SLICE
-        end = start + part.shape[-2]
-        later = queries - end if causal else 0
-        place = (..., slice(start, end), slice(total - later))
-        seen, kept_here = (None if x is None else x[place] for x in (mask, keep))
-        seen_keys, seen_values = _without_last(keys, later), _without_last(values, later)
-        mixed.append(_attend(part, seen_keys, seen_values, seen, kept_here, rate))
-    return torch.cat(mixed, -2)
+        end = start + q_chunk.shape[-2]
+        future = queries - end if causal else 0  # keys after the chunk: all masked, so skipped
+        block = (..., slice(start, end), slice(total - future))  # of the scores
+        mask_chunk, keep_chunk = (None if x is None else x[block] for x in (mask, keep))
+        k_chunk, v_chunk = _drop_last(keys, future), _drop_last(values, future)
+        chunks.append(_attend(q_chunk, k_chunk, v_chunk, mask_chunk, keep_chunk, rate))
+    return torch.cat(chunks, -2)  # [..., H, T, Dh]
 
 
 def _attend(
@@ -148,31 +150,32 @@ def _attend(
     keep: Tensor | None,
     rate: float,
 ) -> Tensor:
-    """Attend at once, dropping the weights that are not to be kept."""
+    """Attention of one chunk of queries; `keep` is the dropout mask of its weights."""
     scale = 1 / math.sqrt(q.shape[-1])
     if len(keys) == 1 and mask is not None and mask.is_floating_point():
-        scores = _biased_scores(q, keys[0], mask, scale)
+        scores = _biased_scores(q, keys[0], mask, scale)  # [..., H, T, S]
     else:
-        q = q * scale
-        scores = _masked(_join([q @ k.mT for k in keys]), mask)
+        q = q * scale  # Dh numbers a query to scale, not S scores
+        scores = _masked(_concat([q @ k.mT for k in keys]), mask)  # [..., H, T, S]
     weights = scores.softmax(-1)
     if keep is not None:
-        weights = drop(weights, keep, rate)
+        weights = apply_mask(weights, keep, rate)
     if len(values) == 1:
-        return weights @ values[0]
-    parts = weights.split([v.shape[-2] for v in values], -1)
+        return weights @ values[0]  # [..., H, T, Dh]
+    # weights @ concat(values) is the sum over segments of their weights @ their values.
+    parts = weights.split([v.shape[-2] for v in values], -1)  # [..., H, T, Si] each
     products = [w @ v for w, v in zip(parts, values, strict=True)]
-    return sum(products[1:], products[0])
+    return sum(products[1:], products[0])  # [..., H, T, Dh]
 
 
-def _without_last(pieces: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
-    """Leave out so many of the last tokens of the last piece."""
-    *others, last = pieces
-    return (*others, last[..., : last.shape[-2] - count, :]) if count else pieces
+def _drop_last(segments: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
+    """Return the segments without the last `count` tokens of the last one."""
+    *others, last = segments
+    return (*others, last[..., : last.shape[-2] - count, :]) if count else segments
 
 
-def _join(pieces: list[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, -1)
+def _concat(scores: list[Tensor]) -> Tensor:
+    return scores[0] if len(scores) == 1 else torch.cat(scores, -1)
 
 
 def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
@@ -180,12 +183,12 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
         return scores
     if mask.dtype != torch.bool:
         return scores + mask
-    return torch.where(mask, scores, torch.finfo(scores.dtype).min)  # finite, unlike a row of -inf
+    return torch.where(mask, scores, torch.finfo(scores.dtype).min)  # a row of -inf would be NaN
 
 
 def _biased_scores(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Return scale q k^T + bias in one operation, which passes over the scores once."""
+    """Return scale q k^T + bias, fused into one pass over the scores: [..., H, T, S]."""
     lead = q.shape[:-2]
     bias = bias.expand(*lead, *bias.shape[-2:])
-    bias, q, k = (x.flatten(0, -3) for x in (bias, q, k))
+    bias, q, k = (x.flatten(0, -3) for x in (bias, q, k))  # [batch * H, ...]
     return torch.baddbmm(bias, q, k.mT, alpha=scale).unflatten(0, lead)

@@ -1,13 +1,14 @@
-"""The cache of keys and values: a value that grows by sharing.
+"""The key-value cache: an immutable value that shares memory with its predecessors.
 
-A `Cache` is a tuple of segments, oldest first, none of which is ever written to again: new tokens
-make a segment of their own. A segment that more tokens follow than it holds is copied, together
-with them, into one; so n tokens lie in at most 1 + log2(n) segments, each token is copied at most
-log2(n) times, and forks share all of a prompt until as much has been said after it. Nothing but the
-tensors themselves is kept anywhere, so a cache may go through autograd, threads, inference mode and
-files like any other tensors.
+A `Cache` is a tuple of segments, oldest first, which are never written in place: appended tokens
+become a new segment. A segment followed by more tokens than it holds is merged with all of them, as
+in a binary counter; so n tokens lie in at most 1 + log2(n) segments, each token is copied at most
+log2(n) times, and forks share the segment of a prompt until they have outgrown it. There is no
+state but the tensors, so a cache goes through autograd, threads, inference mode and files.
 
-A `FixedCache` has one shape for good, for compiled decoding.
+A `FixedCache` keeps one shape, for compiled decoding.
+
+Dimensions: S cached tokens, T new tokens, C capacity, H heads, Dh width of a head.
 """
 
 from collections.abc import Sequence
@@ -16,9 +17,9 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from fnlm import tree
 from fnlm.layers.values import extremes
-from fnlm.params import tree
-from fnlm.params.tree import register_value
+from fnlm.tree import register_value
 
 __all__ = [
     "Cache",
@@ -46,19 +47,19 @@ class Segment(NamedTuple):
 
 @register_value
 class Cache(NamedTuple):
-    """The tokens seen so far; it grows by whatever is appended."""
+    """Keys and values of the tokens so far, growing with each append."""
 
-    segments: tuple[Segment, ...]  # oldest first; none where there are no layers
+    segments: tuple[Segment, ...]  # oldest first; () if the model has no layers
     valid: Tensor  # bool [..., S], False for padding; S is the number of tokens
 
 
 @register_value
 class FixedCache(NamedTuple):
-    """The tokens seen so far, in buffers of a fixed capacity C: every value has the same shapes."""
+    """Keys and values of the tokens so far, in buffers of fixed capacity C."""
 
     keys: tuple[Tensor, ...]  # for each layer [..., H, C, Dh]
     values: tuple[Tensor, ...]  # for each layer [..., H, C, Dh]
-    valid: Tensor  # bool [..., C], False for padding and for what is not yet written
+    valid: Tensor  # bool [..., C], False for padding and for unused slots
     length: Tensor  # int64 [], tokens written
 
 
@@ -66,19 +67,19 @@ AnyCache = TypeVar("AnyCache", Cache, FixedCache)
 
 
 def length(cache: Cache | FixedCache | None) -> int:
-    """Return the number of slots seen by attention: tokens, or the capacity of a `FixedCache`."""
+    """Return the number of key slots: cached tokens, or the capacity of a `FixedCache`."""
     return 0 if cache is None else cache.valid.shape[-1]
 
 
 def valid(cache: Cache | FixedCache | None, new: Tensor) -> Tensor:
-    """Say which tokens, cached and new, are real: bool [..., S + T]."""
+    """Return the mask of real tokens, cached and new: bool [..., S + T]."""
     return new if cache is None else torch.cat([cache.valid, new], -1)
 
 
 def past(
     cache: Cache | FixedCache | None, layer: int
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the pieces of a layer's keys and of its values."""
+    """Return the segments of a layer's keys, and of its values: [..., H, Si, Dh] each."""
     if cache is None:
         return (), ()
     if isinstance(cache, FixedCache):
@@ -88,11 +89,11 @@ def past(
 
 
 def check(cache: Any, sizes: tuple[int, ...], device: torch.device) -> None:
-    """Refuse what is no cache, or one that does not fit; no value is read.
+    """Validate the type, shapes and device of a cache; no value is read.
 
     Args:
-        cache: what was given as one.
-        sizes: layers, leading axes, heads and Dh, as they must be.
+        cache: the argument to check.
+        sizes: the expected (layers, *leading axes, heads, Dh).
         device: of the new tokens.
 
     Raises:
@@ -102,14 +103,14 @@ def check(cache: Any, sizes: tuple[int, ...], device: torch.device) -> None:
     layers, *lead, _, _ = sizes
     segments = tuple(s for s in _segments(cache) if s.keys)
     if layers and not segments:
-        segments = (Segment((), ()),)  # refused below
+        segments = (Segment((), ()),)  # the loop rejects it
     tokens, dtype = 0 if segments else length(cache), None
     for keys, values in segments:
         first = keys[0] if keys and isinstance(keys[0], Tensor) and keys[0].ndim > 1 else None
-        found = (0,) if first is None else (len(keys), *first.shape[:-2], first.shape[-1])
-        if first is None or found != sizes:
+        actual = (0,) if first is None else (len(keys), *first.shape[:-2], first.shape[-1])
+        if first is None or actual != sizes:
             raise ValueError(
-                f"cache is for (layers, *batch, heads, head width) = {found}, the model and ids "
+                f"cache is for (layers, *batch, heads, head width) = {actual}, the model and ids "
                 f"need {sizes}: use a cache that this model made for this batch"
             )
         if len(values) != len(keys):
@@ -126,16 +127,16 @@ def check(cache: Any, sizes: tuple[int, ...], device: torch.device) -> None:
 
 
 def check_dtype(cached: tuple[Tensor, ...], new: Tensor) -> None:
-    """Raise TypeError, naming both types, unless the cached keys are of the type of the new ones.
+    """Raise TypeError, naming both dtypes, unless cached and new keys have the same one.
 
     Args:
-        cached: pieces of one type.
-        new: what is computed with them.
+        cached: segments of one dtype.
+        new: keys of the new tokens.
     """
     if cached and cached[0].dtype != new.dtype:
         raise TypeError(
             f"cache holds {cached[0].dtype}, these parameters make {new.dtype}: use "
-            f"fnlm.params.tree.cast(cache, {new.dtype}), or the parameters that made it"
+            f"fnlm.tree.cast(cache, {new.dtype}), or the parameters that made it"
         )
 
 
@@ -145,10 +146,10 @@ def append(
     values: tuple[Tensor, ...],
     new_valid: Tensor,
 ) -> AnyCache:
-    """Return a cache of the same kind with T more tokens; the old one stays as it is.
+    """Return a cache of the same kind with T more tokens; the old one is unchanged.
 
     Args:
-        cache: what came before; None starts a `Cache`.
+        cache: of the earlier tokens; None starts a `Cache`.
         keys: for each layer [..., H, T, Dh]; a `Cache` may keep these very tensors.
         values: likewise.
         new_valid: bool [..., T].
@@ -161,14 +162,14 @@ def append(
 
 
 def take_rows(cache: AnyCache, rows: Tensor) -> AnyCache:
-    """Return the cache of chosen rows of the first axis, as beam search reorders its hypotheses.
+    """Return the cache of the selected batch rows, as beam search reorders its hypotheses.
 
     Args:
         cache: tensors [B, ...].
-        rows: int64 [n], rows may repeat.
+        rows: int64 [n], indices into the first axis; they may repeat.
 
     Returns:
-        tensors [n, ...], a `Cache` in one segment; the length of a `FixedCache` is that of all.
+        tensors [n, ...]; the segments of a `Cache` are merged into one.
 
     Raises:
         TypeError: it is no cache.
@@ -180,35 +181,33 @@ def take_rows(cache: AnyCache, rows: Tensor) -> AnyCache:
 
 
 def truncate(cache: Cache, tokens: int) -> Cache:
-    """Return the cache of the first `tokens` tokens, sharing their memory.
-
-    Files and copies of it hold these tokens alone.
+    """Return the cache of the first `tokens` tokens, as views; saving it stores them alone.
 
     Raises:
         TypeError: it is no `Cache`: a `FixedCache` keeps its capacity.
         ValueError: tokens is negative or more than the cache has.
     """
     if not isinstance(cache, Cache):
-        raise TypeError(f"truncate takes a Cache, got {_said(cache)}")
+        raise TypeError(f"truncate takes a Cache, got {_describe(cache)}")
     if not 0 <= tokens <= length(cache):
         raise ValueError(
             f"tokens must be from 0 to {length(cache)}, the cache's length, got {tokens}"
         )
     segments: list[Segment] = []
-    left = tokens
+    remaining = tokens
     for segment in cache.segments:
-        size = min(left, _size(segment))
-        if size or not segments:
+        size = min(remaining, _size(segment))
+        if size or not segments:  # an empty cache has one segment of no tokens
             segments.append(Segment(*(tuple(x[..., :size, :] for x in xs) for xs in segment)))
-        left -= size
+        remaining -= size
     return Cache(tuple(segments), cache.valid[..., :tokens])
 
 
 def outside_inference_mode(cache: Cache | FixedCache | None) -> Any:
-    """Return a cache that autograd may save: what `torch.inference_mode` made is copied.
+    """Return a cache that autograd may save: inference-mode tensors are copied.
 
-    Inside that mode, where no gradient is recorded, and while `torch.compile` traces (which does
-    not let anyone ask), the cache is returned as it is.
+    Where no gradient is recorded, and while `torch.compile` traces (which cannot ask), the cache is
+    returned unchanged.
     """
     if cache is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return cache
@@ -222,9 +221,9 @@ def _segments(cache: Any) -> tuple[Segment, ...]:
     if isinstance(cache, Cache) and all(type(s) is Segment for s in cache.segments):
         return cache.segments
     raise TypeError(
-        f"cache must be the Cache that an earlier call returned beside its logits, or a FixedCache "
-        f"from init_cache, got {_said(cache)}; keys and values from elsewhere become a cache by "
-        "fnlm.layers.cache.append(None, keys, values, valid)"
+        "cache must be the Cache that an earlier call returned beside its logits, or a FixedCache "
+        f"from init_cache, got {_describe(cache)}; keys and values from elsewhere become a cache "
+        "by fnlm.layers.cache.append(None, keys, values, valid)"
     )
 
 
@@ -233,13 +232,13 @@ def _check_part(
 ) -> None:
     if not isinstance(x, Tensor) or x.shape != shape or x.dtype != dtype or x.device != device:
         raise ValueError(
-            f"cache{name} holds {_said(x)} where {dtype} {list(shape)} on {device} is needed, the "
-            "device of ids: fnlm.params.tree.cast and .to change type and device of a cache"
+            f"cache{name} holds {_describe(x)} where {dtype} {list(shape)} on {device} is needed, "
+            "the device of ids: fnlm.tree.cast and .to change type and device of a cache"
         )
 
 
-def _said(x: Any) -> str:
-    """Name what was given: a tensor by type and shape, a tuple by what it holds."""
+def _describe(x: Any) -> str:
+    """Describe an argument for an error: a tensor by dtype and shape, a tuple by its types."""
     if isinstance(x, Tensor):
         return f"{x.dtype} {list(x.shape)} on {x.device}"
     if type(x) is tuple:
@@ -254,16 +253,20 @@ def _grow(cache: Cache | FixedCache | None, new: Segment, new_valid: Tensor) -> 
         return _write(cache, new, new_valid)
     if not new_valid.shape[-1]:
         return cache
-    segments, whole = (*cache.segments, new), valid(cache, new_valid)
-    return Cache(_few(segments, whole.shape[-1]) if new.keys else (), whole)
+    segments, all_valid = (*cache.segments, new), valid(cache, new_valid)  # [..., S + T]
+    return Cache(_compact(segments, all_valid.shape[-1]) if new.keys else (), all_valid)
 
 
-def _few(segments: tuple[Segment, ...], after: int) -> tuple[Segment, ...]:
-    """Merge from the first segment on that more tokens follow than it holds."""
-    for place, segment in enumerate(segments):
-        after -= _size(segment)
-        if _size(segment) < after:
-            return (*segments[:place], *_merge(segments[place:]))
+def _compact(segments: tuple[Segment, ...], tokens: int) -> tuple[Segment, ...]:
+    """Merge the tail that starts at the first segment smaller than all that follows it.
+
+    Every segment is then at least as large as the sum of those after it: log2 of them suffice.
+    """
+    following = tokens
+    for index, segment in enumerate(segments):
+        following -= _size(segment)  # tokens after this segment
+        if _size(segment) < following:
+            return (*segments[:index], *_merge(segments[index:]))
     return segments
 
 
@@ -272,28 +275,29 @@ def _size(segment: Segment) -> int:
 
 
 def _merge(segments: tuple[Segment, ...]) -> tuple[Segment, ...]:
-    """Copy segments into one."""
+    """Concatenate segments into one, layer by layer."""
     if len(segments) < 2:
         return segments
-    keys, values = (zip(*parts, strict=True) for parts in zip(*segments, strict=True))
+    # From segments of layers to layers of segments.
+    keys, values = (zip(*layers, strict=True) for layers in zip(*segments, strict=True))
     return (
         Segment(
-            tuple(torch.cat(pieces, -2) for pieces in keys),
-            tuple(torch.cat(pieces, -2) for pieces in values),
+            tuple(torch.cat(parts, -2) for parts in keys),  # [..., H, sum of Si, Dh]
+            tuple(torch.cat(parts, -2) for parts in values),
         ),
     )
 
 
 def _write(cache: FixedCache, new: Segment, new_valid: Tensor) -> FixedCache:
-    """Put new tokens after the `length` first ones, in fresh buffers."""
+    """Write T new tokens at slots length, length + 1, ..., in copies of the buffers."""
     size, capacity = new_valid.shape[-1], cache.valid.shape[-1]
-    known = extremes(cache.length)
-    written = known[1] if known else 0
+    bounds = extremes(cache.length)  # None while traced, where the value cannot be read
+    written = bounds[1] if bounds else 0
     if written + size > capacity:
         raise ValueError(
             f"{written} tokens and {size} new ones do not fit a cache of capacity {capacity}"
         )
-    slots = cache.length + torch.arange(size, device=cache.valid.device)
+    slots = cache.length + torch.arange(size, device=cache.valid.device)  # [T]
     return FixedCache(
         tuple(x.index_copy(-2, slots, y) for x, y in zip(cache.keys, new.keys, strict=True)),
         tuple(x.index_copy(-2, slots, y) for x, y in zip(cache.values, new.values, strict=True)),

@@ -1,10 +1,10 @@
-"""Dropout with a key: its presence is the mode."""
+"""Dropout with an explicit key: a key turns it on, None turns it off."""
 
 from torch import Tensor
 
 from fnlm import random
 
-__all__ = ["drop", "dropout", "kept", "keys_of_sites"]
+__all__ = ["apply_mask", "dropout", "dropout_keys", "keep_mask"]
 
 
 def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
@@ -13,8 +13,8 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     Args:
         x: [..., D].
         rate: 0 <= rate <= 1; 1 gives zeros, with a derivative of 0.
-        key: None changes nothing. One key masks the whole of x; keys of shape x.shape[:n] mask each
-            row with its own, which is what `vmap` over rows and keys gives.
+        key: None returns x unchanged. One key masks the whole of x; keys of shape x.shape[:n] mask
+            each row with its own, equal to `vmap` over rows and keys.
 
     Returns:
         [..., D].
@@ -26,14 +26,14 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     >>> dropout(torch.ones(8), 0.5, random.key(0)).unique()
     tensor([0., 2.])
     """
-    keep = kept(tuple(x.shape), rate, key)
-    return x if keep is None else drop(x, keep, rate)
+    keep = keep_mask(tuple(x.shape), rate, key)
+    return x if keep is None else apply_mask(x, keep, rate)
 
 
-def kept(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | None:
-    """Draw what `dropout` keeps of a tensor of this shape: bool, or None for all.
+def keep_mask(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | None:
+    """Sample the mask of elements that dropout keeps: bool [shape], or None to keep all.
 
-    >>> kept((2, 3), 0.0, random.key(0)) is None
+    >>> keep_mask((2, 3), 0.0, random.key(0)) is None
     True
     """
     if not 0 <= rate <= 1:
@@ -48,20 +48,20 @@ def kept(shape: tuple[int, ...], rate: float, key: Tensor | None) -> Tensor | No
     return random.bernoulli(key, 1 - rate, shape[key.ndim :])
 
 
-def drop(x: Tensor, keep: Tensor, rate: float) -> Tensor:
-    """Zero what is not kept, and divide the rest by 1 - rate; at rate 1 nothing is kept.
+def apply_mask(x: Tensor, keep: Tensor, rate: float) -> Tensor:
+    """Return x * keep / (1 - rate); zeros at rate 1.
 
     >>> import torch
-    >>> drop(torch.ones(3), torch.tensor([True, False, True]), 0.5)
+    >>> apply_mask(torch.ones(3), torch.tensor([True, False, True]), 0.5)
     tensor([2., 0., 2.])
     """
     return x * keep.to(x.dtype).mul_(1 / (1 - rate) if rate < 1 else 0.0)
 
 
-def keys_of_sites(key: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
-    """Derive the keys of a model's dropouts, one for each place: all None without a key.
+def dropout_keys(key: Tensor | None, count: int) -> tuple[Tensor | None, ...]:
+    """Split a key into one per dropout layer; all None if `key` is None.
 
-    >>> keys_of_sites(None, 2)
+    >>> dropout_keys(None, 2)
     (None, None)
     """
     return (None,) * count if key is None else random.split(key, count).unbind(-1)

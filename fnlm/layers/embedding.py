@@ -1,4 +1,4 @@
-"""Embedding tables."""
+"""Embedding lookup, with checks of the ids."""
 
 import torch
 from torch import Tensor
@@ -10,20 +10,20 @@ __all__ = ["check_range", "lookup"]
 
 
 def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
-    """Return the rows of a table.
+    """Return the embeddings of ids: rows of a table.
 
     Args:
         table: [N, D].
         ids: int64 or int32 [...], each 0 <= id < N.
-        name: what an error calls `ids`.
+        name: of `ids`, for errors.
 
     Returns:
         [..., D].
 
     Raises:
         TypeError: ids are not integers.
-        IndexError: an id is out of range (on CPU; elsewhere call `check_range` first, it waits for
-            the device).
+        IndexError: an id is out of range (on CPU; elsewhere call `check_range` first, which
+            synchronizes).
 
     >>> lookup(torch.eye(3), torch.tensor([2]))
     tensor([[0., 0., 1.]])
@@ -37,17 +37,17 @@ def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
     try:
         return F.embedding(ids, table)
     except IndexError as error:
-        found = extremes(ids)
+        bounds = extremes(ids)
         raise IndexError(
             f"{name} must be at least 0 and less than {table.shape[-2]}, the size of the table"
-            + (f"; got values from {found[0]} to {found[1]}" if found else "")
+            + (f"; got values from {bounds[0]} to {bounds[1]}" if bounds else "")
         ) from error
 
 
 def check_range(ids: Tensor, limit: int, name: str = "ids") -> None:
     """Raise IndexError, naming value and limit, unless 0 <= ids < limit everywhere.
 
-    This reads values: on an accelerator it waits for the device.
+    It reads values: on an accelerator it synchronizes.
 
     >>> check_range(torch.tensor([1, 5]), 5)
     Traceback (most recent call last):

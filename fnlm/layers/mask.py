@@ -1,4 +1,4 @@
-"""Masks of tokens: nonzero for real tokens, 0 for padding."""
+"""Padding masks: nonzero for real tokens, 0 for padding."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ __all__ = ["check_mask"]
 
 
 def check_mask(mask: Any) -> None:
-    """Refuse a mask whose type does not say that its elements are yes or no.
+    """Validate the dtype of a padding mask.
 
-    A floating mask may be one of zeros and ones, or a bias for the scores of attention, in which 0
-    stands for a real token: it would be read inverted.
+    A floating mask is ambiguous: ones and zeros, or an additive bias in which 0 marks a real token
+    and which would be read inverted.
 
     Args:
-        mask: bool or integers, nonzero for real tokens; only its type is looked at. Or None.
+        mask: bool or integers, nonzero for real tokens, or None; only its type is read.
 
     Raises:
-        TypeError: it is floating, or no tensor.
+        TypeError: floating, or not a tensor.
 
     >>> import torch
     >>> check_mask(torch.tensor([0.0, -1e4]))

@@ -1,4 +1,7 @@
-"""The memory of Transformer-XL: a value that holds what each layer read at the last tokens."""
+"""The memory of Transformer-XL: the cached inputs of each layer, as an immutable value.
+
+Dimensions: L layers, M cached positions, T new tokens, S = M + T, D width.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -6,29 +9,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnlm.params.tree import register_value
+from fnlm.tree import register_value
 
-__all__ = ["Mems", "blank", "check", "remember", "reset_mems"]
+__all__ = ["Mems", "zero_mems", "check", "update_mems", "reset_mems"]
 
 
 @register_value
 class Mems(NamedTuple):
-    """What each layer read at the last M tokens, oldest first."""
+    """The input of each layer at the last M positions, oldest first."""
 
     hidden: tuple[Tensor, ...]  # for each layer [..., M, D]
-    valid: Tensor  # bool [..., M], False for what attention does not see
+    valid: Tensor  # bool [..., M], False where attention is masked
 
 
-def blank(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = False) -> Mems:
-    """Make a memory of zeros.
+def zero_mems(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = False) -> Mems:
+    """Return a memory of zeros.
 
     Args:
-        like: gives type and device.
+        like: a tensor of the dtype and on the device.
         layers: L.
         shape: [..., M, D].
-        empty: whether attention does not see the zeros.
+        empty: mask the zeros from attention.
 
-    >>> blank(torch.zeros(()), 2, (3, 6, 8)).valid.shape
+    >>> zero_mems(torch.zeros(()), 2, (3, 6, 8)).valid.shape
     torch.Size([3, 6])
     """
     hidden = tuple(like.new_zeros(*shape) for _ in range(layers))
@@ -36,21 +39,21 @@ def blank(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = Fals
 
 
 def check(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int) -> None:
-    """Refuse what is no memory, or one that does not fit; no value is read.
+    """Validate the type, shapes, dtype and device of a memory; no value is read.
 
     Args:
-        mems: what was given as a memory.
-        like: a parameter, of whose type and on whose device it must be.
-        layers: L, as it must be, like the rest.
-        lead: the leading axes.
-        width: D.
+        mems: the argument to check.
+        like: a parameter, whose dtype and device are expected.
+        layers: expected L.
+        lead: expected leading axes.
+        width: expected D.
 
     Raises:
-        TypeError: it is no memory, or its numbers are of another type.
-        ValueError: it is of other sizes, or on another device.
+        TypeError: not a `Mems`, or of another dtype.
+        ValueError: of other shapes, or on another device.
 
     >>> zero = torch.zeros(())
-    >>> check(blank(zero, 2, (3, 6, 8)), zero, 2, (3,), 8)
+    >>> check(zero_mems(zero, 2, (3, 6, 8)), zero, 2, (3,), 8)
     """
     if not isinstance(mems, Mems):
         kind = f"a tuple of {len(mems)}" if type(mems) is tuple else type(mems).__name__
@@ -59,13 +62,13 @@ def check(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int)
             f"init_mems, got {kind}: pass the Mems alone"
         )
     short = [*lead, mems.valid.shape[-1]]
-    wanted = [*[[*short, width]] * layers, short]
-    found = [list(x.shape) for x in (*mems.hidden, mems.valid)]
-    if found != wanted:
+    expected = [*[[*short, width]] * layers, short]
+    shapes = [list(x.shape) for x in (*mems.hidden, mems.valid)]
+    if shapes != expected:
         raise ValueError(
-            f"mems hold {len(mems.hidden)} layers of {found[0]} with valid {found[-1]}, the model "
-            f"and ids need {layers} of {[*short, width]} with valid {short}: use mems that this "
-            "model made for this batch"
+            f"mems hold {len(mems.hidden)} layers of {shapes[0]} with valid {shapes[-1]}, the "
+            f"model and ids need {layers} of {[*short, width]} with valid {short}: use mems that "
+            "this model made for this batch"
         )
     if mems.valid.dtype != torch.bool:
         raise TypeError(f"mems.valid must be torch.bool, got {mems.valid.dtype}")
@@ -73,47 +76,48 @@ def check(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int)
         if x.is_floating_point() and x.dtype != like.dtype:
             raise TypeError(
                 f"mems hold {x.dtype}, the parameters {like.dtype}: use "
-                f"fnlm.params.tree.cast(mems, {like.dtype}), or the parameters that made them"
+                f"fnlm.tree.cast(mems, {like.dtype}), or the parameters that made them"
             )
         if x.device != like.device:
             raise ValueError(
                 f"mems are on {x.device}, the parameters on {like.device}: use "
-                f"fnlm.params.tree.to(mems, {str(like.device)!r})"
+                f"fnlm.tree.to(mems, {str(like.device)!r})"
             )
 
 
-def remember(seen: Mems, new: int, most: int, *, held_back: int = 0, detach: bool = True) -> Mems:
-    """Return the memory of the last tokens, those held back left out.
+def update_mems(
+    mems: Mems, new_len: int, mem_len: int, *, ext_len: int = 0, detach: bool = True
+) -> Mems:
+    """Return the last `mem_len` positions, without the last `ext_len` new ones.
 
     Args:
-        seen: the former memory and the T new tokens, together S tokens.
-        new: T.
-        most: how many tokens it may hold.
-        held_back: how many of the new tokens are not remembered yet, at most T.
-        detach: whether no gradient flows through the result.
+        mems: the former memory and the T new tokens, S positions in all.
+        new_len: T.
+        mem_len: positions to keep, at most.
+        ext_len: number of new tokens that do not enter the memory yet, at most T.
+        detach: stop gradients through the result.
 
     >>> tokens = torch.arange(6.0).view(1, 6, 1)
-    >>> seen = Mems((tokens,), torch.ones(1, 6, dtype=torch.bool))
-    >>> remember(seen, new=2, most=3, held_back=1).hidden[0].flatten()
+    >>> mems = Mems((tokens,), torch.ones(1, 6, dtype=torch.bool))
+    >>> update_mems(mems, new_len=2, mem_len=3, ext_len=1).hidden[0].flatten()
     tensor([2., 3., 4.])
     """
-    stop = seen.valid.shape[-1] - min(new, held_back)
-    kept = slice(max(0, stop - most), stop)
-    hidden = tuple((x.detach() if detach else x)[..., kept, :] for x in seen.hidden)
-    return Mems(hidden, seen.valid[..., kept])
+    stop = mems.valid.shape[-1] - min(new_len, ext_len)
+    span = slice(max(0, stop - mem_len), stop)
+    hidden = tuple((x.detach() if detach else x)[..., span, :] for x in mems.hidden)  # [..., M, D]
+    return Mems(hidden, mems.valid[..., span])
 
 
 def reset_mems(mems: Mems, rows: Tensor, *, empty: bool = False) -> Mems:
-    """Let the texts of some rows begin anew; the others keep their memory.
+    """Return the memory with some rows reset to zeros, as when their text ends.
 
     Args:
         mems: tensors [..., M, D] and [..., M].
-        rows: bool [...], which rows.
-        empty: whether attention does not see the zeros of a text that begins: the same as when
-            the memory was made.
+        rows: bool [...], True for rows to reset.
+        empty: mask the zeros of those rows from attention, as in `init_mems`.
 
     Raises:
-        ValueError: rows are of another type or shape.
+        ValueError: rows of another dtype or shape.
 
     >>> mems = Mems((torch.ones(2, 3, 4),), torch.ones(2, 3, dtype=torch.bool))
     >>> reset_mems(mems, torch.tensor([True, False])).hidden[0].sum((1, 2))

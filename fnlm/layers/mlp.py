@@ -1,4 +1,4 @@
-"""The two-layer perceptron of a transformer block."""
+"""The two-layer MLP of a transformer block."""
 
 from collections.abc import Callable
 
@@ -27,4 +27,4 @@ def mlp(
     Returns:
         [..., D].
     """
-    return linear(activation(linear(x, **up)), **down)
+    return linear(activation(linear(x, **up)), **down)  # D -> F -> D

@@ -1,9 +1,9 @@
-"""Layer normalisation whose derivatives are right at every order.
+"""Layer normalization with correct derivatives of every order.
 
-torch's kernel hands mean and standard deviation to its derivatives as constants. Its first
-derivatives are right all the same, but not the second ones where a transform of `torch.func` meets
-another level of derivatives, nor the third ones anywhere (see docs/torch_func.md). So the kernel
-runs where at most one level differentiates, and plain arithmetic where levels meet.
+torch's fused kernel passes mean and inverse deviation to its backward as constants. First
+derivatives are right all the same; second ones are wrong under nested `torch.func` transforms, and
+third ones anywhere (see docs/torch_func.md). So the kernel runs under at most one level of
+differentiation, and plain differentiable arithmetic under nested ones.
 """
 
 from typing import Any
@@ -23,82 +23,85 @@ _HALF = (torch.float16, torch.bfloat16)
 _kernel_backward = torch.ops.aten.native_layer_norm_backward.default
 
 
-def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, epsilon: float) -> Tensor:
-    """Normalise the last axis: (x - mean) / sqrt(variance + epsilon) * scale + bias.
+def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
+    """Normalize the last axis: (x - mean) / sqrt(variance + eps) * scale + bias.
 
-    The variance is the biased one; half types are normalised in float32.
+    The variance is the biased one; half dtypes are normalized in float32.
 
     Args:
         x: [..., D].
         scale: [D].
         bias: [D].
-        epsilon: the published value of the family, 1e-5 (GPT, GPT-2) or 1e-12 (BERT).
+        eps: the published value of the family, 1e-5 (GPT, GPT-2) or 1e-12 (BERT).
 
     Returns:
         [..., D].
 
     >>> import torch
-    >>> layer_norm(torch.tensor([1.0, 3.0]), torch.ones(2), torch.zeros(2), epsilon=0.0)
+    >>> layer_norm(torch.tensor([1.0, 3.0]), torch.ones(2), torch.zeros(2), eps=0.0)
     tensor([-1.,  1.])
     """
     if torch.compiler.is_compiling() or torch._C._is_tracing() or get_proxy_mode() is not None:
-        return _plain(x, scale, bias, epsilon)  # what is recorded may be differentiated later
-    stack = _functorch.get_interpreter_stack()
+        return _plain(x, scale, bias, eps)  # a traced graph may be differentiated later
+    stack = _functorch.get_interpreter_stack()  # of active torch.func transforms
     if stack or forward_ad._current_level >= 0:
         kinds = [transform.key() for transform in stack or ()]
+        # Count the levels of differentiation: forward mode, plain autograd outside, torch.func.
         forward = max(kinds.count(_JVP), int(forward_ad._current_level >= 0))
         outside = _is_tracked_outside(stack or (), x, scale, bias)
         if outside + forward + kinds.count(_GRAD) > 1 or (outside and stack):
-            return _plain(x, scale, bias, epsilon)
+            return _plain(x, scale, bias, eps)
     elif torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad or bias.requires_grad):
-        return _Kernel.apply(x, scale, bias, epsilon)
-    return F.layer_norm(x, (x.shape[-1],), scale, bias, epsilon)
+        return _Kernel.apply(x, scale, bias, eps)
+    return F.layer_norm(x, (x.shape[-1],), scale, bias, eps)
 
 
 def _is_tracked_outside(stack: Any, *inputs: Tensor) -> bool:
-    """Say whether plain autograd, outside of all transforms, records what is done to the inputs."""
-    first = next((transform for transform in stack if transform.key() == _GRAD), None)
-    records = torch.is_grad_enabled()
-    if first is not None:  # inside of it the record is on: the mode outside counts
-        records = _functorch.CGradInterpreterPtr(first).prevGradMode()
-    return records and any(debug_unwrap(leaf).requires_grad for leaf in inputs)
+    """Return whether plain autograd, outside of all transforms, tracks the inputs."""
+    outermost = next((transform for transform in stack if transform.key() == _GRAD), None)
+    grad_enabled = torch.is_grad_enabled()
+    if outermost is not None:  # it enables grad mode inside: the mode outside counts
+        grad_enabled = _functorch.CGradInterpreterPtr(outermost).prevGradMode()
+    return grad_enabled and any(debug_unwrap(leaf).requires_grad for leaf in inputs)
 
 
-def _plain(x: Tensor, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-    """Normalise by operations that torch differentiates to any order: [..., D] -> [..., D]."""
-    normed, _ = _standardised(x, epsilon)
+def _plain(x: Tensor, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm in plain ops, differentiable to any order: [..., D] -> [..., D]."""
+    normed, _ = _standardize(x, eps)
     return (normed * scale + bias).to(x.dtype)
 
 
-def _standardised(x: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """Return (x - mean) / deviation [..., D] and 1 / deviation [..., 1], at least in float32."""
+def _standardize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return (x - mean) / std [..., D] and 1 / std [..., 1], at least in float32."""
     wide = x.float() if x.dtype in _HALF else x
-    centred = wide - wide.mean(-1, keepdim=True)
-    inverse = ((centred * centred).mean(-1, keepdim=True) + epsilon).rsqrt()
-    return centred * inverse, inverse
+    centered = wide - wide.mean(-1, keepdim=True)
+    rstd = ((centered * centered).mean(-1, keepdim=True) + eps).rsqrt()  # [..., 1]
+    return centered * rstd, rstd
 
 
 class _Kernel(torch.autograd.Function):
-    """torch's kernels for plain autograd; a gradient that is recorded is plain arithmetic."""
+    """torch's kernels for plain autograd; under `create_graph`, a plain backward."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, epsilon: float) -> Tensor:
-        result, mean, inverse = torch.native_layer_norm(x, (x.shape[-1],), scale, bias, epsilon)
-        ctx.save_for_backward(x, scale, bias, mean, inverse)
-        ctx.epsilon = epsilon
+    def forward(ctx: Any, x: Tensor, scale: Tensor, bias: Tensor, eps: float) -> Tensor:
+        result, mean, rstd = torch.native_layer_norm(x, (x.shape[-1],), scale, bias, eps)
+        ctx.save_for_backward(x, scale, bias, mean, rstd)
+        ctx.eps = eps
         return result
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
-        x, scale, bias, mean, inverse = ctx.saved_tensors
-        wanted = ctx.needs_input_grad[:3]
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        x, scale, bias, mean, rstd = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:3]
         if not torch.is_grad_enabled():
             shape = (x.shape[-1],)
-            return *_kernel_backward(slope, x, shape, mean, inverse, scale, bias, wanted), None
-        normed, inverse = _standardised(x, ctx.epsilon)
-        by_normed = slope * scale
-        along = (by_normed * normed).mean(-1, keepdim=True)
-        by_x = inverse * (by_normed - by_normed.mean(-1, keepdim=True) - normed * along)
-        grads = by_x, (slope * normed).sum_to_size(scale.shape), slope.sum_to_size(bias.shape)
-        leaves = zip(grads, (x, scale, bias), wanted, strict=True)
-        return *(grad.to(leaf.dtype) if want else None for grad, leaf, want in leaves), None
+            return *_kernel_backward(grad_out, x, shape, mean, rstd, scale, bias, needed), None
+        # With create_graph the gradient is differentiated again: recompute it from x.
+        normed, rstd = _standardize(x, ctx.eps)
+        grad_normed = grad_out * scale  # [..., D]
+        projection = (grad_normed * normed).mean(-1, keepdim=True)  # [..., 1]
+        grad_x = rstd * (grad_normed - grad_normed.mean(-1, keepdim=True) - normed * projection)
+        grad_scale = (grad_out * normed).sum_to_size(scale.shape)
+        grads = grad_x, grad_scale, grad_out.sum_to_size(bias.shape)
+        leaves = zip(grads, (x, scale, bias), needed, strict=True)
+        return *(grad.to(leaf.dtype) if need else None for grad, leaf, need in leaves), None

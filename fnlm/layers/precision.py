@@ -1,4 +1,4 @@
-"""Types of numbers."""
+"""Casts between floating dtypes."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ __all__ = ["at_least_float32"]
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Return floats of less than 32 bits in float32, anything else as it is.
+    """Cast half-precision tensors to float32; others are returned unchanged.
 
     >>> import torch
     >>> at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype

@@ -1,4 +1,4 @@
-"""Reading values inside transforms, for checks and for what errors say."""
+"""Reading values inside transforms, for checks and error messages."""
 
 import torch
 from torch import Tensor
@@ -7,14 +7,14 @@ __all__ = ["extremes"]
 
 
 def extremes(x: Tensor) -> tuple[int, int] | None:
-    """Return the smallest and the largest number, or None where they cannot be had at once.
+    """Return the minimum and maximum, or None where they cannot be read at once.
 
-    Under `vmap` and derivatives they are those of all examples together. They cannot be had while
-    `torch.compile`, `torch.export`, `make_fx` or `torch.func.linearize` trace, on other devices
-    than the CPU, which would have to be waited for, and where there is no number.
+    Under `vmap` and derivatives they are those of the whole batch. They cannot be read while
+    `torch.compile`, `torch.export`, `make_fx` or `torch.func.linearize` trace, on devices other
+    than the CPU (it would synchronize), and of an empty tensor.
 
     Args:
-        x: whole numbers [...].
+        x: integers [...].
 
     >>> extremes(torch.tensor([3, 1, 4])), extremes(torch.tensor(3, device="meta"))
     ((1, 4), None)

@@ -1,1 +1,1 @@
-"""Parameters: trees, their description, and files that hold them."""
+"""Parameter trees: abstract description, configs, names in other libraries, load and save."""

@@ -1,4 +1,4 @@
-"""One check of `params` for every function of every family: what was given, what was wanted.
+"""The check of the `params` argument of every public function of every family.
 
 It costs two look-ups in dicts, reads no leaf, and so passes whatever a transform or a leaf that
 answers for a tensor puts into the tree. What is missing further down is named where it is missed.
@@ -11,9 +11,9 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
-from fnlm.params import tree
+from fnlm import tree
 from fnlm.params.config import BaseConfig
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = ["MISSED", "checked", "config_of", "raise_named"]
 
@@ -31,7 +31,7 @@ def config_of(params: Any, kind: type[C]) -> C:
         kind: the `Config` of the family.
 
     Raises:
-        TypeError: they are not parameters of that family; says what they are, and how to get some.
+        TypeError: they are not parameters of that family; names what they are, and the remedy.
 
     >>> from fnlm import gpt2
     >>> config_of("gpt2", gpt2.Config)
@@ -48,7 +48,7 @@ def config_of(params: Any, kind: type[C]) -> C:
 def checked(
     kind: type[BaseConfig], spec: Callable[..., Tree]
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make functions of `params` name what is wrong with them; usable as a decorator.
+    """Return a decorator that checks the `params` of a function and names missing leaves.
 
     Args:
         kind: the `Config` of the family.
@@ -71,7 +71,7 @@ def checked(
 
 
 def raise_named(error: Exception, params: Tree, spec: Callable[..., Tree]) -> NoReturn:
-    """Raise again what a function raised that was given these parameters, naming missing leaves.
+    """Re-raise an error of a function of parameters, naming the leaves that they lack.
 
     Args:
         error: one of `MISSED`.
@@ -82,26 +82,26 @@ def raise_named(error: Exception, params: Tree, spec: Callable[..., Tree]) -> No
         ValueError: leaves are missing, and named; else the error itself is raised.
     """
     if error.args and str(error.args[0]).startswith("params have no"):
-        raise error  # it says more than this function would
-    found = {path for path, _ in tree.named_leaves(params)}
-    wanted = spec(params["config"], tuple(params.get("heads", ())))
-    blocks = params.get("blocks", wanted["blocks"])  # there may be fewer than the config says
-    wanted["blocks"] = wanted["blocks"][: len(blocks)]
-    lacking = [path for path, _ in tree.named_leaves(wanted) if not _holds(found, path)]
-    if not lacking:
+        raise error  # already names the missing part
+    paths = {path for path, _ in tree.named_leaves(params)}
+    expected = spec(params["config"], tuple(params.get("heads", ())))
+    blocks = params.get("blocks", expected["blocks"])  # there may be fewer than in the config
+    expected["blocks"] = expected["blocks"][: len(blocks)]
+    missing = [path for path, _ in tree.named_leaves(expected) if not _holds(paths, path)]
+    if not missing:
         raise error
-    more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     family = _family(type(params["config"]))
     raise ValueError(
-        f"params have no leaf {', '.join(lacking[:3])}{more}, which their config asks for: "
+        f"params have no leaf {', '.join(missing[:3])}{more}, which their config asks for: "
         f"{family}.spec(params['config']) describes all of them, tree.merge joins what "
         "tree.partition has parted"
     ) from error
 
 
-def _holds(found: set[str], path: str) -> bool:
-    """Whether a path is among the found ones, or leads into a leaf that is itself a tree."""
-    return path in found or any(name.startswith(f"{path}.") for name in found)
+def _holds(paths: set[str], path: str) -> bool:
+    """Whether a path is among `paths`, or a node above one of them: a leaf may be a tree."""
+    return path in paths or any(name.startswith(f"{path}.") for name in paths)
 
 
 def _family(kind: type[BaseConfig]) -> str:
@@ -109,7 +109,7 @@ def _family(kind: type[BaseConfig]) -> str:
 
 
 def _described(params: Any, family: str) -> str:
-    """Say what was given in place of parameters, and the remedy."""
+    """Return what was passed in place of parameters, and the remedy, for the error."""
     get = f"make them with {family}.init(config, key) or {family}.load(...)"
     if isinstance(params, str | os.PathLike):
         return f"the name {os.fspath(params)!r}: load them, {family}.load({os.fspath(params)!r})"
@@ -141,9 +141,9 @@ def _described(params: Any, family: str) -> str:
         )
     if not isinstance(params, dict):
         return f"a {type(params).__name__}: make it a dict"
-    held = ", ".join(map(str, params)) or "nothing"
+    names = ", ".join(map(str, params)) or "nothing"
     return (
-        f"a dict without 'config' (it holds {held[:60]}): gradients, and the first half of "
+        f"a dict without 'config' (it holds {names[:60]}): gradients, and the first half of "
         "tree.partition, have none; "
         "{**tree, 'config': params['config']} adds it"
     )

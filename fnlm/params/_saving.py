@@ -1,4 +1,4 @@
-"""What is looked at before parameters are written: `load` must take them again."""
+"""Validation of parameters before they are written: `load` must accept them."""
 
 import json
 from collections.abc import Callable
@@ -6,23 +6,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fnlm.params import rename, tree
+from fnlm import tree
+from fnlm.params import rename
 from fnlm.params import spec as describe
 from fnlm.params.config import BaseConfig
 from fnlm.params.rename import Family
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def check(params: Tree, spec: Callable[..., Tree], family: Family) -> set[str]:
-    """Return the paths of the leaves, all of which fit the config and can be written.
+    """Return the paths of the leaves, once all fit the config and can be written.
 
     Raises:
         ValueError: a leaf is missing, unexpected, of another shape or type, or no dense tensor.
     """
-    found = dict(tree.named_leaves({k: v for k, v in params.items() if k != "config"}))
-    for path, leaf in found.items():
+    leaves = dict(tree.named_leaves({k: v for k, v in params.items() if k != "config"}))
+    for path, leaf in leaves.items():
         if not isinstance(leaf, Tensor):
             raise ValueError(f"{path} is no tensor but of type {type(leaf).__name__}: remove it")
         if leaf.layout != torch.strided:
@@ -32,9 +33,9 @@ def check(params: Tree, spec: Callable[..., Tree], family: Family) -> set[str]:
         if leaf.dtype not in _DTYPES:
             types = ", ".join(map(str, _DTYPES))
             raise ValueError(f"{path} has type {leaf.dtype}: cast it to one of {types}")
-    wanted = spec(params["config"], tuple(params.get("heads", {})))
-    describe.check(rename.without_absent(wanted, found, family), found, "params")
-    return set(found)
+    expected = spec(params["config"], tuple(params.get("heads", {})))
+    describe.check(rename.without_absent(expected, leaves, family), leaves, "params")
+    return set(leaves)
 
 
 def config_text(config: BaseConfig, family: Family, heads: tuple[str, ...]) -> str:

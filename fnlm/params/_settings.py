@@ -1,7 +1,7 @@
-"""Keys of a config.json that change numbers: each is a field of a `Config`, or refused by name.
+"""Reading a config.json: every key that changes a number is a field of `Config`, or an error.
 
-A family's tables say of every other key that a published library writes why it is harmless; what
-nobody knows is kept and written back.
+A family's tables give, for every other key that a published library writes, the reason why it is
+harmless; unknown keys are kept and written back.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,29 +26,29 @@ def read_config(
     tensors: Mapping[str, Tensor],
     heads: Sequence[str] | None = None,
 ) -> C:
-    """Read a config.json of a family; what it leaves out, the file of weights tells.
+    """Read a config.json of a family; the shapes of the weights supply what it leaves out.
 
     Args:
         path: of the config.json.
         family: its tables.
         kind: its `Config`.
         tensors: by foreign name; of a `Checkpoint`, no tensor is read.
-        heads: that a file without names of classes is to have.
+        heads: those of a file that names no class (`architectures`).
 
     Raises:
         ValueError: it is of another family, has an invalid field, asks for arithmetic that fnlm
             does not do, or for more blocks than the file has tensors.
     """
     values = read_json(path)
-    if (found := values.get("model_type", family.name)) not in (family.name, None):
+    if (model_type := values.get("model_type", family.name)) not in (family.name, None):
         raise ValueError(
-            f"{path} is of family {short(found)}, not {family.name!r}: use the module of that "
+            f"{path} is of family {short(model_type)}, not {family.name!r}: use the module of that "
             "family"
         )
     _refuse(values, family.required, path)
     try:
-        known = rename.for_heads(family, heads_of(values, family) or heads or ())
-        config = kind.from_dict(values, _shapes(tensors, known))
+        narrowed = rename.for_heads(family, heads_of(values, family) or heads or ())
+        config = kind.from_dict(values, _shapes(tensors, narrowed))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     depth = getattr(config, kind.depth)
@@ -61,7 +61,7 @@ def read_config(
 
 
 def check_use(config: BaseConfig, family: Family, heads: Sequence[str], source: str) -> None:
-    """Refuse what a config says of heads that are wanted, where fnlm does not do it.
+    """Raise ValueError where the config asks of a requested head what fnlm does not compute.
 
     Raises:
         ValueError: names the key and its value.
@@ -72,7 +72,7 @@ def check_use(config: BaseConfig, family: Family, heads: Sequence[str], source: 
 
 
 def heads_of(values: Mapping[str, Any], family: Family) -> set[str]:
-    """Return the heads of the classes that the content of a config.json names."""
+    """Return the heads of the `architectures` in a config.json."""
     classes = values.get("architectures")
     classes = classes if isinstance(classes, list | tuple) else ()
     return {
@@ -84,21 +84,22 @@ def _refuse(
     values: Mapping[str, Any], required: Mapping[str, object], source: object, head: str = ""
 ) -> None:
     for name, value in required.items():
-        if (found := values.get(name, value)) not in (value, None):
+        if (actual := values.get(name, value)) not in (value, None):
             use = f" of the head {head}" if head else ""
             other = ", or load without that head, heads=()" if head else ""
             raise ValueError(
-                f"{source} asks for {name}={short(found)}, which changes the arithmetic{use}; fnlm "
-                f"computes {name}={value!r} only: correct it if the model was trained so{other}"
+                f"{source} asks for {name}={short(actual)}, which changes the arithmetic{use}; "
+                f"fnlm computes {name}={value!r} only: correct it if the model was trained so"
+                f"{other}"
             )
 
 
 def _shapes(tensors: Mapping[str, Tensor], family: Family) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of the leaves in a file, as the file has them."""
+    """Return the shapes of the leaves by our path, in the axis order of the file."""
     described: Mapping[str, Any] = getattr(tensors, "entries", tensors)
-    found = {name: rename.classify(name, family) for name in tensors}
+    matches = {name: rename.classify(name, family) for name in tensors}
     return {
         match.path: tuple(described[name].shape)
-        for name, match in found.items()
+        for name, match in matches.items()
         if match.kind == "leaf"
     }

@@ -1,4 +1,4 @@
-"""Names that trainers leave in files: of wrappers around a model, slots, counters."""
+"""Names that trainers leave in checkpoints: model wrappers, optimizer slots, step counters."""
 
 import re
 
@@ -8,7 +8,8 @@ WRAPPERS = re.compile(
     r"_fpw_module|_fsdp_wrapped_module|_checkpoint_wrapped_module)[./]"
 )
 # What is stored beside a model under any scope: slots of TensorFlow's own optimizers, a trainer's
-# folders and TensorFlow's bookkeeping. Other optimizers' slots are told by their weight: `account`.
+# folders and TensorFlow's bookkeeping. Slots of other optimizers are recognized by the name of
+# their weight, in `account`.
 TRAINING = re.compile(
     r"(.*/)?(adam_[mv]|Adam(_1)?|Momentum|ExponentialMovingAverage)|save_counter.*"
     r"|(optim|optimizer|scheduler|lr_scheduler|scaler)[./].*|_CHECKPOINTABLE_OBJECT_GRAPH"

@@ -1,7 +1,7 @@
-"""What every family's `Config` shares: reading, checking and writing published config.json files.
+"""The base of every family's `Config`: reading, validating and writing config.json files.
 
-The type of a field says what may stand there, and one function checks all of them, so that a file
-is believed only as far as it makes sense.
+The annotated type of a field holds its bounds, and one function validates all fields, so that no
+value of a file is used unchecked.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ MOST_DEPTH = 50
 
 
 class Range(NamedTuple):
-    """What a number must be between."""
+    """Inclusive bounds of a number."""
 
     least: float
     most: float
@@ -59,22 +59,22 @@ class BaseConfig:
     depth: ClassVar[str] = "n_layer"  # the field that counts the blocks
 
     def __post_init__(self) -> None:
-        """Check every field by its type; subclasses add what fields must be together."""
+        """Validate every field by its type; subclasses add conditions across fields."""
         kinds: dict[str, Any] = _types(type(self))  # type: ignore[arg-type]  # a class is hashable
         for name, kind in kinds.items():
             object.__setattr__(self, name, _checked(name, getattr(self, name), kind))
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what comes out of a pickle, too."""
+        """Restore from a pickle, with the same validation."""
         self.__init__(**state)  # type: ignore[misc]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], shapes: Shapes | None = None) -> Self:
-        """Make a config from the content of a config.json.
+        """Return the config of the content of a config.json.
 
         Args:
             values: the content.
-            shapes: of the leaves in the file of weights, by path: they tell what `values` leaves
+            shapes: of the leaves in the file of weights, by path: they supply what `values` leaves
                 out, such as the number of classes of a classifier's file.
 
         Raises:
@@ -82,21 +82,21 @@ class BaseConfig:
         """
         names = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         values = dict(values)
-        for other, name in cls.aliases.items():
-            if other not in values:
+        for alias, name in cls.aliases.items():
+            if alias not in values:
                 continue
-            if name in values and other not in names and values[name] != values[other]:
+            if name in values and alias not in names and values[name] != values[alias]:
                 raise ValueError(
-                    f"{name}={short(values[name])} and {other}={short(values[other])} are two "
+                    f"{name}={short(values[name])} and {alias}={short(values[alias])} are two "
                     "names of one thing: leave one out"
                 )
-            values.setdefault(name, values[other])
-            if other not in names:
-                del values[other]
+            values.setdefault(name, values[alias])
+            if alias not in names:  # an alias may be a field, too: GPT's resid_pdrop
+                del values[alias]
         classes = values.get("architectures")
         if not (classes is None or _is_list_of(classes, str)):
             raise ValueError(f"architectures must be a list of class names, got {short(classes)}")
-        known = {name: value for name, value in values.items() if name in names}
+        fields = {name: value for name, value in values.items() if name in names}
         extra = {name: value for name, value in values.items() if name not in names}
         try:
             text = json.dumps(extra, sort_keys=True)
@@ -104,7 +104,7 @@ class BaseConfig:
             raise ValueError(
                 f"{', '.join(map(str, extra))}: no JSON of a config: {error}"
             ) from error
-        return cls(**known, extra=text)
+        return cls(**fields, extra=text)
 
     @classmethod
     def from_json_file(cls, path: str | Path) -> Self:
@@ -112,7 +112,7 @@ class BaseConfig:
 
         Raises:
             FileNotFoundError: there is no such file.
-            ValueError: the file is not a JSON object, says a thing twice, or a field is invalid.
+            ValueError: the file is not a JSON object, has a key twice, or a field is invalid.
         """
         values = read_json(path)
         try:
@@ -135,7 +135,7 @@ class BaseConfig:
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> None:
-    """Raise ValueError, naming the field, unless its value is known.
+    """Raise ValueError, naming the field, unless its value is one of `known`.
 
     >>> one_of("activation", "mish", ["gelu", "relu"])
     Traceback (most recent call last):
@@ -146,11 +146,11 @@ def one_of(name: str, value: Any, known: Iterable[str]) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a file that holds one JSON object, with a byte order mark or without.
+    """Return the JSON object in a file, with a byte order mark or without.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no JSON object, is too large or too deep, or says a thing twice.
+        ValueError: it is no JSON object, is too large or too deep, or has a key twice.
     """
     path = Path(path)
     if path.exists() and not path.is_file():
@@ -201,50 +201,50 @@ def _types(cls: type) -> dict[str, Any]:
 
 
 def _checked(name: str, value: Any, kind: Any) -> Any:
-    """Return a value as the type of its field has it.
+    """Return a value converted to the type of its field.
 
     Raises:
-        ValueError: it is none; names the field and the value.
+        ValueError: it cannot be; names the field and the value.
     """
-    made = _as(value, kind)
-    if made is _NONE_SUCH:
+    converted = _as(value, kind)
+    if converted is _INVALID:
         raise ValueError(f"{name} must be {_words(kind)}, got {short(value)}")
-    return made
+    return converted
 
 
-_NONE_SUCH = object()
+_INVALID = object()
 
 
 def _as(value: Any, kind: Any) -> Any:
-    """Convert a value to a type; `_NONE_SUCH` where it can't be one."""
+    """Convert a value to a type; `_INVALID` where it can't be one."""
     if isinstance(kind, UnionType) or get_origin(kind) is Union:
-        made = (_as(value, part) for part in get_args(kind))
-        return next((x for x in made if x is not _NONE_SUCH), _NONE_SUCH)
+        candidates = (_as(value, part) for part in get_args(kind))
+        return next((x for x in candidates if x is not _INVALID), _INVALID)
     if get_origin(kind) is Annotated:
         base, limits = get_args(kind)
-        made = _as(value, base)
-        fits = made is not _NONE_SUCH and limits.least <= made <= limits.most
-        return made if fits else _NONE_SUCH
+        number = _as(value, base)
+        fits = number is not _INVALID and limits.least <= number <= limits.most
+        return number if fits else _INVALID
     if get_origin(kind) is tuple:
         if not isinstance(value, list | tuple):
-            return _NONE_SUCH
+            return _INVALID
         items = [_as(x, get_args(kind)[0]) for x in value]
-        return _NONE_SUCH if any(x is _NONE_SUCH for x in items) else tuple(items)
+        return _INVALID if any(x is _INVALID for x in items) else tuple(items)
     if kind in (bool, str, type(None)):
-        return value if isinstance(value, kind) else _NONE_SUCH
+        return value if isinstance(value, kind) else _INVALID
     if isinstance(value, bool | str):
-        return _NONE_SUCH
+        return _INVALID
     try:
         if kind is int:
             return operator.index(value)
         number = float(value)
     except (TypeError, ValueError, OverflowError):
-        return _NONE_SUCH
-    return number if math.isfinite(number) else _NONE_SUCH
+        return _INVALID
+    return number if math.isfinite(number) else _INVALID
 
 
 def _words(kind: Any) -> str:
-    """Describe a type for an error."""
+    """Return the description of a type for an error."""
     if isinstance(kind, UnionType) or get_origin(kind) is Union:
         return " or ".join(_words(part) for part in get_args(kind))
     if get_origin(kind) is Annotated:
@@ -260,7 +260,7 @@ def _is_list_of(value: Any, kind: type) -> bool:
 
 
 def short(value: Any) -> str:
-    """Show a value in an error, without its end where it has none."""
+    """Return the repr of a value for an error, at most 60 characters."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):  # an integer of thousands of digits

@@ -1,4 +1,4 @@
-"""Parameters in files: strict reading of every format, exact writing.
+"""Loading and saving parameters: strict reading of every format, exact writing.
 
 Opening a file costs its headers; where the format allows, tensors are mapped into memory and read
 from disk when they are first used.
@@ -14,33 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.params import (
-    _archive,
-    _saving,
-    _settings,
-    arrays,
-    folder,
-    hub,
-    pickled,
-    rename,
-    safe,
-    tensorflow,
-    tree,
-)
+from fnlm import tree
+from fnlm.files import _archive, folder, hub, numpy, safetensors, tensorflow, torch_pickle
+from fnlm.files._text import printable_errors
+from fnlm.files.checkpoint import Checkpoint
+from fnlm.params import _saving, _settings, rename
 from fnlm.params import spec as describe
-from fnlm.params._text import printable_errors
-from fnlm.params.checkpoint import Checkpoint
 from fnlm.params.config import BaseConfig
 from fnlm.params.rename import Dialect, Family
-from fnlm.params.tree import Tree
+from fnlm.tree import Tree
 
 __all__ = ["assemble", "config_from", "load", "read", "save", "write"]
 
 SpecOf = Callable[..., Tree]
 _READERS = {
-    ".safetensors": safe,
-    **dict.fromkeys((".bin", ".pt", ".pth"), pickled),
-    **dict.fromkeys((".npz", ".npy"), arrays),
+    ".safetensors": safetensors,
+    **dict.fromkeys((".bin", ".pt", ".pth"), torch_pickle),
+    **dict.fromkeys((".npz", ".npy"), numpy),
     ".index": tensorflow,
 }
 _SHARDS = re.compile(
@@ -50,29 +40,29 @@ _SHARDS = re.compile(
 
 @printable_errors()
 def read(path: str | Path) -> Checkpoint:
-    """Describe the tensors of a file of any format; each is read when asked for.
+    """Open a checkpoint file of any format; each tensor is read on access.
 
     Args:
         path: safetensors, torch.save's zip and legacy formats, an index of shards of either,
-            TensorFlow's bundles and V1 files, .npz, .npy, or OpenAI's params_shapes.json. What a
-            file is shows in its bytes; its name counts where they are damaged.
+            TensorFlow's bundles and V1 files, .npz, .npy, or OpenAI's params_shapes.json. The
+            first bytes decide the format; the name does where they are damaged.
 
     Raises:
         ValueError: the file is damaged, hostile or of another format.
         FileNotFoundError: there is no such file.
 
-    >>> from fnlm.params import hub
+    >>> from fnlm.files import hub
     >>> file = read(hub.weights("tiny"))
     >>> file.format, file.entries["transformer.ln_f.weight"].shape
     ('safetensors', (128,))
     """
     path = Path(path)
-    path = path.parent if path.name == arrays.SHAPES else path
+    path = path.parent if path.name == numpy.SHAPES else path
     if not path.is_dir():
         _archive.check_regular(path)
-    if not path.is_dir() or arrays.recognises(path):
-        for reader in (tensorflow, safe, arrays, pickled):
-            if reader.recognises(path):
+    if not path.is_dir() or numpy.can_read(path):
+        for reader in (tensorflow, safetensors, numpy, torch_pickle):
+            if reader.can_read(path):
                 return reader.read(path)
     if path.suffix in _READERS and path.is_file():
         return _READERS[path.suffix].read(path)
@@ -91,9 +81,9 @@ def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
             reads; any other means safetensors.
     """
     if Path(path).suffix == ".bin":
-        pickled.write(tensors, path, legacy=True)
+        torch_pickle.write(tensors, path, legacy=True)
     else:
-        safe.write(tensors, path)
+        safetensors.write(tensors, path)
 
 
 @printable_errors()
@@ -107,7 +97,7 @@ def load(
     key: Tensor | None,
     ignore: Iterable[str] | None = (),
 ) -> Tree:
-    """Read a family's parameters; the body of every family's `load`, which documents it."""
+    """Return a family's parameters from files; the body of every family's documented `load`."""
     weights, config = hub.locate(name_or_path)
     tensors = read(weights)
     return assemble(
@@ -134,9 +124,9 @@ def assemble(
     key: Tensor | None = None,
     ignore: Iterable[str] | None = (),
 ) -> Tree:
-    """Make parameters of a family from tensors by foreign name, every one accounted for.
+    """Return the parameters of a family from tensors by foreign name, every one accounted for.
 
-    The names, shapes and types of a file are compared with the spec before a tensor is read.
+    The names, shapes and dtypes of a file are checked against the spec before a tensor is read.
 
     Args:
         tensors: from `read`, for example.
@@ -151,14 +141,14 @@ def assemble(
             `ignore` matches nothing.
     """
     heads = (heads,) if isinstance(heads, str) else heads
-    left = _without_ignored(tensors, ignore, source)
+    tensors = _without_ignored(tensors, ignore, source)
 
-    def made(tensors: Mapping[str, Tensor]) -> Tree:
+    def build(tensors: Mapping[str, Tensor]) -> Tree:
         return _assembled(tensors, config, family, spec, source=source, heads=heads, key=key)
 
-    if isinstance(left, Checkpoint):
-        made(left.outlined())
-    return made(left)
+    if isinstance(tensors, Checkpoint):
+        build(tensors.outlined())  # a dry run on the meta device: errors come before any reading
+    return build(tensors)
 
 
 def _assembled(
@@ -171,28 +161,31 @@ def _assembled(
     heads: Sequence[str] | None,
     key: Tensor | None,
 ) -> Tree:
-    known = rename.for_heads(family, _settings.heads_of(config.to_dict(), family) or heads or ())
-    known = known if getattr(config, "tie_word_embeddings", True) else rename.untied(known)
-    found, unexpected = rename.from_foreign(tensors, known, source)
+    # 1. Rename: foreign names to our paths, by the tables narrowed to this config and its heads.
+    tables = rename.for_heads(family, _settings.heads_of(config.to_dict(), family) or heads or ())
+    tables = tables if getattr(config, "tie_word_embeddings", True) else rename.untied(tables)
+    leaves, unexpected = rename.from_foreign(tensors, tables, source)
     dialect = rename.dialect_of(tensors, family)
-    if heads is not None:  # those of other heads are not wanted, whichever of them they belong to
-        others = {name: {*_owners(name, family)} for name in unexpected}
-        unexpected = [name for name in unexpected if not others[name] or others[name] & {*heads}]
+    if heads is not None:  # tensors of other heads are left out, whichever head that is
+        owners = {name: {*_owners(name, family)} for name in unexpected}
+        unexpected = [name for name in unexpected if not owners[name] or owners[name] & {*heads}]
     if unexpected:
         _report_shared(unexpected, family, source)
         every_head = max(family.architectures, key=len)
-        _report_unexpected(unexpected, found, spec(config, every_head), family, dialect, source)
-    if heads is not None:
-        found = {path: x for path, x in found.items() if _part(path) in ("", *heads)}
-    wanted = spec(
-        config, sorted({_part(path) for path in found} - {""}) if heads is None else heads
-    )
-    _settings.check_use(config, family, tuple(wanted.get("heads", ())), source)
-    wanted = rename.without_absent(wanted, found, family)
-    found = rename.fit(found, [path for path, _ in tree.named_leaves(wanted)], family, source)
-    found |= _new_parts(wanted, found, family, key, source)
-    describe.check(wanted, found, source, _names(wanted, dialect))
-    ordered = {path: found[path] for path, _ in tree.named_leaves(wanted)}
+        _report_unexpected(unexpected, leaves, spec(config, every_head), family, dialect, source)
+    # 2. Select the heads: those requested, or else all that the file holds.
+    if heads is None:
+        heads = sorted({_head(path) for path in leaves} - {""})
+    else:
+        leaves = {path: x for path, x in leaves.items() if _head(path) in ("", *heads)}
+    expected = spec(config, heads)
+    _settings.check_use(config, family, tuple(expected.get("heads", ())), source)
+    expected = rename.without_absent(expected, leaves, family)
+    # 3. Tie and unstack, initialize what is new, then check names, shapes and dtypes.
+    leaves = rename.fit(leaves, [path for path, _ in tree.named_leaves(expected)], family, source)
+    leaves |= _new_parts(expected, leaves, family, key, source)
+    describe.check(expected, leaves, source, _names(expected, dialect))
+    ordered = {path: leaves[path] for path, _ in tree.named_leaves(expected)}
     return {"config": config, **rename.nest(ordered)}
 
 
@@ -207,10 +200,10 @@ def save(
     tokenizer: folder.Files | None = None,
     owned: Iterable[str] = (),
 ) -> list[str]:
-    """Write weights and config.json; the body of every family's `save`, which documents it.
+    """Write weights and config.json; the body of every family's documented `save`.
 
     The folder then holds one model: weights of earlier saves go, whoever wrote them, by the names
-    that `load` looks for. Before anything counts, what was written is held to what `load` wants.
+    that `load` looks for. What was written is checked as `load` does before it takes their place.
 
     Args:
         params: to be written.
@@ -220,7 +213,7 @@ def save(
         dialect: the name of one of its dialects.
         file: the name of the weights, if not the usual one; other weights then stay.
         tokenizer: files of a tokenizer to be saved with them, see `folder.replace_files`.
-        owned: names in the directory that are to go unless they are written.
+        owned: names of files in the directory that are removed unless they are written.
 
     Returns:
         the names of the files.
@@ -247,9 +240,10 @@ def save(
 
     def write_config(path: Path) -> None:
         path.write_text(text, encoding="utf-8")
+        # Load what was written, on the meta device: it must give back the very same leaves.
         written = read(path.with_name(name)).outlined()
-        again = assemble(written, config_from(path, family, type(config)), family, spec)
-        if lost := paths.symmetric_difference(path for path, _ in tree.named_leaves(again)):
+        loaded = assemble(written, config_from(path, family, type(config)), family, spec)
+        if lost := paths.symmetric_difference(path for path, _ in tree.named_leaves(loaded)):
             raise ValueError(f"params can't be saved: load would not give back {sorted(lost)[0]}")
 
     files = {name: lambda path: write(foreign, path), "config.json": write_config}
@@ -257,7 +251,7 @@ def save(
 
 
 def _check_beside(directory: Path, file: str, config: BaseConfig, family: Family) -> None:
-    """Raise where config.json, which is to be replaced, is that of other weights in a directory."""
+    """Raise ValueError where the config.json to be replaced belongs to other weights."""
     ends = (".safetensors", ".bin")
     others = [name for name in _names_in(directory) if name.endswith(ends) and name != file]
     if others and (directory / "config.json").is_file():
@@ -280,13 +274,13 @@ def config_from(
     tensors: Mapping[str, Tensor] | None = None,
     heads: str | Sequence[str] | None = None,
 ) -> Any:
-    """Read a config.json of a family.
+    """Return the config in a config.json of a family.
 
     Args:
         path: of the file.
         family: its tables.
         config_class: its `Config`.
-        tensors: the weights, which tell what the config leaves out.
+        tensors: the weights, whose shapes supply what the config leaves out.
         heads: as in every family's `load`.
 
     Raises:
@@ -299,21 +293,21 @@ def config_from(
 
 def _report_unexpected(
     names: list[str],
-    found: dict[str, Tensor],
-    wanted: Tree,
+    leaves: dict[str, Tensor],
+    expected: Tree,
     family: Family,
     dialect: Dialect,
     source: str,
 ) -> None:
-    """Raise, naming each unexpected tensor and the missing one it looks most like."""
-    if not found:
+    """Raise ValueError, naming each unexpected tensor and the missing one nearest to it."""
+    if not leaves:
         raise ValueError(
             f"{source} holds nothing of family {family.name!r} (its tensors: {names[0]}, ...): "
             "use the module of its own family"
         )
-    foreign = [name for path, name in _names(wanted, dialect).items() if path not in found]
+    foreign = [name for path, name in _names(expected, dialect).items() if path not in leaves]
     problems = [f"unexpected {name}{rename.nearest(name, foreign)}" for name in names]
-    heads = _names({"heads": wanted.get("heads", {})}, dialect).values()
+    heads = _names({"heads": expected.get("heads", {})}, dialect).values()
     problems += [f"missing {name}" for name in foreign if name not in heads]
     text = describe.listed(problems)
     shared = os.path.commonprefix(names) + "*"
@@ -327,7 +321,7 @@ def _report_unexpected(
 def _without_ignored(
     tensors: Mapping[str, Tensor], ignore: Iterable[str] | None, source: str
 ) -> Mapping[str, Tensor]:
-    """Leave out the tensors whose names match a pattern."""
+    """Return the tensors whose names match none of the patterns."""
     ignored: set[str] = set()
     for pattern in (ignore,) if isinstance(ignore, str) else ignore or ():
         if not (matching := [name for name in tensors if fnmatch.fnmatchcase(name, pattern)]):
@@ -341,27 +335,27 @@ def _without_ignored(
     return {name: x for name, x in tensors.items() if name not in ignored}
 
 
-def _names(wanted: Tree, dialect: Dialect) -> dict[str, str]:
-    """Say what a file in some dialect calls our paths."""
-    paths = [path for path, _ in tree.named_leaves(wanted)]
+def _names(expected: Tree, dialect: Dialect) -> dict[str, str]:
+    """Return the foreign name of each leaf that the dialect has one for, by our path."""
+    paths = [path for path, _ in tree.named_leaves(expected)]
     return {path: name for path in paths if (name := rename.foreign_name(path, dialect))}
 
 
-def _part(path: str) -> str:
-    """Return the head that a path belongs to; "" for the model below."""
+def _head(path: str) -> str:
+    """Return the head that a path belongs to, "" for the body of the model."""
     return path.split(".")[1] if path.startswith("heads.") else ""
 
 
 def _owners(name: str, family: Family) -> list[str]:
-    """Return the heads that a name may belong to, where there are several."""
+    """Return the heads that a foreign name may belong to, where it is ambiguous."""
     if rename.classify(name, family).kind != "leaf":
         return []
     rules = [rule for dialect in family.dialects for rule in dialect.rules]
-    return sorted({_part(rule.ours) for rule in rules if name.endswith(rule.theirs)} - {""})
+    return sorted({_head(rule.ours) for rule in rules if name.endswith(rule.theirs)} - {""})
 
 
 def _report_shared(names: list[str], family: Family, source: str) -> None:
-    """Raise if one of some names is unexpected only because it could belong to several heads."""
+    """Raise ValueError if a name is unexpected only because it may belong to several heads."""
     for name in names:
         if owners := _owners(name, family):
             usual = next(heads[0] for heads in family.architectures if {*heads} & {*owners})
@@ -373,24 +367,27 @@ def _report_shared(names: list[str], family: Family, source: str) -> None:
 
 
 def _new_parts(
-    wanted: Tree,
-    found: dict[str, Tensor],
+    expected: Tree,
+    leaves: dict[str, Tensor],
     family: Family,
     key: Tensor | None,
     source: str,
 ) -> dict[str, Tensor]:
-    """Initialise the wanted heads that the file lacks altogether, and what they alone need."""
-    have = {_part(path) for path in found}
-    lacking = {name: leaves for name, leaves in wanted.get("heads", {}).items() if name not in have}
-    if not lacking:
+    """Return freshly initialized leaves of the heads that the file lacks, and of what they need."""
+    present = {_head(path) for path in leaves}
+    missing = {
+        name: spec for name, spec in expected.get("heads", {}).items() if name not in present
+    }
+    if not missing:
         return {}
     if key is None:
         raise ValueError(
-            f"{source} has no head {', '.join(lacking)}: "
-            "pass key=fnlm.random.key(seed) to initialise it at random"
+            f"{source} has no head {', '.join(missing)}: "
+            "pass key=fnlm.random.key(seed) to initialize it at random"
         )
-    below = {path.split(".")[0] for path in found}
-    parts = {part: wanted[part] for part in family.optional if part in {*wanted} - below}
-    fresh = describe.init({"heads": lacking, **parts}, key)
-    dtype = next((x.dtype for x in found.values()), torch.float32)
+    # Optional parts of the body (BERT's pooler) that these heads need, and the file lacks as well.
+    body = {path.split(".")[0] for path in leaves}
+    parts = {part: expected[part] for part in family.optional if part in {*expected} - body}
+    fresh = describe.init({"heads": missing, **parts}, key)
+    dtype = next((x.dtype for x in leaves.values()), torch.float32)
     return dict(tree.named_leaves(tree.cast(fresh, dtype)))

@@ -1,10 +1,10 @@
-"""Memory order: the same values and shapes, laid out for the processor that will read them."""
+"""Memory layout (strides) of the weights, optimized for decoding."""
 
 import torch
 from torch import Tensor
 
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import tree
+from fnlm.tree import Tree
 
 __all__ = ["for_decoding"]
 
@@ -12,7 +12,7 @@ TABLES = ("embed.token", "output.table")  # used as x @ table.mT by an output la
 
 
 def for_decoding(params: Tree) -> Tree:
-    """Copy matrices into the memory order in which one token at a time is computed fastest.
+    """Return the parameters with strides that make decoding one token at a time fastest.
 
     Decoding on a CPU is a chain of vector-matrix products x @ w that read every weight once a
     token, so its speed is that of memory, where the kernel keeps up. For float32 and float64 it

@@ -1,4 +1,4 @@
-"""Any `torch.nn.Module` as a function of its parameters."""
+"""Any `torch.nn.Module` as a pure function of its parameters."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -7,13 +7,13 @@ from torch import nn
 from torch.func import functional_call
 
 from fnlm.params.rename import nest
-from fnlm.params.tree import Tree, named_leaves
+from fnlm.tree import Tree, named_leaves
 
 __all__ = ["from_module"]
 
 
 def from_module(module: nn.Module) -> tuple[Callable[..., Any], Tree]:
-    """Turn a module into `(apply, params)`, so that it joins the optimizers and transforms.
+    """Return `(apply, params)` of a module, for the optimizers and transforms.
 
     Args:
         module: used as it stands: call `module.eval()` first for an answer without dropout. It is
@@ -44,12 +44,12 @@ def from_module(module: nn.Module) -> tuple[Callable[..., Any], Tree]:
     constants = {n: x.detach().clone() for n, x in (frozen | dict(module.named_buffers())).items()}
 
     def apply(params: Tree, *args: Any, **kwargs: Any) -> Any:
-        given = dict(named_leaves(params))
-        _check_names(given, trained)
+        leaves = dict(named_leaves(params))
+        _check_names(leaves, trained)
         # Copies, as a module may write into what it is given, and not all writes can be noticed.
-        own = {name: x.clone() for name, x in (given | constants).items()}
-        result = functional_call(module, own, args, kwargs)
-        if written := [name for name, x in own.items() if x._version]:
+        copies = {name: x.clone() for name, x in (leaves | constants).items()}
+        result = functional_call(module, copies, args, kwargs)
+        if written := [name for name, x in copies.items() if x._version]:
             raise ValueError(
                 f"the module wrote into its parameters or buffers {', '.join(written)}, which a "
                 "function can't: call module.eval() before from_module, and set max_norm of "
@@ -60,10 +60,10 @@ def from_module(module: nn.Module) -> tuple[Callable[..., Any], Tree]:
     return apply, params
 
 
-def _check_names(given: Iterable[str], trained: Sequence[str]) -> None:
-    """Refuse a tree that is not that of the module: what it lacks would be the module's own."""
-    missing = [name for name in trained if name not in set(given)]
-    unknown = [name for name in given if name not in set(trained)]
+def _check_names(names: Iterable[str], trained: Sequence[str]) -> None:
+    """Raise ValueError unless the leaves are the module's, which would fill in what is missing."""
+    missing = [name for name in trained if name not in set(names)]
+    unknown = [name for name in names if name not in set(trained)]
     if missing or unknown:
         raise ValueError(
             "params must have the leaves that from_module gave: "

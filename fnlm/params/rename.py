@@ -1,8 +1,8 @@
-"""Foreign names at the border: two-way tables of data, and an account of every tensor that crosses.
+"""Renaming between foreign tensor names and our paths, both ways, with no tensor unaccounted for.
 
 A `Rule` pairs one of our dotted paths with a foreign name; `*` stands for a layer number on both
 sides. A `Dialect` is one library's way of naming a family's tensors. Nothing is matched by
-substring, and nothing is dropped in silence.
+substring, and nothing is dropped silently.
 """
 
 import re
@@ -15,7 +15,7 @@ import einops
 from torch import Tensor
 
 from fnlm.params._trainers import COUNTERS, STATES, TRAINING, WRAPPERS
-from fnlm.params.tree import Tree, named_leaves
+from fnlm.tree import Tree, named_leaves
 
 __all__ = [
     "Dialect", "Family", "Match", "Rule", "account", "classify", "dialect_of", "fit", "for_heads",
@@ -23,11 +23,11 @@ __all__ = [
     "untied", "without_absent",
 ]  # fmt: skip
 
-SMALL = 2**14  # numbers
+SMALL = 2**14  # elements
 
 
 class Rule(NamedTuple):
-    """Pair our path with a foreign name, and their order of the axes with ours where it differs."""
+    """One of our paths, its foreign name, and the axis order where it differs."""
 
     ours: str
     theirs: str
@@ -35,7 +35,7 @@ class Rule(NamedTuple):
 
 
 class Match(NamedTuple):
-    """What a foreign name stands for."""
+    """The meaning of a foreign name."""
 
     kind: str  # "leaf", "tie" (a second copy of a leaf), "buffer", "training" or "unknown"
     path: str = ""  # of the leaf; of "training", the weight whose slot it is, if it is one
@@ -46,37 +46,35 @@ class Dialect(NamedTuple):
     """One library's names for a family."""
 
     name: str
-    file: str  # that the library looks for in a directory; "" where fnlm reads its form alone
+    file: str  # the name of its weights in a directory; "" if fnlm only reads this form
     rules: tuple[Rule, ...]
     prefix: str  # of every name but the unprefixed; optional when reading
-    unprefixed: tuple[str, ...]
-    ties: Mapping[str, str]  # foreign names of a second copy of one of our leaves
+    unprefixed: tuple[str, ...]  # beginnings of names that have no prefix
+    ties: Mapping[str, str]  # foreign name of a second copy -> our path
     buffers: tuple[str, ...]  # foreign names that hold no parameter
-    bare: bool = False  # whether a file without heads goes without the prefix
+    bare: bool = False  # whether a file without heads is written without the prefix
 
 
 class Family(NamedTuple):
-    """What the files of a family look like."""
+    """The names, configs and parts in the files of a family."""
 
     name: str  # the `model_type` of its config.json
     dialects: tuple[Dialect, ...]  # the first is the one written by default
-    architectures: Mapping[
-        tuple[str, ...], str
-    ]  # heads -> the class that reads the file in `transformers`
-    required: Mapping[
-        str, object
-    ]  # config keys that would change the arithmetic, with the only value we compute
+    # heads -> the class of `transformers` that reads the file
+    architectures: Mapping[tuple[str, ...], str]
+    # config keys that would change the arithmetic -> the only value that fnlm computes
+    required: Mapping[str, object]
     required_by_head: Mapping[str, Mapping[str, object]] = {}  # the same, for some heads alone
     harmless: Mapping[str, str] = {}  # config keys that change no number, and why
-    optional: Mapping[str, tuple[str, ...]] = {}  # what a file may lack, and the heads that need it
-    ties: Mapping[str, tuple[str, ...]] = {}  # leaves that a config may tie, and to which leaf
-    stacks: Mapping[str, str] = {}  # leaves that may come stacked, all layers in one, and where
-    # the config as a file of a dialect states it, of a model with some heads
+    optional: Mapping[str, tuple[str, ...]] = {}  # part that a file may lack -> heads that need it
+    ties: Mapping[str, tuple[str, ...]] = {}  # leaf that a config may tie -> leaves that it may be
+    stacks: Mapping[str, str] = {}  # leaf of each layer -> leaf of all layers stacked [L, ...]
+    # (config, heads, dialect) -> the config as it is written
     stated: Callable[[Any, tuple[str, ...], str], Any] = lambda config, heads, dialect: config
 
 
 def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
-    """Give the leaves a dialect's names: the inverse of `from_foreign`.
+    """Return the leaves by the names of a dialect: the inverse of `from_foreign`.
 
     Raises:
         ValueError: a leaf has no rule, or two leaves have one name.
@@ -89,7 +87,7 @@ def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
             raise ValueError(
                 f"no rule of {dialect.name} names the leaf {path}: it can't be saved in that form"
             )
-        name = _filled(rule, number, dialect, prefixed)
+        name = _name_of(rule, number, dialect, prefixed)
         if name in result:
             raise ValueError(
                 f"{path} and the same leaf of another head are both called {name} in {dialect.name}"
@@ -101,13 +99,13 @@ def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:
 
 
 def foreign_name(path: str, dialect: Dialect) -> str | None:
-    """Say what a dialect calls one of our paths; None where it has no name for it."""
+    """Return a dialect's name for one of our paths, None where it has none."""
     rule, number = _find(path, dialect.rules, "ours")
-    return None if rule is None else _filled(rule, number, dialect)
+    return None if rule is None else _name_of(rule, number, dialect)
 
 
 def dialect_of(names: Iterable[str], family: Family) -> Dialect:
-    """Find the dialect that knows the most of some names, the first one when in doubt."""
+    """Return the dialect that matches most of the names, the first one of equals."""
     names = [WRAPPERS.sub("", name) for name in names]
     return max(
         family.dialects, key=lambda dialect: sum(_match(n, dialect) is not None for n in names)
@@ -115,9 +113,9 @@ def dialect_of(names: Iterable[str], family: Family) -> Dialect:
 
 
 def for_heads(family: Family, heads: Iterable[str]) -> Family:
-    """Keep, of the rules that share a foreign name, that of a head among `heads`; none if in doubt.
+    """Return the family with ambiguous names resolved by `heads`, or dropped if still ambiguous.
 
-    >>> from fnlm.params.rules.bert import FAMILY
+    >>> from fnlm.params.names.bert import FAMILY
     >>> classify("classifier.bias", for_heads(FAMILY, ["token_classification"])).path
     'heads.token_classification.bias'
     >>> classify("classifier.bias", for_heads(FAMILY, [])).kind
@@ -126,29 +124,30 @@ def for_heads(family: Family, heads: Iterable[str]) -> Family:
     heads = set(heads)
 
     def narrow(dialect: Dialect) -> Dialect:
-        sharing: dict[str, list[Rule]] = {}
+        by_name: dict[str, list[Rule]] = {}
         for rule in dialect.rules:
-            sharing.setdefault(rule.theirs, []).append(rule)
+            by_name.setdefault(rule.theirs, []).append(rule)
         rules: list[Rule] = []
-        for group in sharing.values():
-            named = [rule for rule in group if rule.ours.split(".")[1] in heads]
-            rules += group if len(group) == 1 else named if len(named) == 1 else []
+        for group in by_name.values():
+            # Several rules of one foreign name are those of several heads: "classifier.weight".
+            requested = [rule for rule in group if rule.ours.split(".")[1] in heads]
+            rules += group if len(group) == 1 else requested if len(requested) == 1 else []
         return dialect._replace(rules=tuple(rules))
 
     return family._replace(dialects=tuple(narrow(dialect) for dialect in family.dialects))
 
 
 def untied(family: Family) -> Family:
-    """Let the names of second copies be those of the leaves that rules give them, where they do.
+    """Return the family with tied names as leaves of their own, where rules name such leaves.
 
-    >>> from fnlm.params.rules.gpt2 import FAMILY
+    >>> from fnlm.params.names.gpt2 import FAMILY
     >>> classify("lm_head.weight", FAMILY).path, classify("lm_head.weight", untied(FAMILY)).path
     ('embed.token', 'output.table')
     """
 
     def narrow(dialect: Dialect) -> Dialect:
-        own = {rule.theirs for rule in dialect.rules}
-        ties = {name: path for name, path in dialect.ties.items() if name not in own}
+        names = {rule.theirs for rule in dialect.rules}
+        ties = {name: path for name, path in dialect.ties.items() if name not in names}
         return dialect._replace(ties=ties)
 
     return family._replace(dialects=tuple(narrow(dialect) for dialect in family.dialects))
@@ -157,7 +156,7 @@ def untied(family: Family) -> Family:
 def from_foreign(
     tensors: Mapping[str, Tensor], family: Family, source: str
 ) -> tuple[dict[str, Tensor], list[str]]:
-    """Give tensors our paths.
+    """Return tensors by our paths.
 
     Args:
         tensors: by foreign name, in any of the family's dialects, with or without its prefix; what
@@ -166,14 +165,14 @@ def from_foreign(
         source: what an error calls the file.
 
     Returns:
-        tensors by our path, and the foreign names that belong to nothing of ours.
+        tensors by our path, and the foreign names that are unknown.
 
     Raises:
         ValueError: two names for one leaf, a tied copy that differs from its original, or a tensor
             of another rank than its rule expects.
     """
-    found: dict[str, Tensor] = {}
-    origin: dict[str, str] = {}
+    leaves: dict[str, Tensor] = {}
+    names: dict[str, str] = {}  # our path -> the foreign name that it was read from
     copies: list[tuple[str, str]] = []
     unexpected = []
     for name, match in account(tensors, family).items():
@@ -182,38 +181,39 @@ def from_foreign(
         elif match.kind == "tie":
             copies.append((name, match.path))
         elif match.kind == "leaf":
-            if match.path in found:
+            if match.path in leaves:
                 raise ValueError(
-                    f"{source}: both {origin[match.path]} and {name} name the leaf {match.path}"
+                    f"{source}: both {names[match.path]} and {name} name the leaf {match.path}"
                 )
-            found[match.path] = _arranged(tensors[name], match.layout, f"{source}: {name}")
-            origin[match.path] = name
-    for name, path in copies:
-        if path not in found:
-            found[path], origin[path] = tensors[name], name
-        elif not _same(tensors[name], found[path]):
+            leaves[match.path] = _rearrange(tensors[name], match.layout, f"{source}: {name}")
+            names[match.path] = name
+    for name, path in copies:  # after all leaves, whatever the order of the file
+        if path not in leaves:
+            leaves[path], names[path] = tensors[name], name
+        elif not _same(tensors[name], leaves[path]):
             raise ValueError(
-                f"{source}: {name} is tied to {origin[path]}, but the two differ: "
+                f"{source}: {name} is tied to {names[path]}, but the two differ: "
                 "the file holds an untied model"
             )
-    return found, unexpected
+    return leaves, unexpected
 
 
 def fit(
     found: Mapping[str, Tensor], wanted: Iterable[str], family: Family, source: str
 ) -> dict[str, Tensor]:
-    """Drop the copies of leaves that a config ties, and cut what is stacked into its layers.
+    """Return the leaves with the copies of tied ones dropped and stacked layers separated.
 
     Args:
         found: tensors by our path.
         wanted: the paths of the model.
-        family: its `ties` and `stacks` tell what to do.
+        family: with the tables `ties` and `stacks`.
         source: what an error calls the file.
 
     Raises:
         ValueError: a copy differs from its original.
     """
     wanted, result = set(wanted), dict(found)
+    # Tied leaves: a path that the model lacks is a copy of the first original that it has.
     for pattern, originals in family.ties.items():
         for path, leaf in found.items():
             match = _pattern(pattern).fullmatch(path)
@@ -229,6 +229,7 @@ def fit(
                     f"{source}: {path} and {owner} differ, and the config says that they are one: "
                     "correct it if the file holds an untied model"
                 )
+    # Stacked leaves [L, ...]: one tensor for all L layers, separated along the first axis.
     for pattern, stacked in family.stacks.items():
         layers = sorted((path for path in wanted if _pattern(pattern).fullmatch(path)), key=_order)
         if stacked in found.keys() - wanted and found[stacked].shape[:1] == (len(layers),):
@@ -237,24 +238,24 @@ def fit(
 
 
 def without_absent(wanted: Tree, found: Iterable[str], family: Family) -> Tree:
-    """Leave out what a file may lack, does lack (by the paths found), and no wanted head needs."""
-    there = {path.split(".")[0] for path in found}
+    """Return the spec without optional parts that the file lacks and no head needs."""
+    present = {path.split(".")[0] for path in found}
     needed = {
         part for part, needing in family.optional.items() if {*needing} & {*wanted.get("heads", {})}
     }
-    return {k: v for k, v in wanted.items() if k not in {*family.optional} - there - needed}
+    return {k: v for k, v in wanted.items() if k not in {*family.optional} - present - needed}
 
 
 def classify(name: str, family: Family) -> Match:
-    """Say what a foreign name stands for in any dialect of a family.
+    """Return the meaning of a foreign name in any dialect of a family.
 
-    >>> from fnlm.params.rules.gpt2 import FAMILY
+    >>> from fnlm.params.names.gpt2 import FAMILY
     >>> classify("module.transformer.h.3.ln_1.weight", FAMILY).path
     'blocks.3.norm_1.scale'
     >>> classify("model/wte/LAMBOptimizer_1", FAMILY).kind
     'training'
     """
-    if match := _known(name, family):
+    if match := _match_any(name, family):
         return match
     if TRAINING.fullmatch(name) or COUNTERS.fullmatch(name):
         return Match("training")
@@ -262,40 +263,41 @@ def classify(name: str, family: Family) -> Match:
     if "/" in name or slot in STATES:
         scopes = weight.split("/")
         for start in range(min(3, len(scopes))):  # optimizers may put a scope in front
-            match = _known("/".join(scopes[start:]), family)
+            match = _match_any("/".join(scopes[start:]), family)
             if match and match.kind in ("leaf", "tie"):
                 return Match("training", match.path)
     return Match("unknown")
 
 
 def account(tensors: Mapping[str, Tensor], family: Family) -> dict[str, Match]:
-    """Say what every tensor of a file stands for, as `classify` does, by its shape as well.
+    """Return the meaning of every tensor of a file, as `classify` does, by its shape as well.
 
     A slot of an optimizer, whatever its name, has the shape of its weight, or lacks one axis of it,
-    or is one number; a counter is one number. What is not so is unknown.
+    or is one number; a counter is one number. Others are unknown.
 
     >>> import torch
-    >>> from fnlm.params.rules.gpt2 import FAMILY
+    >>> from fnlm.params.names.gpt2 import FAMILY
     >>> file = {"wte": torch.ones(3, 2), "wte/vr": torch.ones(3), "wte/lora": torch.ones(9)}
     >>> [match.kind for match in account(file, FAMILY).values()]
     ['leaf', 'training', 'unknown']
     """
-    found = {name: classify(name, family) for name in tensors}
-    weights = {match.path: name for name, match in found.items() if match.kind in ("leaf", "tie")}
-    for name, match in found.items():
+    matches = {name: classify(name, family) for name in tensors}
+    weights = {match.path: name for name, match in matches.items() if match.kind in ("leaf", "tie")}
+    for name, match in matches.items():
         if match.kind != "training" or (not match.path and not COUNTERS.fullmatch(name)):
             continue
-        shape, fits = _shape(tensors, name), [(), (1,)]
+        shape, shapes = _shape(tensors, name), [(), (1,)]
         if match.path in weights:
-            whole = _shape(tensors, weights[match.path])
-            fits += [whole, *(whole[:axis] + whole[axis + 1 :] for axis in range(len(whole)))]
-        if shape not in fits or (match.path and match.path not in weights):
-            found[name] = Match("unknown")
-    return found
+            # A moment has the shape of its weight; a factored one (Adafactor) lacks one axis.
+            full = _shape(tensors, weights[match.path])
+            shapes += [full, *(full[:axis] + full[axis + 1 :] for axis in range(len(full)))]
+        if shape not in shapes or (match.path and match.path not in weights):
+            matches[name] = Match("unknown")
+    return matches
 
 
 def nest(flat: Mapping[str, Tensor]) -> Tree:
-    """Turn dotted paths into nested dicts; consecutive numbers into tuples.
+    """Return nested dicts from dotted paths, and tuples from consecutive numbers.
 
     >>> nest({"a.0.w": 1, "a.1.w": 2, "b": 3})
     {'a': ({'w': 1}, {'w': 2}), 'b': 3}
@@ -303,25 +305,25 @@ def nest(flat: Mapping[str, Tensor]) -> Tree:
     branches: dict[str, dict[str, Tensor]] = {}
     result: dict[str, Tree] = {}
     for path, leaf in flat.items():
-        head, _, rest = path.partition(".")
-        if rest:
-            branches.setdefault(head, {})[rest] = leaf
-            result.setdefault(head, None)
+        first, _, tail = path.partition(".")
+        if tail:
+            branches.setdefault(first, {})[tail] = leaf
+            result.setdefault(first, None)  # keeps the order of first appearance
         else:
-            result[head] = leaf
-    result |= {head: nest(rest) for head, rest in branches.items()}
+            result[first] = leaf
+    result |= {first: nest(branch) for first, branch in branches.items()}
     if result and set(result) == {str(i) for i in range(len(result))}:
         return tuple(result[str(i)] for i in range(len(result)))
     return result
 
 
 def nearest(name: str, names: list[str]) -> str:
-    """Say which of `names` looks most like `name`, as the end of a sentence of an error."""
+    """Return " (nearest: ...)" with the closest of `names`, for the end of an error, or ""."""
     close = get_close_matches(name, names, 1)
     return f" (nearest: {close[0]})" if close else ""
 
 
-def _known(name: str, family: Family) -> Match | None:
+def _match_any(name: str, family: Family) -> Match | None:
     short = WRAPPERS.sub("", name)
     return next((match for d in family.dialects if (match := _match(short, d))), None)
 
@@ -333,7 +335,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 
 def _match(name: str, dialect: Dialect) -> Match | None:
-    """Say what a name without wrappers stands for in a dialect."""
+    """Return the meaning of a name without wrappers in one dialect."""
     short = name.removeprefix(dialect.prefix)
     if short in dialect.ties:
         return Match("tie", dialect.ties[short])
@@ -344,7 +346,7 @@ def _match(name: str, dialect: Dialect) -> Match | None:
 
 
 def _find(name: str, rules: tuple[Rule, ...], side: str) -> tuple[Rule | None, str]:
-    """Find the rule of a name of one side, and the layer number in the name."""
+    """Return the rule whose `side` matches a name, and the layer number in the name."""
     for rule in rules:
         pattern = _pattern(getattr(rule, side))
         if match := pattern.fullmatch(name):
@@ -352,7 +354,7 @@ def _find(name: str, rules: tuple[Rule, ...], side: str) -> tuple[Rule | None, s
     return None, ""
 
 
-def _filled(rule: Rule, number: str, dialect: Dialect, prefixed: bool = True) -> str:
+def _name_of(rule: Rule, number: str, dialect: Dialect, prefixed: bool = True) -> str:
     name = rule.theirs.replace("*", number)
     return dialect.prefix + name if prefixed and not name.startswith(dialect.unprefixed) else name
 
@@ -366,7 +368,7 @@ def _order(path: str) -> list[int]:
     return [int(number) for number in re.findall("[0-9]+", path)]
 
 
-def _arranged(tensor: Tensor, layout: str, label: str) -> Tensor:
+def _rearrange(tensor: Tensor, layout: str, label: str) -> Tensor:
     if not layout:
         return tensor
     axes = layout.split(" -> ")[0].split()
@@ -384,7 +386,7 @@ def _arranged(tensor: Tensor, layout: str, label: str) -> Tensor:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    """Compare two tensors; of those without memory (meta) the shapes, and NaN is like NaN."""
+    """Whether two tensors are equal, NaN being equal to NaN; on the meta device, their shapes."""
     if a.shape != b.shape or a.is_meta or b.is_meta:
         return a.shape == b.shape
     return bool(((a == b) | (a != a) & (b != b)).all())

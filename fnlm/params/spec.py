@@ -1,4 +1,4 @@
-"""A tree described before it exists: shape, dtype and initialiser of every leaf, as data.
+"""Abstract parameter trees: shape, dtype and initializer of every leaf.
 
 A family's `spec(config)` is a tree with a `Spec` at every leaf. Initialising, counting, checking a
 checkpoint and making a tree without memory are maps over it.
@@ -15,16 +15,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fnlm import random
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import random, tree
+from fnlm.tree import Tree
 
 __all__ = ["Spec", "check", "heads_among", "init", "linear", "listed", "meta", "norm", "size"]
 
 
 @dataclass(frozen=True)
 class Spec:
-    """Describe one leaf: its shape, how it starts, and its type.
+    """One abstract leaf: shape, initializer and dtype.
 
     `std` is the standard deviation of "normal"; for "uniform", draws are from -std to std.
     """
@@ -36,17 +35,17 @@ class Spec:
 
 
 def linear(inputs: int, outputs: int, std: float) -> dict[str, Spec]:
-    """Describe y = x @ weight + bias: a normal weight [inputs, outputs], a zero bias [outputs]."""
+    """Return specs of x @ weight + bias: normal weight [inputs, outputs], zero bias [outputs]."""
     return {"weight": Spec((inputs, outputs), "normal", std), "bias": Spec((outputs,))}
 
 
 def norm(width: int) -> dict[str, Spec]:
-    """Describe a layer norm that starts as the plain normalisation."""
+    """Return the specs of a layer norm [width]: scale of ones, bias of zeros."""
     return {"scale": Spec((width,), "ones"), "bias": Spec((width,))}
 
 
 def init(spec: Tree, key: Tensor) -> Tree:
-    """Make the tree that a spec describes.
+    """Initialize the leaves of an abstract tree.
 
     Args:
         spec: tree of `Spec`.
@@ -58,37 +57,37 @@ def init(spec: Tree, key: Tensor) -> Tree:
     """
 
     def leaf(path: str, s: Spec) -> Tensor:
-        own = random.fold_in(key, zlib.crc32(path.encode()))
+        leaf_key = random.fold_in(key, zlib.crc32(path.encode()))
         if s.start == "normal":
-            return (random.normal(own, s.shape) * s.std).to(s.dtype)
+            return (random.normal(leaf_key, s.shape) * s.std).to(s.dtype)
         if s.start == "uniform":
-            return ((random.uniform(own, s.shape) * 2 - 1) * s.std).to(s.dtype)
+            return ((random.uniform(leaf_key, s.shape) * 2 - 1) * s.std).to(s.dtype)
         return torch.full(s.shape, float(s.start == "ones"), dtype=s.dtype, device=key.device)
 
     return tree.map_with_path(leaf, spec)
 
 
 def heads_among(heads: str | Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """Return the heads that are asked for, in the order in which a family knows them.
+    """Return the requested heads in the order of the family.
 
     Args:
         heads: names; one name is the only head.
-        known: those of the family.
+        known: all heads of the family.
 
     Raises:
-        ValueError: a head is not known.
+        ValueError: a head is not among them.
 
     >>> heads_among("choice", ["spans", "choice"]), heads_among((), ["spans"])
     (('choice',), ())
     """
-    wanted = (heads,) if isinstance(heads, str) else tuple(heads)
-    if unknown := sorted({*map(str, wanted)} - {*known}):
-        raise ValueError(f"heads={wanted}: {unknown} not among {tuple(known)}")
-    return tuple(head for head in known if head in wanted)
+    requested = (heads,) if isinstance(heads, str) else tuple(heads)
+    if unknown := sorted({*map(str, requested)} - {*known}):
+        raise ValueError(f"heads={requested}: {unknown} not among {tuple(known)}")
+    return tuple(head for head in known if head in requested)
 
 
 def meta(spec: Tree) -> Tree:
-    """Make the tree on the meta device: shapes and types, no memory.
+    """Return the tree on the meta device: shapes and dtypes, no memory.
 
     >>> meta({"weight": Spec((2, 3))})["weight"].device.type
     'meta'
@@ -97,7 +96,7 @@ def meta(spec: Tree) -> Tree:
 
 
 def size(spec: Tree) -> int:
-    """Count the numbers that the tree would hold.
+    """Return the number of parameters of an abstract tree.
 
     >>> size(linear(3, 4, std=0.02))
     16
@@ -108,7 +107,7 @@ def size(spec: Tree) -> int:
 def check(
     spec: Tree, params: Tree, source: str = "params", names: Mapping[str, str] | None = None
 ) -> None:
-    """Compare a tree with its description, leaf by leaf.
+    """Check a tree of tensors against its spec, leaf by leaf.
 
     Args:
         spec: tree of `Spec`.
@@ -124,31 +123,32 @@ def check(
     Traceback (most recent call last):
     ValueError: file.bin does not fit: w has shape [3], expected [2]
     """
-    wanted, found = dict(tree.named_leaves(spec)), dict(tree.named_leaves(params))
+    expected, actual = dict(tree.named_leaves(spec)), dict(tree.named_leaves(params))
     labels = {path: f"{name} ({path})" for path, name in (names or {}).items()}
-    types = Counter(x.dtype for x in found.values() if x.is_floating_point())
-    usual = max(types, key=types.__getitem__, default=torch.float32)
-    missing = [name for name in wanted if name not in found]
-    problems = [f"missing {labels.get(n, n)} {list(wanted[n].shape)}" for n in missing]
-    for name, leaf in found.items():
-        label = labels.get(name, name)
-        if name not in wanted:
-            near = get_close_matches(name, missing, 1)
+    dtypes = Counter(x.dtype for x in actual.values() if x.is_floating_point())
+    # One floating type for all leaves: the most frequent one is taken for the intended.
+    usual = max(dtypes, key=dtypes.__getitem__, default=torch.float32)
+    missing = [path for path in expected if path not in actual]
+    problems = [f"missing {labels.get(p, p)} {list(expected[p].shape)}" for p in missing]
+    for path, leaf in actual.items():
+        label = labels.get(path, path)
+        if path not in expected:
+            near = get_close_matches(path, missing, 1)
             hint = f" (nearest missing: {near[0]})" if near else ""
-            problems.append(f"unexpected {name} {list(leaf.shape)}{hint}")
-        elif tuple(leaf.shape) != wanted[name].shape:
+            problems.append(f"unexpected {path} {list(leaf.shape)}{hint}")
+        elif tuple(leaf.shape) != expected[path].shape:
             problems.append(
-                f"{label} has shape {list(leaf.shape)}, expected {list(wanted[name].shape)}"
+                f"{label} has shape {list(leaf.shape)}, expected {list(expected[path].shape)}"
             )
         elif leaf.dtype != usual:
-            hint = " as the others have: fnlm convert --dtype casts" if len(types) > 1 else ""
+            hint = " as the others have: fnlm convert --dtype casts" if len(dtypes) > 1 else ""
             problems.append(f"{label} has type {leaf.dtype}, expected {usual}{hint}")
     if problems:
         raise ValueError(f"{source} does not fit: {listed(problems)}")
 
 
 def listed(problems: list[str]) -> str:
-    """Join what is wrong in one line, without end where all is wrong.
+    """Join problems in one line, the first eight of a long list.
 
     >>> listed([f"no {i}" for i in range(99)])
     'no 0; no 1; no 2; no 3; no 4; no 5; no 6; no 7; and 91 more'

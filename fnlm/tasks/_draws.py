@@ -1,11 +1,11 @@
-"""Random numbers that are a function of a key and a place."""
+"""Random numbers as a function of a key and a position (counter-based)."""
 
 import numpy as np
 import numpy.typing as npt
 
 
 class Draws:
-    """The outputs of the Philox4x64 counter generator from a place on; local to what is made there.
+    """The outputs of the Philox4x64 counter generator from a position on.
 
     Only its raw 64-bit outputs are used, which NumPy does not change between its versions.
 

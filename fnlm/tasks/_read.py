@@ -69,12 +69,12 @@ def read_lines(path: str | Path) -> list[str]:
     return [line.removesuffix("\r") for line in lines]
 
 
-def read_csv(path: str | Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """Yield the rows of a csv file with a header: where each is, and its cells by column.
+def read_csv(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a csv file with a header: (location, cells by column).
 
     Args:
         path: as for `read_text`.
-        wanted: columns that must be there.
+        columns: those that the file must have.
 
     Raises:
         FileNotFoundError: the file is not there.
@@ -82,7 +82,7 @@ def read_csv(path: str | Path, wanted: Sequence[str]) -> Iterator[tuple[str, dic
     """
     rows = csv_rows(read_text(path), path)
     _, header = next(rows, (1, []))
-    for column in wanted:
+    for column in columns:
         if column not in header:
             raise ValueError(
                 f"{path}, line 1: no column {column!r} among {header}; is it the right file?"
@@ -121,18 +121,18 @@ def csv_rows(text: str, path: str | Path) -> Iterator[tuple[int, list[str]]]:
     >>> list(csv_rows('a,"b ""c"", d"\n\n1,2', "f"))
     [(1, ['a', 'b "c", d']), (3, ['1', '2'])]
     """
-    at, line, cells = 0, 1, list[str]()
-    while at < len(text) or cells:
-        found = _CELL.match(text, at)
-        if found is None:
-            closed = re.compile(r'"(?:[^"]++|"")*+"').match(text, at)
+    position, line, cells = 0, 1, list[str]()
+    while position < len(text) or cells:
+        match = _CELL.match(text, position)
+        if match is None:
+            closed = re.compile(r'"(?:[^"]++|"")*+"').match(text, position)
             what = "text follows a closing quote" if closed else "a quote is not closed"
             raise ValueError(f"{path}, line {line}: not csv ({what})")
-        quoted, plain, end = found.groups()
+        quoted, plain, end = match.groups()
         cells.append(plain if quoted is None else quoted.replace('""', '"'))
         if quoted is not None:
             line += len(_LINE_END.findall(quoted))
-        at = found.end()
+        position = match.end()
         if end == ",":
             continue
         if cells != [""] or quoted is not None:

@@ -13,7 +13,7 @@ Progress = Callable[[int, int], None]  # records done, records in all
 
 
 class Tokenizer(Protocol):
-    """What the tasks ask of a tokenizer."""
+    """The interface of a tokenizer that the tasks use."""
 
     @property
     def vocab_size(self) -> int:

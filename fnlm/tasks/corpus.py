@@ -1,11 +1,11 @@
-"""Text for tuning BERT as a language model: pairs of sentences with some of their tokens masked.
+"""Pretraining examples for BERT: pairs of sentences with some of their tokens masked.
 
-A corpus is a text file with a sentence a line and a blank line between documents. A row says::
+A corpus is a text file with a sentence a line and a blank line between documents. A row is::
 
     [CLS] first [SEP] second [SEP]
 
 where `second` follows `first` in its document or, half of the time, is from another document; 15 %
-of the tokens are to be found again by the model, most of them hidden by [MASK].
+of the tokens are to be predicted by the model, most of them replaced by [MASK].
 
 All choices are functions of a key (an integer), an epoch and the index of a document or sentence:
 draw i is the i-th output of the Philox4x64 counter generator with that key, whose counter starts at
@@ -13,8 +13,9 @@ these numbers. So the same key gives the same rows in any order, in any chunks a
 processes, and a run that was interrupted goes on at any place.
 
 Sources: Devlin et al. 2018, section 3.1 and appendix A.2, and `create_pretraining_data.py` of its
-code. Salmon et al. 2011 (Philox). Deviations: a random document is never the own one, where the
-original tries ten times; every row masks a fixed share of its tokens, also of sentence pairs.
+code. Salmon et al. 2011 (Philox). Deviations: a random sentence is never of the same document,
+where the original tries ten times; every row masks a fixed share of its tokens, also of sentence
+pairs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,7 @@ import numpy.typing as npt
 from fnlm.tasks import _read
 from fnlm.tasks._draws import Draws
 from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
-from fnlm.tasks.features import Marks, convert, marks, rows, truncate_pair
+from fnlm.tasks.features import SpecialTokens, convert, rows, special_tokens, truncate_pair
 
 Pairing = Literal["documents", "sentences"]
 _Longs = npt.NDArray[np.int64]
@@ -57,7 +58,7 @@ class Features(NamedTuple):
     ids: Ints  # [N, T] with masked tokens
     token_types: Ints  # [N, T]
     mask: Bools  # [N, T]
-    lm_labels: Ints  # [N, T] the id that was there where it is to be found, else -1
+    lm_labels: Ints  # [N, T] the original id where it is to be predicted, else -1
     next_labels: Ints  # [N] 0: the second text follows the first, 1: it is a random one
 
 
@@ -120,15 +121,15 @@ def encode(
         make, sentences, _Sentences, workers=workers, progress=progress, cache=cache
     )
     owners = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
-    kept = np.bincount(owners[lengths > 0], minlength=len(documents))
-    return Corpus(ids, _borders(lengths[lengths > 0]), _borders(kept[kept > 0]))
+    counts = np.bincount(owners[lengths > 0], minlength=len(documents))
+    return Corpus(ids, _borders(lengths[lengths > 0]), _borders(counts[counts > 0]))
 
 
 def _encode(sentences: Sequence[str], first: int, tokenizer: Tokenizer) -> _Sentences:
-    del first  # ids do not depend on their place
-    found = [tokenizer.encode(sentence) for sentence in sentences]
-    ids = np.array(list(chain.from_iterable(found)), np.int32)
-    return _Sentences(ids, np.array([len(sentence) for sentence in found], np.int32))
+    del first  # ids do not depend on their position
+    encoded = [tokenizer.encode(sentence) for sentence in sentences]
+    ids = np.array(list(chain.from_iterable(encoded)), np.int32)
+    return _Sentences(ids, np.array([len(sentence) for sentence in encoded], np.int32))
 
 
 def _borders(lengths: npt.NDArray[Any]) -> _Longs:
@@ -162,11 +163,11 @@ def features(
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> Features:
-    """Make the rows of one epoch.
+    """Return the rows of one epoch.
 
-    Of the tokens to be found, 80 % are replaced by [MASK], 10 % by any token of the vocabulary, and
-    10 % are left. Where a pair is too long, the longer text loses a token off its front or its end
-    until both fit.
+    Of the tokens to be predicted, 80 % are replaced by [MASK], 10 % by any token of the vocabulary,
+    and 10 % are left. Where a pair is too long, the longer text loses a token off its front or its
+    end until both fit.
 
     Args:
         corpus: at least two documents.
@@ -179,7 +180,7 @@ def features(
         max_seq_length: T.
         short_probability: share of the documents that are cut into shorter pieces, of a random
             length, so that the model sees such rows, too. For `pairing="documents"`.
-        masked_fraction: share of the tokens to be found, at least one in a row ...
+        masked_fraction: share of the tokens to be predicted, at least one in a row ...
         max_masked: ... and at most this many.
         workers, progress, cache: as for `fnlm.tasks.features.convert`; records are documents, or
             pairs of sentences.
@@ -190,7 +191,7 @@ def features(
     Example:
         >>> from fnlm.tokenize import bert
         >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c"]
-        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> tokenizer = bert.Tokenizer({word: i for i, word in enumerate(words)})
         >>> corpus = encode([["a b", "b", "c a"], ["c c c"]], tokenizer)
         >>> rows = features(corpus, tokenizer, key=2, pairing="sentences", max_seq_length=8)
         >>> rows.ids.tolist(), rows.lm_labels.max(axis=1).tolist(), rows.next_labels.tolist()
@@ -206,7 +207,7 @@ def features(
     if pairing == "sentences":
         last = corpus.documents[1:] - 1
         units = np.setdiff1d(np.arange(len(corpus.sentences) - 1), last)
-    make = partial(_rows, corpus=corpus, form=marks(tokenizer), settings=settings)
+    make = partial(_rows, corpus=corpus, special=special_tokens(tokenizer), settings=settings)
     return convert(make, units.tolist(), Features, workers=workers, progress=progress, cache=cache)
 
 
@@ -216,23 +217,27 @@ def _check(corpus: Corpus, settings: _Settings) -> None:
             f"the corpus has {len(corpus.documents) - 1} documents; random next sentences need at "
             "least 2, so divide it by blank lines"
         )
-    for name, ok, wanted in (
+    for name, valid, expected in (
         ("key", 0 <= settings.key < 1 << 128, "from 0 to 2**128 - 1"),
         ("epoch", 0 <= settings.epoch < 1 << 64, "from 0 to 2**64 - 1"),
         ("pairing", settings.pairing in ("documents", "sentences"), "'documents' or 'sentences'"),
-        ("max_seq_length", settings.max_seq_length >= 5, "at least 5, for 3 marks and 2 tokens"),
+        (
+            "max_seq_length",
+            settings.max_seq_length >= 5,
+            "at least 5, for [CLS], two [SEP] and 2 tokens",
+        ),
         ("short_probability", 0 <= settings.short_probability <= 1, "from 0 to 1"),
         ("masked_fraction", 0 <= settings.masked_fraction <= 1, "from 0 to 1"),
         ("max_masked", settings.max_masked >= 1, "at least 1"),
     ):
-        if not ok:
-            raise ValueError(f"{name}={getattr(settings, name)!r} must be {wanted}")
+        if not valid:
+            raise ValueError(f"{name}={getattr(settings, name)!r} must be {expected}")
 
 
 def _rows(
-    units: Sequence[int], first: int, corpus: Corpus, form: Marks, settings: _Settings
+    units: Sequence[int], first: int, corpus: Corpus, special: SpecialTokens, settings: _Settings
 ) -> Features:
-    """Make the rows of some documents or sentences; they do not depend on `first`."""
+    """Return the rows of some documents or sentences; they do not depend on `first`."""
     del first
     pairs: list[_Pair] = []
     masked: list[tuple[_Longs, npt.NDArray[np.float64], npt.NDArray[np.float64]]] = []
@@ -243,14 +248,15 @@ def _rows(
             # The next pair of a document goes on with the same draws.
             masked.append(_choice(pair, draws, settings))
     ids, token_types, mask = rows(
-        [(pair.first, pair.second) for pair in pairs], form, settings.max_seq_length
+        [(pair.first, pair.second) for pair in pairs], special, settings.max_seq_length
     )
     labels = np.full_like(ids, -1)
-    for row, (places, fates, replacements) in enumerate(masked):
-        labels[row, places] = ids[row, places]
-        anything = (replacements * settings.vocab_size).astype(np.int32)
-        kept_or_any = np.where(fates < 0.9, ids[row, places], anything)
-        ids[row, places] = np.where(fates < 0.8, settings.mask_id, kept_or_any)
+    for row, (positions, chance, replacements) in enumerate(masked):
+        labels[row, positions] = ids[row, positions]
+        # 80 % become [MASK], 10 % a random token, 10 % stay.
+        random_ids = (replacements * settings.vocab_size).astype(np.int32)
+        others = np.where(chance < 0.9, ids[row, positions], random_ids)
+        ids[row, positions] = np.where(chance < 0.8, settings.mask_id, others)
     next_labels = np.array([pair.is_random for pair in pairs], np.int32)
     return Features(ids, token_types, mask, labels, next_labels)
 
@@ -258,7 +264,7 @@ def _rows(
 def _choice(
     pair: _Pair, draws: Draws, settings: _Settings
 ) -> tuple[_Longs, npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Draw the places to be found in a row, and for each its fate and another token."""
+    """Draw the masked positions of a row, and two uniform numbers for each: the case, a token."""
     a, b = len(pair.first), len(pair.second)
     share = max(1, round((a + b) * settings.masked_fraction))
     count = min(share, settings.max_masked, a + b)
@@ -274,8 +280,8 @@ def _pairs(corpus: Corpus, unit: int, draws: Draws, settings: _Settings) -> Iter
     else:
         pairs = _sentence_pair(corpus, unit, draws)
     for first, second, is_random in pairs:
-        kept = truncate_pair(len(first), len(second), room)
-        yield _Pair(_cut(first, kept[0], draws), _cut(second, kept[1], draws), is_random)
+        lengths = truncate_pair(len(first), len(second), room)
+        yield _Pair(_cut(first, lengths[0], draws), _cut(second, lengths[1], draws), is_random)
 
 
 def _sentence_pair(corpus: Corpus, sentence: int, draws: Draws) -> Iterator[_Pair]:
@@ -290,22 +296,22 @@ def _document_pairs(
     corpus: Corpus, document: int, draws: Draws, room: int, short_probability: float
 ) -> Iterator[_Pair]:
     """Cut a document into pieces of about `room` tokens, and each into two texts."""
-    at, stop = corpus.documents[document : document + 2].tolist()
+    start, stop = corpus.documents[document : document + 2].tolist()
     target = room
     if draws.uniform(1)[0] < short_probability:
         target = 2 + draws.below(room - 1)
-    while at < stop:
-        end = _reach(corpus, at, stop, target)
-        cut = at + 1 + (draws.below(end - at - 1) if end - at > 1 else 0)
-        first = _text(corpus, at, cut)
+    while start < stop:
+        end = _reach(corpus, start, stop, target)
+        cut = start + 1 + (draws.below(end - start - 1) if end - start > 1 else 0)
+        first = _text(corpus, start, cut)
         is_random = cut == end or draws.below(2) == 1
-        if is_random:  # what of the piece is not used begins the next piece
-            begin, at = _elsewhere(corpus, document, draws), cut
+        if is_random:  # the unused sentences of the piece begin the next one
+            begin, start = _elsewhere(corpus, document, draws), cut
             other = int(np.searchsorted(corpus.documents, begin, side="right"))
             limit = int(corpus.documents[other])
             second = _text(corpus, begin, _reach(corpus, begin, limit, target - len(first)))
         else:
-            second, at = _text(corpus, cut, end), end
+            second, start = _text(corpus, cut, end), end
         yield _Pair(first, second, is_random)
 
 
@@ -326,7 +332,7 @@ def _text(corpus: Corpus, begin: int, end: int) -> list[int]:
     return corpus.ids[corpus.sentences[begin] : corpus.sentences[end]].tolist()
 
 
-def _cut(text: list[int], kept: int, draws: Draws) -> list[int]:
-    """Take a text's surplus off its front or its end, token by token."""
-    front = int((draws.uniform(len(text) - kept) < 0.5).sum())
-    return text[front : front + kept]
+def _cut(text: list[int], length: int, draws: Draws) -> list[int]:
+    """Truncate a text at its front and its end, where each token falls at random."""
+    front = int((draws.uniform(len(text) - length) < 0.5).sum())
+    return text[front : front + length]

@@ -1,4 +1,4 @@
-"""From records to arrays: rows of ids, conversion by several processes, a cache on disk.
+"""Features: rows of ids from records, conversion by several processes, a cache on disk.
 
 A task turns records (what a file says) into a NamedTuple of NumPy arrays that share their first
 axis, one row for what the model sees as one example. N is the number of rows, T their length.
@@ -30,31 +30,31 @@ F = TypeVar("F", bound=tuple[Any, ...])
 CHUNK = 256
 
 
-class Marks(NamedTuple):
-    """The ids of the tokens that give a row its form."""
+class SpecialTokens(NamedTuple):
+    """The ids of BERT's special tokens."""
 
-    begin: int  # [CLS]
-    end: int  # [SEP], after each text
+    cls: int  # [CLS], at the beginning
+    sep: int  # [SEP], after each text
     pad: int  # [PAD]
 
 
-def marks(tokenizer: Tokenizer) -> Marks:
+def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     """Return the ids of [CLS], [SEP] and [PAD] in the vocabulary of a tokenizer.
 
     Raises:
         ValueError: the vocabulary lacks one of them.
 
     >>> from fnlm.tokenize import bert
-    >>> marks(bert.Tokenizer({"[UNK]": 0, "[PAD]": 1, "[SEP]": 2, "[CLS]": 3}))
-    Marks(begin=3, end=2, pad=1)
+    >>> special_tokens(bert.Tokenizer({"[UNK]": 0, "[PAD]": 1, "[SEP]": 2, "[CLS]": 3}))
+    SpecialTokens(cls=3, sep=2, pad=1)
     """
-    return Marks(*tokenizer.tokens_to_ids(["[CLS]", "[SEP]", "[PAD]"]))
+    return SpecialTokens(*tokenizer.tokens_to_ids(["[CLS]", "[SEP]", "[PAD]"]))
 
 
 def truncate_pair(first: int, second: int, room: int) -> tuple[int, int]:
     """Return the lengths of two texts after the longer one lost a token until both fit.
 
-    Of two equally long texts the second loses the token. Source: `_truncate_seq_pair` of the BERT
+    Of two equally long texts the second loses a token. Source: `_truncate_seq_pair` of the BERT
     paper's code, here without the loop.
 
     Args:
@@ -67,41 +67,43 @@ def truncate_pair(first: int, second: int, room: int) -> tuple[int, int]:
     """
     if first + second <= room:
         return first, second
-    kept = min(first, max(room - second, (room + 1) // 2))
-    return kept, room - kept
+    first_length = min(first, max(room - second, (room + 1) // 2))
+    return first_length, room - first_length
 
 
 def rows(
-    pairs: Sequence[tuple[Sequence[int], Sequence[int] | None]], form: Marks, length: int
+    pairs: Sequence[tuple[Sequence[int], Sequence[int] | None]],
+    special: SpecialTokens,
+    length: int,
 ) -> tuple[Ints, Ints, Bools]:
-    """Lay texts out as [CLS] first [SEP] second [SEP] padding.
+    """Return the rows [CLS] first [SEP] second [SEP] padding of texts.
 
     Args:
-        pairs: the ids of a first and a second text, or None for the second; with the two or three
-            marks they are at most `length`.
-        form: the ids of the marks.
+        pairs: the ids of a first and a second text, or None for the second; with the two or
+            three special tokens they are at most `length`.
+        special: the ids of the special tokens.
         length: T.
 
     Returns:
         ids: [N, T] int32.
-        token_types: [N, T] int32, 1 from the second text to the mark after it, else 0.
+        token_types: [N, T] int32, 1 from the second text to the [SEP] after it, else 0.
         mask: [N, T] bool, False on padding.
 
     Example:
-        >>> ids, token_types, mask = rows([([5, 6], [7]), ([8], None)], Marks(1, 2, 0), 6)
+        >>> ids, token_types, mask = rows([([5, 6], [7]), ([8], None)], SpecialTokens(1, 2, 0), 6)
         >>> ids.tolist(), token_types[0].tolist(), mask.sum(axis=1).tolist()
         ([[1, 5, 6, 2, 7, 2], [1, 8, 2, 0, 0, 0]], [0, 0, 0, 0, 1, 1], [6, 3])
     """
-    ids = np.full((len(pairs), length), form.pad, np.int32)
+    ids = np.full((len(pairs), length), special.pad, np.int32)
     ends = np.zeros((len(pairs), 2, 1), np.int32)  # of the first text and of the row
     for row, (first, second) in enumerate(pairs):
-        tail = () if second is None else (*second, form.end)
-        line = (form.begin, *first, form.end, *tail)
+        tail = () if second is None else (*second, special.sep)
+        line = (special.cls, *first, special.sep, *tail)
         ids[row, : len(line)] = line
         ends[row, :, 0] = len(line) - len(tail), len(line)
-    places = np.arange(length, dtype=np.int32)
-    mask = places < ends[:, 1]
-    return ids, ((places >= ends[:, 0]) & mask).astype(np.int32), mask
+    positions = np.arange(length, dtype=np.int32)
+    mask = positions < ends[:, 1]  # [N, T]
+    return ids, ((positions >= ends[:, 0]) & mask).astype(np.int32), mask
 
 
 def encode_pairs(
@@ -125,12 +127,14 @@ def encode_pairs(
     Example:
         >>> from fnlm.tokenize import bert
         >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "a", "b", "c"]
-        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> tokenizer = bert.Tokenizer({word: i for i, word in enumerate(words)})
         >>> encode_pairs(tokenizer, [("A b c", "c"), ("B", None)], 6)[0].tolist()
         [[2, 4, 5, 3, 6, 3], [2, 5, 3, 1, 1, 1]]
     """
     if length < 5:
-        raise ValueError(f"max_seq_length={length} must be at least 5, for 3 marks and 2 tokens")
+        raise ValueError(
+            f"max_seq_length={length} must be at least 5, for 3 special tokens and 2 others"
+        )
     pairs: list[tuple[list[int], list[int] | None]] = []
     for first, second in texts:
         left = tokenizer.encode(first)
@@ -138,9 +142,9 @@ def encode_pairs(
             pairs.append((left[: length - 2], None))
         else:
             right = tokenizer.encode(second)
-            kept = truncate_pair(len(left), len(right), length - 3)
-            pairs.append((left[: kept[0]], right[: kept[1]]))
-    return rows(pairs, marks(tokenizer), length)
+            lengths = truncate_pair(len(left), len(right), length - 3)
+            pairs.append((left[: lengths[0]], right[: lengths[1]]))
+    return rows(pairs, special_tokens(tokenizer), length)
 
 
 def convert(
@@ -152,7 +156,7 @@ def convert(
     progress: Progress | None = None,
     cache: str | Path | None = None,
 ) -> F:
-    """Turn records into arrays, in their order.
+    """Convert records to arrays, in their order.
 
     Args:
         make: (records, first) -> arrays, a pure function: some consecutive records and the index
@@ -190,20 +194,20 @@ def convert(
     content = digest(__version__, name, make.args, make.keywords, records)
     path = Path(cache).expanduser() / f"{make.func.__module__.split('.')[-1]}-{content}.npz"
     path.parent.mkdir(parents=True, exist_ok=True)
-    found = _load(path, kind)
-    if found is None:
-        found = _join(kind, _parts(make, records, workers, progress))
-        _save(path, found)
+    arrays = _load(path, kind)
+    if arrays is None:
+        arrays = _join(kind, _parts(make, records, workers, progress))
+        _save(path, arrays)
     elif progress is not None:
         progress(len(records), len(records))
-    return found
+    return arrays
 
 
 def _parts(
     make: "partial[F]", records: Sequence[Any], workers: int, progress: Progress | None
 ) -> Iterator[F]:
     """Yield the arrays of one chunk of the records after the other; of none, one empty chunk."""
-    jobs = [(records[at : at + CHUNK], at) for at in range(0, max(len(records), 1), CHUNK)]
+    jobs = [(records[i : i + CHUNK], i) for i in range(0, max(len(records), 1), CHUNK)]
     if workers == 1 or len(jobs) == 1:
         yield from _counted((make(*job) for job in jobs), len(records), progress)
         return
@@ -234,10 +238,10 @@ def _call(job: tuple[Sequence[Any], int]) -> Any:
 
 def _join(kind: type[F], parts: Iterable[F]) -> F:
     columns = zip(*parts, strict=True)
-    return _made(kind, [np.concatenate(pieces) for pieces in columns])
+    return _from_columns(kind, [np.concatenate(pieces) for pieces in columns])
 
 
-def _made(kind: type[F], columns: list[npt.NDArray[Any]]) -> F:
+def _from_columns(kind: type[F], columns: list[npt.NDArray[Any]]) -> F:
     return cast(F, cast(Any, kind)._make(columns))
 
 
@@ -267,7 +271,7 @@ def digest(*content: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return the content of what JSON does not know, in its terms."""
+    """Return a value that JSON lacks in terms of values that it has."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, range):
@@ -290,7 +294,7 @@ def _load(path: Path, kind: type[F]) -> F | None:
     """Return the arrays of a file; None where it is absent or damaged."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return _made(kind, [arrays[name] for name in _names(kind)])
+            return _from_columns(kind, [arrays[name] for name in _names(kind)])
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile, zlib.error):
         return None
 

@@ -23,7 +23,7 @@ from fnlm.tasks.metrics import accuracy, f1, matthews, most_likely, pearson, spe
 
 
 class Task(NamedTuple):
-    """What one of the tasks asks for."""
+    """The description of a task."""
 
     name: str
     texts: tuple[str, ...]  # columns of the one or two texts
@@ -98,9 +98,9 @@ def task(name: str) -> Task:
     >>> task("mrpc").labels
     ('0', '1')
     """
-    for known in TASKS.values():
-        if known.name.casefold() == name.casefold():
-            return known
+    for candidate in TASKS.values():
+        if candidate.name.casefold() == name.casefold():
+            return candidate
     raise ValueError(f"task {name!r} is none of GLUE's, which are {', '.join(TASKS)}")
 
 
@@ -146,13 +146,13 @@ def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example
     lines = _read.read_lines(path)
     headless = bool(kind.columns) and labelled
     header = kind.columns if headless else tuple(lines[0].split("\t")) if lines else ()
-    wanted = (*kind.texts, kind.label) if labelled else kind.texts
-    for column in wanted:
+    columns = (*kind.texts, kind.label) if labelled else kind.texts
+    for column in columns:
         if column not in header:
             raise ValueError(
                 f"{path}, line 1: no column {column!r} among {list(header)}; {kind.name} needs it"
             )
-    places = [header.index(column) for column in wanted]
+    indices = [header.index(column) for column in columns]
     examples = []
     for number, line in enumerate(lines if headless else lines[1:], start=2 - headless):
         if not line.strip(" "):  # as at the end of some files
@@ -161,12 +161,12 @@ def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example
         if len(cells) < len(header) and kind.skips_short_rows:
             continue
         if len(cells) != len(header):
-            at = header[min(len(cells), len(header) - 1)]
+            column = header[min(len(cells), len(header) - 1)]
             raise ValueError(
                 f"{path}, line {number}: {len(cells)} columns, not {len(header)}; see to column "
-                f"{at!r}"
+                f"{column!r}"
             )
-        first, *rest = (cells[place] for place in places)
+        first, *rest = (cells[i] for i in indices)
         label = _label(kind, rest.pop(), f"{path}, line {number}") if labelled else None
         examples.append(Example(first, rest[0] if rest else None, label))
     if not examples:
@@ -181,9 +181,9 @@ def _label(kind: Task, cell: str, place: str) -> float:
     except ValueError:
         label = math.nan
     if not math.isfinite(label):
-        wanted = "a number" if kind.is_regression else f"one of {', '.join(kind.labels)}"
+        expected = "a number" if kind.is_regression else f"one of {', '.join(kind.labels)}"
         raise ValueError(
-            f"{place}, column {kind.label!r}: {cell!r} is not {wanted}, as {kind.name} has it"
+            f"{place}, column {kind.label!r}: {cell!r} is not {expected}, as {kind.name} has it"
         )
     return label
 
@@ -215,9 +215,9 @@ def features(
     Example:
         >>> from fnlm.tokenize import bert
         >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "it", "rains"]
-        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
-        >>> made = features([Example("It rains", "It", 1)], "RTE", tokenizer, max_seq_length=8)
-        >>> made.ids.tolist(), made.labels
+        >>> tokenizer = bert.Tokenizer({word: i for i, word in enumerate(words)})
+        >>> rows = features([Example("It rains", "It", 1)], "RTE", tokenizer, max_seq_length=8)
+        >>> rows.ids.tolist(), rows.labels
         ([[2, 4, 5, 3, 4, 3, 1, 1]], array([1], dtype=int32))
     """
     numbers = task(name).is_regression
@@ -228,7 +228,7 @@ def features(
 def _rows(
     examples: Sequence[Example], first: int, tokenizer: Tokenizer, length: int, numbers: bool
 ) -> Features:
-    del first  # rows do not depend on their place
+    del first  # rows do not depend on their position
     texts = [(example.first, example.second) for example in examples]
     missing, kind = (np.nan, np.float32) if numbers else (-1, np.int32)
     labels = [missing if example.label is None else example.label for example in examples]
@@ -236,7 +236,7 @@ def _rows(
 
 
 def predict(name: str, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return what a model says: the class with the highest logit, or the score.
+    """Return the predictions of a model: the class with the highest logit, or the score.
 
     Args:
         name: of the task.

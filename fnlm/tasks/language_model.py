@@ -1,4 +1,4 @@
-"""Text for language models: ids on disk, and batches of them that go on at any place.
+"""Text for language models: token ids on disk, and batches that can resume at any position.
 
 Letters: M ids in S sentences (lines), B rows of a batch, T ids of a row that are to be predicted,
 E ids in front of them.
@@ -38,7 +38,7 @@ class Text(NamedTuple):
 
 
 class Batch(NamedTuple, Generic[_P]):
-    """What a model reads and is to predict, and where the next batch begins."""
+    """Inputs and targets of a model, and the position of the next batch."""
 
     inputs: _Longs  # [B, E + T]
     targets: _Longs  # [B, T] the ids that follow each of the last T inputs
@@ -46,16 +46,16 @@ class Batch(NamedTuple, Generic[_P]):
 
 
 class Place(NamedTuple):
-    """Where the rows of a batch of sentences stand."""
+    """The position of the rows of a batch of sentences."""
 
-    texts: int  # how many texts are done with
-    sentences: int  # how many sentences of the present text the rows have taken
-    rests: _Longs  # [B, 2] what is left of each row's sentence, ids[begin:end]
+    texts: int  # how many texts have been consumed
+    sentences: int  # how many sentences of the current text the rows have taken
+    rests: _Longs  # [B, 2] the remainder ids[begin:end] of each row's sentence
     context: _Longs  # [B, 0 to E] the ids in front
 
 
 def gather(sentences: Iterable[Sequence[int]]) -> Text:
-    """Hold the ids of sentences in memory.
+    """Return the ids of sentences as arrays in memory.
 
     Args:
         sentences: the ids of each, such as of `transfo_xl.Tokenizer.encode_file`.
@@ -70,7 +70,7 @@ def gather(sentences: Iterable[Sequence[int]]) -> Text:
     blocks = [*_blocks(sentences)]
     ids = np.concatenate([ids for ids, _ in blocks])
     borders = np.concatenate([np.zeros(1, np.int64), *(ends for _, ends in blocks)])
-    return _checked(Text(ids, borders), "the text")
+    return _validated(Text(ids, borders), "the text")
 
 
 def store(sentences: Iterable[Sequence[int]], directory: str | Path) -> Text:
@@ -102,7 +102,7 @@ def store(sentences: Iterable[Sequence[int]], directory: str | Path) -> Text:
 
 
 def read(directory: str | Path) -> Text:
-    """Map the ids that `store` wrote: what is not looked at takes no memory.
+    """Memory-map the ids that `store` wrote.
 
     Raises:
         FileNotFoundError: they are not there.
@@ -121,7 +121,7 @@ def read(directory: str | Path) -> Text:
         if path.stat().st_size == 0:
             raise ValueError(f"{path} is empty; store the ids of a text that is not")
     ids = np.memmap(paths[0], np.dtype("<i4"), "r")
-    return _checked(Text(ids, np.memmap(paths[1], np.dtype("<i8"), "r")), str(directory))
+    return _validated(Text(ids, np.memmap(paths[1], np.dtype("<i8"), "r")), str(directory))
 
 
 def _blocks(sentences: Iterable[Sequence[int]]) -> Iterator[tuple[Ints, _Longs]]:
@@ -139,7 +139,7 @@ def _blocks(sentences: Iterable[Sequence[int]]) -> Iterator[tuple[Ints, _Longs]]
     yield np.array(ids, "<i4"), np.array(ends, "<i8")
 
 
-def _checked(text: Text, name: str) -> Text:
+def _validated(text: Text, name: str) -> Text:
     if not len(text.ids) or len(text.borders) < 2 or text.borders[-1] != len(text.ids):
         raise ValueError(
             f"{name} has {len(text.ids)} ids and the last sentence ends at {text.borders[-1]}; "
@@ -190,18 +190,18 @@ def ordered(
     columns = ids[: each * batch_size].reshape(batch_size, each)
 
     def batches() -> Iterator[Batch[int]]:
-        at = start
-        while at < each - 1:
-            end = min(at + (length if key is None else _length(key, at, length)), each - 1)
-            inputs = columns[:, max(0, at - extra) : end].astype(np.int64)
-            yield Batch(inputs, columns[:, at + 1 : end + 1].astype(np.int64), end)
-            at = end
+        begin = start
+        while begin < each - 1:
+            end = min(begin + (length if key is None else _length(key, begin, length)), each - 1)
+            inputs = columns[:, max(0, begin - extra) : end].astype(np.int64)  # [B, E + T]
+            yield Batch(inputs, columns[:, begin + 1 : end + 1].astype(np.int64), end)
+            begin = end
 
     return batches()
 
 
-def _length(key: int, at: int, length: int) -> int:
-    draws = Draws(key, 0, at).uniform(13)
+def _length(key: int, position: int, length: int) -> int:
+    draws = Draws(key, 0, position).uniform(13)
     middle = length if draws[0] < 0.95 else length / 2
     # The sum of twelve such numbers is nearly normal, and the same on every machine.
     return min(length + 15, max(5, int(middle + 5 * (math.fsum(draws[1:]) - 6))))
@@ -279,7 +279,7 @@ def _order(count: int, key: int | None, epoch: int, place: int) -> Sequence[int]
 def _fill(
     text: Text, order: Sequence[int] | _Longs, place: Place, length: int, extra: int
 ) -> Batch[Place] | None:
-    """Make a batch from a place on; None where the sentences do not suffice."""
+    """Return the batch from a place on; None if there are too few sentences left."""
     new = np.empty((2, len(place.rests), length), np.int64)
     rests, taken = place.rests.copy(), place.sentences
     for row, (begin, end) in enumerate(place.rests.tolist()):

@@ -46,7 +46,7 @@ def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
 
     Args:
         path: the file; perhaps compressed by gzip.
-        labelled: whether each row must say the right ending; without it that is not looked at.
+        labelled: whether each row must have the right ending; without it that column is ignored.
 
     Raises:
         FileNotFoundError: the file is not there.
@@ -106,15 +106,15 @@ def features(
     """
     if max_seq_length < 6:
         raise ValueError(
-            f"max_seq_length={max_seq_length} must be at least 6, for 3 marks and a token of each "
-            "text"
+            f"max_seq_length={max_seq_length} must be at least 6, for 3 special tokens and a token "
+            "of each text"
         )
     make = partial(_rows, tokenizer=tokenizer, length=max_seq_length)
     return convert(make, examples, Features, workers=workers, progress=progress, cache=cache)
 
 
 def _rows(examples: Sequence[Example], first: int, tokenizer: Tokenizer, length: int) -> Features:
-    del first  # rows do not depend on their place
+    del first  # rows do not depend on their position
     start, delimiter, classify = tokenizer.tokens_to_ids(MARKS)
     most = length // 2 - 2
     ids = np.zeros((len(examples), 2, length), np.int32)
@@ -125,7 +125,7 @@ def _rows(examples: Sequence[Example], first: int, tokenizer: Tokenizer, length:
             line = (start, *story, delimiter, *tokenizer.encode(ending)[:most], classify)
             ids[row, choice, : len(line)] = line
             ends[row, choice] = len(line)
-    places = np.arange(length)
-    targets = np.where(places < ends - 1, np.roll(ids, -1, axis=2), -1).astype(np.int32)
+    positions = np.arange(length)
+    targets = np.where(positions < ends - 1, np.roll(ids, -1, axis=2), -1).astype(np.int32)
     labels = [-1 if example.label is None else example.label for example in examples]
-    return Features(ids, targets, places < ends, np.array(labels, np.int32))
+    return Features(ids, targets, positions < ends, np.array(labels, np.int32))

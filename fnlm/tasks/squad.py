@@ -21,7 +21,7 @@ import numpy as np
 
 from fnlm.tasks import _read
 from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
-from fnlm.tasks.features import convert, marks, rows
+from fnlm.tasks.features import convert, rows, special_tokens
 
 MARKS = 3  # [CLS] question [SEP] window [SEP]
 
@@ -106,14 +106,14 @@ def read(path: str | Path, *, training: bool = False, strict: bool = False) -> t
 
 
 def _reason(answers: Sequence[Answer], place: str, name: str) -> str:
-    """Say why there is nothing to learn from the answers of a question."""
+    """Return the reason why the answers of a question are of no use in training."""
     if answers:
         return f"{place}.answers[0]: {answers[0].text!r} does not stand in the context"
     return f"{place} (id {name!r}) has no answers, and is not marked as impossible"
 
 
 def _report(left_out: Sequence[str], is_error: bool) -> None:
-    """Say which questions are of no use to learn from: as an error, or as a warning."""
+    """Raise an error, or warn, about the questions that are of no use in training."""
     what = "; ".join(left_out[:3]) + ("; ..." if len(left_out) > 3 else "")
     if is_error:
         raise ValueError(f"{what}: mend or remove what is wrong ({len(left_out)} questions)")
@@ -122,16 +122,16 @@ def _report(left_out: Sequence[str], is_error: bool) -> None:
 
 def _questions(data: Any, place: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """Yield the context, the JSON object and the place of every question."""
-    for article, at in _items(data, "data", place):
-        for paragraph, inner in _items(article, "paragraphs", f"{at}."):
+    for article, outer in _items(data, "data", place):
+        for paragraph, inner in _items(article, "paragraphs", f"{outer}."):
             context = _field(paragraph, "context", str, inner)
             for question, innermost in _items(paragraph, "qas", f"{inner}."):
                 yield context, question, innermost
 
 
 def _items(node: Any, name: str, place: str) -> Iterator[tuple[Any, str]]:
-    for at, item in enumerate(_field(node, name, list, place.rstrip(": ."))):
-        yield item, f"{place}{name}[{at}]"
+    for i, item in enumerate(_field(node, name, list, place.rstrip(": ."))):
+        yield item, f"{place}{name}[{i}]"
 
 
 def _field(node: Any, name: str, kind: type, place: str) -> Any:
@@ -146,10 +146,10 @@ def _field(node: Any, name: str, kind: type, place: str) -> Any:
 
 def _id(question: Any, place: str) -> str:
     """Return the id of a question as a string; annotation tools write whole numbers, too."""
-    found = question.get("id") if isinstance(question, dict) else None
-    if isinstance(found, bool) or not isinstance(found, str | int):
+    question_id = question.get("id") if isinstance(question, dict) else None
+    if isinstance(question_id, bool) or not isinstance(question_id, str | int):
         raise ValueError(f"{place} has no 'id', a string or a whole number; predictions go by it")
-    return str(found)
+    return str(question_id)
 
 
 def _answers(
@@ -157,31 +157,35 @@ def _answers(
 ) -> tuple[Answer, ...]:
     """Return the answers of a question, each as the context has it if it stands there."""
     answers = []
-    for answer, at in _items(question, "answers", f"{place}.") if "answers" in question else ():
-        text = _field(answer, "text", str, at)
-        given = _field(answer, "answer_start", int, at) if training else answer.get("answer_start")
-        answers.append(_found(context, text, given) if isinstance(given, int) else Answer(text, -1))
+    for answer, inner in _items(question, "answers", f"{place}.") if "answers" in question else ():
+        text = _field(answer, "text", str, inner)
+        start = answer.get("answer_start")
+        if training:
+            start = _field(answer, "answer_start", int, inner)
+        answers.append(
+            _nearest(context, text, start) if isinstance(start, int) else Answer(text, -1)
+        )
     return tuple(answers)
 
 
-def _found(context: str, text: str, given: int) -> Answer:
-    """Find a text in the context, nearest to a place; -1 if it does not stand there.
+def _nearest(context: str, text: str, position: int) -> Answer:
+    """Find the occurrence of a text in the context nearest to a position; -1 if there is none.
 
-    Some answers of the training data are a few characters beside the place they give, some have
+    Some answers of the training data are a few characters off the position they give, some have
     other white space than the context.
     """
     if not text.strip():
         return Answer(text, -1)
-    if context.startswith(text, max(given, 0)):
-        return Answer(text, max(given, 0))
+    if context.startswith(text, max(position, 0)):
+        return Answer(text, max(position, 0))
     exact = [m.start() for m in re.finditer(f"(?={re.escape(text)})", context)]
     if exact:
-        return Answer(text, min(exact, key=lambda start: (abs(start - given), start > given)))
+        return Answer(text, min(exact, key=lambda start: (abs(start - position), start > position)))
     pattern = r"\s+".join(map(re.escape, text.split()))
     spans = [m.span() for m in re.finditer(pattern, context)]
     if not spans:
         return Answer(text, -1)
-    start, end = min(spans, key=lambda span: abs(span[0] - given))
+    start, end = min(spans, key=lambda span: abs(span[0] - position))
     return Answer(context[start:end], start)
 
 
@@ -215,7 +219,7 @@ def features(
     Example:
         >>> from fnlm.tokenize import bert
         >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "who", "?", "ann", "met", "bob"]
-        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> tokenizer = bert.Tokenizer({word: i for i, word in enumerate(words)})
         >>> example = Example("7", "Who?", "Ann met Bob.", (Answer("Bob", 8),))
         >>> windows = features([example], tokenizer, max_seq_length=10, max_query_length=4)
         >>> windows.ids[0].tolist(), windows.starts.tolist(), windows.offsets[0, 6].tolist()
@@ -224,7 +228,7 @@ def features(
     if max_seq_length - max_query_length - MARKS < 1 or max_query_length < 0:
         raise ValueError(
             f"max_seq_length={max_seq_length} leaves no room for the context beside "
-            f"max_query_length={max_query_length} and {MARKS} marks; make it longer"
+            f"max_query_length={max_query_length} and {MARKS} special tokens; make it longer"
         )
     if doc_stride < 1:
         raise ValueError(f"doc_stride={doc_stride} must be at least 1 token")
@@ -244,9 +248,9 @@ class _Context(NamedTuple):
 def _windows(
     examples: Sequence[Example], first: int, tokenizer: Tokenizer, lengths: tuple[int, int, int]
 ) -> Features:
-    """Make the windows of some examples, the first of which has the index `first`."""
+    """Return the windows of some examples, the first of which has the index `first`."""
     length, stride, query_length = lengths
-    form = marks(tokenizer)
+    special = special_tokens(tokenizer)
     pairs: list[tuple[list[int], list[int]]] = []
     numbers: list[tuple[int, int, int]] = []  # start, end, example
     offsets: list[Ints] = []
@@ -265,9 +269,9 @@ def _windows(
             shift = before - begin
             start, last = (answer[0] + shift, answer[1] + shift) if answer and inside else (0, 0)
             numbers.append((start, last, index))
-            offsets.append(_placed(context.offsets[begin:end], before, length, -1))
-            best.append(_placed(is_best, before, length, False))
-    ids, token_types, mask = rows(pairs, form, length)
+            offsets.append(_padded(context.offsets[begin:end], before, length, -1))
+            best.append(_padded(is_best, before, length, False))
+    ids, token_types, mask = rows(pairs, special, length)
     starts, ends, indices = np.array(numbers, np.int32).reshape(-1, 3).T
     return Features(
         *(ids, token_types, mask, starts, ends, indices),
@@ -276,8 +280,8 @@ def _windows(
     )
 
 
-def _placed(values: Any, before: int, length: int, fill: int) -> Any:
-    """Return values at their place in a row of a given length."""
+def _padded(values: Any, before: int, length: int, fill: int) -> Any:
+    """Return a row of `length` with values from index `before` on, and `fill` elsewhere."""
     row = np.full((length, *values.shape[1:]), fill, values.dtype)
     row[before : before + len(values)] = values
     return row
@@ -319,7 +323,7 @@ def window_spans(tokens: int, room: int, stride: int) -> Iterator[tuple[int, int
 
 
 def best_windows(spans: Sequence[tuple[int, int]]) -> list[Bools]:
-    """Tell for each window which of its tokens have no better one.
+    """Return for each window which of its tokens have it as their best window.
 
     The score of a token in a window is the number of tokens on its shorter side within the window,
     plus a hundredth of the window's length; of equal scores the first window's is best.

@@ -32,7 +32,7 @@ class Answers(NamedTuple):
     """The answers to questions, by their ids; what the evaluation scripts read as JSON."""
 
     texts: dict[str, str]
-    n_best: dict[str, list[Candidate]]  # the likeliest first
+    n_best: dict[str, list[Candidate]]  # the most likely first
     null_odds: dict[str, float]  # score of "no answer" less that of the best span; inf without one
 
 
@@ -53,7 +53,7 @@ def recover(
     max_answer_length: int = 30,
     null_threshold: float | None = None,
 ) -> Answers:
-    """Find the answers that a model's logits stand for.
+    """Return the answers of a model, from its start and end logits.
 
     The score of a span is start_logits[start] + end_logits[end]. Allowed is a span of the context
     whose start is in its best window; the score of "no answer" is that of [CLS], in the window
@@ -76,7 +76,7 @@ def recover(
         >>> from fnlm.tasks import squad
         >>> from fnlm.tokenize import bert
         >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "who", "ann", "met", "bob"]
-        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> tokenizer = bert.Tokenizer({word: i for i, word in enumerate(words)})
         >>> example = Example("7", "Who?", "Ann met Bob.", ())
         >>> windows = squad.features([example], tokenizer, max_seq_length=10, max_query_length=4)
         >>> start, end = np.eye(10)[[4]], np.eye(10)[[6]]  # the highest logit is at 4, and at 6
@@ -96,14 +96,14 @@ def recover(
         for window in windows:
             spans += _best_spans(features, window, starts, ends, n_best, max_answer_length)
         spans.sort(key=lambda span: -span.score)
-        found = list(_texts(example, features, spans, n_best, starts, ends))
-        odds = _score(none) - _score(found[0]) if found else float("inf")
+        candidates = list(_texts(example, features, spans, n_best, starts, ends))
+        odds = _score(none) - _score(candidates[0]) if candidates else float("inf")
         answers.null_odds[example.id] = odds
-        answered = found and (null_threshold is None or odds <= null_threshold)
-        answers.texts[example.id] = found[0].text if answered else ""
-        if null_threshold is not None or not found:
-            found.append(none)
-        answers.n_best[example.id] = _with_probabilities(found)
+        answered = candidates and (null_threshold is None or odds <= null_threshold)
+        answers.texts[example.id] = candidates[0].text if answered else ""
+        if null_threshold is not None or not candidates:
+            candidates.append(none)
+        answers.n_best[example.id] = _with_probabilities(candidates)
     return answers
 
 
@@ -132,25 +132,25 @@ def _best_spans(
     """Return the n best spans of a window, the best first; of equal ones the earliest first."""
     inside = features.offsets[window, :, 0] >= 0
     longest = min(longest, len(inside))
-    reach = np.full(len(inside) + longest - 1, -np.inf)
-    reach[: len(inside)][inside] = ends[window, inside]
-    ahead = sliding_window_view(reach, longest)  # [T, longest] the ends that a start may have
+    padded_ends = np.full(len(inside) + longest - 1, -np.inf)
+    padded_ends[: len(inside)][inside] = ends[window, inside]
+    ahead = sliding_window_view(padded_ends, longest)  # [T, longest] the ends that a start may have
     begins = np.where(features.best[window], starts[window], -np.inf)
     # The n starts with the highest spans have among their spans the n highest of all.
     chosen = np.sort(_highest(begins + ahead.max(axis=1), n))
     scores = (begins[chosen, None] + ahead[chosen]).ravel()
     spans = []
-    for place in _highest(scores, n).tolist():
-        start = int(chosen[place // longest])
-        spans.append(_Span(float(scores[place]), window, start, start + place % longest))
+    for i in _highest(scores, n).tolist():
+        start = int(chosen[i // longest])
+        spans.append(_Span(float(scores[i]), window, start, start + i % longest))
     return spans
 
 
 def _highest(scores: _Doubles, n: int) -> npt.NDArray[np.intp]:
-    """Return the places of the n highest finite scores, the highest and then the earliest first."""
+    """Return the indices of the n highest finite scores in descending order, ties in order."""
     least = np.partition(scores, -n)[-n] if scores.size > n else -np.inf
-    places = np.flatnonzero((scores >= least) & (scores > -np.inf))
-    return places[np.argsort(-scores[places], kind="stable")][:n]
+    indices = np.flatnonzero((scores >= least) & (scores > -np.inf))
+    return indices[np.argsort(-scores[indices], kind="stable")][:n]
 
 
 def _texts(
@@ -176,9 +176,9 @@ def _score(candidate: Candidate) -> float:
 
 
 def _with_probabilities(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Return candidates, the likeliest first, with the softmax of their scores."""
+    """Return candidates, the most likely first, with the softmax of their scores."""
     scores = np.array([_score(candidate) for candidate in candidates])
     weights = np.exp(scores - scores.max())
-    shares = (weights / weights.sum()).tolist()
-    weighed = [c._replace(probability=p) for c, p in zip(candidates, shares, strict=True)]
-    return sorted(weighed, key=lambda candidate: -candidate.probability)
+    probabilities = (weights / weights.sum()).tolist()
+    candidates = [c._replace(probability=p) for c, p in zip(candidates, probabilities, strict=True)]
+    return sorted(candidates, key=lambda candidate: -candidate.probability)

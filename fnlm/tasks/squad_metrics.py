@@ -55,11 +55,11 @@ def f1(prediction: str, answer: str) -> float:
     >>> f1("the black cat", "a black and white cat")
     0.6666666666666666
     """
-    given, wanted = normalize(prediction).split(), normalize(answer).split()
-    common = sum((Counter(given) & Counter(wanted)).values())
+    predicted, expected = normalize(prediction).split(), normalize(answer).split()
+    common = sum((Counter(predicted) & Counter(expected)).values())
     if common == 0:
         return 0.0
-    precision, recall = common / len(given), common / len(wanted)
+    precision, recall = common / len(predicted), common / len(expected)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -138,8 +138,8 @@ def evaluate_v2(
             if _odds(null_odds, name) > threshold:
                 counted[name] = Score(*[float(not answerable[name])] * 2)
     result = _means(counted.values())
-    for prefix, wanted in (("HasAns", True), ("NoAns", False)):
-        part = [score for name, score in counted.items() if answerable[name] is wanted]
+    for prefix, has_answer in (("HasAns", True), ("NoAns", False)):
+        part = [score for name, score in counted.items() if answerable[name] is has_answer]
         if part:
             result |= {f"{prefix}_{key}": value for key, value in _means(part).items()}
     if null_odds is not None:
@@ -173,13 +173,13 @@ def best_thresholds(
     odds = {name: _odds(null_odds, name) for name in null_odds.keys() | scores.keys()}
     names = [name for name in sorted(null_odds, key=odds.__getitem__) if name in scores]
     result: dict[str, float] = {}
-    for at, metric in enumerate(Score._fields):
+    for i, metric in enumerate(Score._fields):
         # At first nothing is answered, which is right where there is no answer.
         current = best = float(sum(not answerable[name] for name in scores))
         threshold = 0.0
         for name in names:
             wrong = -1.0 if predictions[name] else 0.0
-            current += scores[name][at] if answerable[name] else wrong
+            current += scores[name][i] if answerable[name] else wrong
             if current > best:
                 best, threshold = current, null_odds[name]
         result |= {f"best_{metric}": 100.0 * best / len(scores)}

@@ -40,7 +40,7 @@ def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
 
     Args:
         path: the file; perhaps compressed by gzip.
-        labelled: whether each row must have a label; without it a column "label" is not looked at.
+        labelled: whether each row must have a label; without it a column "label" is ignored.
 
     Raises:
         FileNotFoundError: the file is not there.
@@ -94,7 +94,7 @@ def features(
     Example:
         >>> from fnlm.tokenize import bert
         >>> words = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "he", "sits", "runs"]
-        >>> tokenizer = bert.Tokenizer({word: at for at, word in enumerate(words)})
+        >>> tokenizer = bert.Tokenizer({word: i for i, word in enumerate(words)})
         >>> example = Example("He sits", "He", ("runs", "sits", "he", "?"), 0)
         >>> features([example], tokenizer, max_seq_length=7).ids[0, :2].tolist()
         [[2, 4, 5, 3, 4, 6, 3], [2, 4, 5, 3, 4, 5, 3]]
@@ -104,7 +104,7 @@ def features(
 
 
 def _rows(examples: Sequence[Example], first: int, tokenizer: Tokenizer, length: int) -> Features:
-    del first  # rows do not depend on their place
+    del first  # rows do not depend on their position
     texts = [
         (example.context, f"{example.start} {ending}")
         for example in examples

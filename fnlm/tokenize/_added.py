@@ -1,7 +1,7 @@
-"""Added tokens: special ones and others that are looked for in a text before it is cut into words.
+"""Added tokens: special ones and others that a text is split at before it is cut into words.
 
-How they are looked for is that of the `tokenizers` library: where two begin at the same place the
-longer one counts, and those of the text as it is come before those of the normalized text.
+They match as in the `tokenizers` library: of two that begin at the same character the longer one
+counts, and those of the raw text come before those of the normalized text.
 """
 
 import re
@@ -16,30 +16,30 @@ _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )
 _is_word = regex.compile(r"[\p{Alphabetic}\p{M}\p{Nd}\p{Pc}\p{Join_Control}]").match
-# Text -> its characters in normalized form, and where each came from.
+# Text -> its characters in normalized form, each with its offsets (start, end) in the text.
 Normalize = Callable[[str], list[tuple[str, int, int]]]
 
 
 def of(token: "str | Added") -> Added:
-    """Return a token as `Added`, checked.
+    """Return a token as a valid `Added`.
 
     Raises:
         ValueError: it is empty, or not text.
     """
-    found = Added(token) if isinstance(token, str) else token
-    content = found.content
+    added = Added(token) if isinstance(token, str) else token
+    content = added.content
     if not isinstance(content, str) or not content or well_formed(content) != content:
         raise ValueError(f"added holds {content!r}, which is empty or not text")
-    return found
+    return added
 
 
 def simplest(token: Added) -> "str | Added":
-    """Return the content alone where it says all."""
+    """Return the content alone if the token has no flags."""
     return token.content if token.plain else token
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether a text can hold both in such a way that they share characters.
+    """Whether occurrences of both in a text can share characters.
 
     Example:
         >>> overlap("<a>", "><"), overlap("<a>", "<b>"), overlap("a", "<a>")
@@ -55,7 +55,7 @@ class Finder:
     """Finds tokens in a text.
 
     Args:
-        tokens: what is looked for -> the token that it stands for.
+        tokens: the string to find -> the token that it stands for.
     """
 
     __slots__ = ("flagged", "names", "pattern")
@@ -70,11 +70,11 @@ class Finder:
             if token.single_word or token.lstrip or token.rstrip
         }
 
-    def parts(self, text: str) -> Iterator[tuple[int, int, str | None]]:
-        """Yield begin and end of each part of a text, and the token that it is, if it is one.
+    def split(self, text: str) -> Iterator[tuple[int, int, str | None]]:
+        """Yield (begin, end, token) for each part of a text; the token is None between tokens.
 
         Example:
-            >>> list(Finder({"<x>": Added("<x>")}).parts("a<x>"))
+            >>> list(Finder({"<x>": Added("<x>")}).split("a<x>"))
             [(0, 1, None), (1, 4, '<x>')]
         """
         done = 0
@@ -97,12 +97,12 @@ class Finder:
 
 
 def forms(tokens: Iterable[Added], normalize: Normalize | None) -> dict[str, Added]:
-    """Return what the normalized text holds for each token that is looked for in it.
+    """Return normalized form -> token, for the tokens that are found in the normalized text.
 
     Raises:
-        ValueError: for one that is nothing, or for two that is the same.
+        ValueError: a form is empty, or two tokens have the same form.
     """
-    found: dict[str, Added] = {}
+    by_form: dict[str, Added] = {}
     for token in tokens:
         if not token.normalized:
             continue
@@ -111,13 +111,13 @@ def forms(tokens: Iterable[Added], normalize: Normalize | None) -> dict[str, Add
             form = "".join(character for character, _, _ in normalize(form))
         if not form.strip():
             raise ValueError(f"added holds {token}, of which nothing is left when normalized")
-        other = found.setdefault(form, token)
+        other = by_form.setdefault(form, token)
         if other is not token:
             raise ValueError(
                 f"added holds {other.content!r} and {token.content!r}, which are the same when "
                 "normalized; leave one of them out, or have it looked for as it is"
             )
-    return found
+    return by_form
 
 
 def _touches_a_word(text: str, begin: int, end: int) -> bool:
@@ -126,5 +126,5 @@ def _touches_a_word(text: str, begin: int, end: int) -> bool:
 
 
 def finder(tokens: Iterable[Added]) -> Finder:
-    """Return what finds tokens as they are."""
+    """Return a finder of tokens in the raw text."""
     return Finder({token.content: token for token in tokens})

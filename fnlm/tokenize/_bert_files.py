@@ -1,4 +1,4 @@
-"""BERT's vocabulary and settings, as Google, the ancestor, `transformers` and fnlm write them."""
+"""Reading and writing the vocabulary and settings of BERT's tokenizers, in every published form."""
 
 import json
 from collections.abc import Container, Mapping
@@ -42,55 +42,52 @@ def read(
         ValueError: a file is not what its name says, or is of another tokenizer.
     """
     (path,), beside, others = _files.find(name_or_path, _FORMS, _BESIDE)
-    theirs: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     rows, unknown, around = None, None, ["A"]
     if path.suffix == ".json":
         whole = _whole.read(path, "BERT", _whole.BERT)
         vocab, rows, around = whole.vocab, whole.rows, whole.around
-        theirs, unknown = _of_whole(path, whole)
+        defaults, unknown = _of_whole(path, whole)
         for (other,) in others:
-            held = {token.strip(" \t") for token in vocab}
-            same = wordpiece.read_vocab(other) in (
-                vocab,
-                {t.strip(" \t"): at for t, at in vocab.items()},
-            )
-            _files.check_agreement(path, other, same and len(held) == len(vocab))
+            stripped = {token.strip(" \t"): i for token, i in vocab.items()}
+            same = wordpiece.read_vocab(other) in (vocab, stripped)
+            _files.check_agreement(path, other, same and len(stripped) == len(vocab))
     else:
         vocab = wordpiece.read_vocab(path)
-    said = _settings.read(FAMILY, vocab, beside, rows)
-    settings = theirs | said.settings
+    metadata = _settings.read(FAMILY, vocab, beside, rows)
+    settings = defaults | metadata.settings
     if lower_case is not None:
         settings["lower_case"] = lower_case
-    names = {key.removesuffix("_token"): token for key, token in said.named.items()}
+    names = {key.removesuffix("_token"): token for key, token in metadata.named.items()}
     special = Special(**{name: names[name] for name in Special._fields if name in names})
-    _settings.check_unknown(said, path, unknown, special.unk)
+    _settings.check_unknown(metadata, path, unknown, special.unk)
     _whole.check_surrounds(path, around, ["A"], [special.cls, "A", special.sep])
     plain = {*special, *settings.get("never_split", ())} & vocab.keys()
     if "profile" in settings and rows is None:  # as fnlm saved it
-        plain = said.added.keys() - said.listed
+        plain = metadata.added.keys() - metadata.listed
     # Special tokens are the profile's to look for, unless they count in some places only.
-    added = [t for t in said.added.values() if t.content not in plain or not t.plain]
+    added = [t for t in metadata.added.values() if t.content not in plain or not t.plain]
     settings |= {"added": tuple(added), "special": special}
-    absent = {getattr(special, key.removesuffix("_token"), "") for key in said.absent}
+    absent = {getattr(special, key.removesuffix("_token"), "") for key in metadata.absent}
     return vocab, _complete(settings, vocab, absent, profile, path)
 
 
 def _of_whole(path: Path, whole: _whole.Whole) -> tuple[dict[str, Any], str | None]:
     """Return the settings and the unknown token of a tokenizer.json."""
     normalizer, unknown = whole.sections["normalizer"], whole.sections["model"].get("unk_token")
-    found = {
+    settings = {
         "lower_case": normalizer.get("lowercase"),
         "tokenize_chinese_chars": normalizer.get("handle_chinese_chars"),
         "strip_accents": normalizer.get("strip_accents"),
     }
-    for name, value in found.items():
+    for name, value in settings.items():
         if not isinstance(value, bool) and not (value is None and name == "strip_accents"):
             raise ValueError(
                 f"{path} is not a tokenizer.json file of BERT: {name} is {_files.shown(value)}"
             )
     if not isinstance(unknown, str | None):
         raise ValueError(f"{path}, model.unk_token is {_files.shown(unknown)}, not a token")
-    return found, unknown
+    return settings, unknown
 
 
 def _complete(
@@ -100,12 +97,12 @@ def _complete(
     profile: str | None,
     path: Path,
 ) -> dict[str, Any]:
-    """Return the settings, with those that the files leave open."""
+    """Return the settings, completed by the defaults of the profile."""
     chosen = profile or settings.get("profile", DEFAULT)
     never_split = settings.get("never_split", [])
     if "profile" not in settings and chosen in PROFILES:  # then they are further ones
-        own = settings["special"] if PROFILES[chosen].never_split else ()
-        never_split = [*(token for token in own if token not in absent), *never_split]
+        special = settings["special"] if PROFILES[chosen].never_split else ()
+        never_split = [*(token for token in special if token not in absent), *never_split]
     if "lower_case" not in settings:
         settings["lower_case"] = _lower_case(vocab, path)
     return settings | {
@@ -115,20 +112,20 @@ def _complete(
 
 
 def _lower_case(vocab: Mapping[str, int], path: Path) -> bool:
-    """Say whether a vocabulary is of lower-cased text, by its words.
+    """Return whether a vocabulary is of lower-cased text, judging by its words.
 
     Capitals are those of the alphabets up to U+058F: others are rare and of late editions of
     Unicode, so that lower-cased vocabularies have some.
     """
-    found = [token for token in vocab if token.isalpha()]
+    words = [token for token in vocab if token.isalpha()]
     capital = [
         token
-        for token in found
+        for token in words
         if token != token.lower() and any(c < "\u0590" and c != c.lower() for c in token)
     ]
-    if 0 < len(capital) < len(found) / 100:
+    if 0 < len(capital) < len(words) / 100:
         raise ValueError(
-            f"{path} has capital letters in {len(capital)} of {len(found)} words, such as "
+            f"{path} has capital letters in {len(capital)} of {len(words)} words, such as "
             f"{capital[0]!r}, too few to tell whether it is of lower-cased text: give lower_case"
         )
     return not capital
@@ -164,7 +161,7 @@ def write(tokenizer: "Tokenizer", directory: str | Path) -> None:
     if added:
         ids = dict(zip(contents, tokenizer.tokens_to_ids(contents), strict=True))
         settings[_settings.ROWS] = _settings.write_rows(added, ids)
-        if new := {token: at for token, at in ids.items() if token not in vocab}:
+        if new := {token: i for token, i in ids.items() if token not in vocab}:
             files[_files.ADDED] = _files.write_vocab(new)
     files[_files.CONFIG] = json.dumps(settings, indent=2) + "\n"
     _files.save(directory, files)

@@ -1,4 +1,4 @@
-"""What BERT's tokenizer looks up, and its way from a text to tokens with their places."""
+"""Tables of BERT's tokenizer, and its path from a text to token ids with offsets."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -22,11 +22,11 @@ from fnlm.tokenize._tokens import with_ids
 from fnlm.tokenize.added import Added
 from fnlm.tokenize.bpe import WordCache
 
-Place = tuple[int, int, int]  # id, and where its token begins and ends
+IdSpan = tuple[int, int, int]  # token id, and the offsets (start, end) of its token
 
 
 class Tables(NamedTuple):
-    """Made once from a vocabulary and settings."""
+    """Look-up tables, made once from a vocabulary and settings."""
 
     ids: dict[str, int]  # token -> id
     tokens: tuple[str, ...]  # id -> token
@@ -39,7 +39,7 @@ class Tables(NamedTuple):
     words: WordCache  # word -> ids
     chunks: WordCache  # match of `chunk` -> id, start and end of each token in it
     chunk: re.Pattern[str]
-    cut: Callable[[str], Iterator[Place]]  # normalized text -> its tokens
+    cut: Callable[[str], Iterator[IdSpan]]  # normalized text -> its tokens
 
 
 def make_tables(
@@ -50,7 +50,7 @@ def make_tables(
     added: Iterable[str | Added],
     special: Special,
 ) -> Tables:
-    """Check a vocabulary, and make the tables.
+    """Validate a vocabulary and return the tables.
 
     Args:
         vocab: token -> id.
@@ -64,21 +64,21 @@ def make_tables(
     profile, (ids, tokens) = PROFILES[profile_name], with_ids(vocab, added, plain=True)
     rules = make_rules(profile, *case, never_split)
     words_too = {token: ids[token] for token in (*special, *never_split) if token in ids}
-    known = wordpiece.pieces(
+    pieces = wordpiece.pieces(
         vocab | words_too, unknown=special.unk, max_characters=profile.max_characters
     )
     spacing = Spacing(rules)
 
     def encode_word(word: str) -> tuple[int, ...]:
-        return tuple([at for at, _, _ in wordpiece.split(word, known)])
+        return tuple([token_id for token_id, _, _ in wordpiece.split(word, pieces)])
 
-    def tokens_of(text: str, rules: Rules) -> Iterator[Place]:
+    def tokens_of(text: str, rules: Rules) -> Iterator[IdSpan]:
         for word, starts, ends in words(text, rules):
-            for at, begin, end in wordpiece.split(word, known):
-                yield at, min(starts[begin:end]), max(ends[begin:end])
+            for token_id, begin, end in wordpiece.split(word, pieces):
+                yield token_id, min(starts[begin:end]), max(ends[begin:end])
 
     def encode_chunk(chunk: str) -> tuple[int, ...]:
-        return tuple([number for place in tokens_of(chunk, rules) for number in place])
+        return tuple([number for id_span in tokens_of(chunk, rules) for number in id_span])
 
     anywhere = [Added(token) for token in never_split if profile.anywhere and token in ids]
     flags = {token.content: token for token in (*anywhere, *tokens)}
@@ -100,35 +100,35 @@ def make_tables(
     )
 
 
-def places(text: str, tables: Tables) -> tuple[list[int], Offsets]:
-    """Return the ids of a text without surrogates, and where each token stands."""
+def encode_with_offsets(text: str, tables: Tables) -> tuple[list[int], Offsets]:
+    """Return the token ids of a text without surrogates, and their offsets."""
     ids: list[int] = []
     offsets: Offsets = []
-    for begin, end, token in tables.raw.parts(text):
+    for begin, end, token in tables.raw.split(text):
         if token is not None:
             ids.append(tables.ids[token])
             offsets.append((begin, end))
         elif tables.folded is not None:
-            for at, start, stop in _normalized_places(text[begin:end], tables, tables.folded):
-                ids.append(at)
+            for token_id, start, stop in _normalized_spans(text[begin:end], tables, tables.folded):
+                ids.append(token_id)
                 offsets.append((begin + start, begin + stop))
         else:
-            for found in tables.chunk.finditer(text, begin, end):
-                flat, start = tables.chunks[found[0]], found.start()
+            for match in tables.chunk.finditer(text, begin, end):
+                flat, start = tables.chunks[match[0]], match.start()
                 for i in range(0, len(flat), 3):
                     ids.append(flat[i])
                     offsets.append((start + flat[i + 1], start + flat[i + 2]))
     return ids, offsets
 
 
-def _normalized_places(text: str, tables: Tables, folded: Finder) -> Iterator[Place]:
+def _normalized_spans(text: str, tables: Tables, folded: Finder) -> Iterator[IdSpan]:
     characters = normalized(text, tables.rules)
     form = "".join(character for character, _, _ in characters)
-    for begin, end, token in folded.parts(form):
+    for begin, end, token in folded.split(form):
         if token is not None:
-            found: list[Place] = [(tables.ids[token], 0, end - begin)]
+            id_spans: list[IdSpan] = [(tables.ids[token], 0, end - begin)]
         else:
-            found = [*tables.cut(form[begin:end])]
-        for at, first, last in found:
+            id_spans = [*tables.cut(form[begin:end])]
+        for token_id, first, last in id_spans:
             spans = characters[begin + first : begin + last]
-            yield at, min(start for _, start, _ in spans), max(stop for _, _, stop in spans)
+            yield token_id, min(start for _, start, _ in spans), max(stop for _, _, stop in spans)

@@ -1,9 +1,9 @@
-"""From a text to the words that BERT cuts into pieces: cleaned, spaced, lower-cased, unaccented.
+"""BERT's basic tokenization: a text is cleaned, spaced, lower-cased, stripped of accents and cut.
 
-There are two ways to the same words. `Spacing` is a table for `str.translate`: it takes each
-character by itself, and is fast. `words` looks at a character with its neighbours and knows where
-each came from. The table marks what it cannot do (a sigma that may be final, marks that may change
-places, surrogates) with `CARE`, and then `words` is asked.
+Two implementations give the same words. `Spacing`, a table for `str.translate`, takes each
+character by itself and is fast. `words` looks at a character with its neighbours and gives offsets.
+What needs the neighbours (a sigma that may be final, marks that may be reordered, surrogates) the
+table marks with `CARE`, and then `words` is used.
 """
 
 import re
@@ -24,11 +24,12 @@ class Special(NamedTuple):
 
 
 SPECIAL = Special()
-CARE = "\0"  # a text has none left: it is a control character
+CARE = "\0"  # a control character, so that no cleaned text holds it
 
 _REPLACEMENT = 0xFFFD
 _SURROGATES = range(0xD800, 0xE000)
-# Ideographs, each a word by itself. The gap from 2B820 to 2B91F in the second set is the peer's.
+# Ideographs, each a word by itself. The gap from 2B820 to 2B91F in the second set is in the
+# `tokenizers` library.
 _IDEOGRAPHS: dict[Edition, Ranges] = {
     "python": Ranges("3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2CEAF 2F800-2FA1F".split()),
     "tokenizers": Ranges(
@@ -38,10 +39,10 @@ _IDEOGRAPHS: dict[Edition, Ranges] = {
 
 
 class Profile(NamedTuple):
-    """What one published BERT tokenizer does differently from the others."""
+    """The settings in which one published BERT tokenizer differs from the others."""
 
-    edition: Edition  # whose character data
-    dropped: Literal["other", "control"]  # which characters vanish
+    edition: Edition  # of the character data
+    dropped: Literal["other", "control"]  # the characters that are removed
     max_characters: int  # of a word
     never_split: bool  # whether a text may hold special tokens as such
     anywhere: bool  # whether these count within a word too, before the text is cleaned
@@ -59,9 +60,9 @@ DEFAULT = "ppb-0.6.2"
 
 
 class Rules(NamedTuple):
-    """What is done to a text, in full."""
+    """The rules of cleaning and cutting, in full."""
 
-    known: Data
+    chars: Data
     dropped: Ranges
     ideographs: Ranges
     lower: bool
@@ -71,7 +72,7 @@ class Rules(NamedTuple):
 
 
 class Word(NamedTuple):
-    """A word, and where in the text each of its characters came from."""
+    """A word, and the offsets of each of its characters in the text."""
 
     text: str
     starts: list[int]
@@ -82,10 +83,10 @@ def make_rules(
     profile: Profile, lower: bool, strip: bool, ideographs: bool, never_split: tuple[str, ...]
 ) -> Rules:
     """Return the rules of a profile with its settings."""
-    known = data(profile.edition)
+    chars = data(profile.edition)
     return Rules(
-        known,
-        known.other if profile.dropped == "other" else known.control,
+        chars,
+        chars.other if profile.dropped == "other" else chars.control,
         _IDEOGRAPHS[profile.edition] if ideographs else Ranges([]),
         lower,
         strip,
@@ -95,18 +96,18 @@ def make_rules(
 
 
 def chunk_pattern(rules: Rules) -> re.Pattern[str]:
-    """Return a pattern that cuts a text where its words end for sure: `words` may take the parts.
+    """Return a pattern of chunks that no word crosses, so that `words` may take each by itself.
 
     Example:
         >>> chunk_pattern(make_rules(PROFILES[DEFAULT], True, True, True, ())).findall("a, b語c")
         ['a,', 'b', '語', 'c']
     """
-    alone, space = rules.ideographs.characters(), rules.known.space.characters()
+    alone, space = rules.ideographs.characters(), rules.chars.space.characters()
     return re.compile(f"[{alone}]|[^{space}{alone}]+" if alone else f"[^{space}]+")
 
 
 class Spacing(dict[int, str]):
-    """Character -> what becomes of it, with spaces around what is a word by itself."""
+    """Table of replacements for `str.translate`, with spaces around what is a word by itself."""
 
     __slots__ = ("rules",)
 
@@ -119,52 +120,52 @@ class Spacing(dict[int, str]):
         return text
 
     def _make(self, code: int) -> str:
-        rules, known = self.rules, self.rules.known
+        rules, chars = self.rules, self.rules.chars
         if code in _SURROGATES:
             return CARE
-        if _vanishes(code, rules):
+        if _is_dropped(code, rules):
             return ""
-        if code in known.space:
+        if code in chars.space:
             return " "
         folded = [character for character, _, _ in _fold(chr(code), [0], rules)]
-        text = "".join(f" {c} " if ord(c) in known.punctuation else c for c in folded)
+        text = "".join(f" {c} " if ord(c) in chars.punctuation else c for c in folded)
         if code in rules.ideographs:
             text = f" {text} "
-        moves = rules.strip and any(character in known.order for character in folded)
+        moves = rules.strip and any(character in chars.order for character in folded)
         return text + CARE if moves or (rules.sigma and chr(code) == "Σ") else text
 
 
 def normalized(text: str, rules: Rules) -> list[tuple[str, int, int]]:
-    r"""Return the characters of a text without surrogates, cleaned and folded, with their places.
+    r"""Return the characters of a text without surrogates, cleaned and folded, with offsets.
 
     Example:
         >>> rules = make_rules(PROFILES[DEFAULT], True, True, True, ())
         >>> normalized("É\t語", rules)
         [('e', 0, 1), (' ', 1, 2), (' ', 2, 3), ('語', 2, 3), (' ', 2, 3)]
     """
-    found: list[tuple[str, int, int]] = []
+    characters: list[tuple[str, int, int]] = []
     word: list[int] = []
-    for at, character in enumerate(text + " "):
+    for i, character in enumerate(text + " "):
         code = ord(character)
-        if _vanishes(code, rules):
+        if _is_dropped(code, rules):
             continue
         alone = code in rules.ideographs
-        if not alone and code not in rules.known.space:
-            word.append(at)
+        if not alone and code not in rules.chars.space:
+            word.append(i)
             continue
-        content = "".join(text[place] for place in word)
+        content = "".join(text[i] for i in word)
         if content in rules.never_split:
-            found += [(text[place], place, place + 1) for place in word]
+            characters += [(text[i], i, i + 1) for i in word]
         else:
-            found += _fold(content, word, rules)
+            characters += _fold(content, word, rules)
         word = []
-        space = (" ", at, at + 1)
-        found += [space, *_fold(character, [at], rules), space] if alone else [space]
-    return found[:-1]
+        space = (" ", i, i + 1)
+        characters += [space, *_fold(character, [i], rules), space] if alone else [space]
+    return characters[:-1]
 
 
 def only_cut(rules: Rules) -> Rules:
-    """Return the rules that cut a text which is `normalized`."""
+    """Return the rules that only cut, for a text that is `normalized` already."""
     nothing = Ranges([])
     return rules._replace(
         dropped=nothing, ideographs=nothing, lower=False, strip=False, sigma=False
@@ -174,20 +175,20 @@ def only_cut(rules: Rules) -> Rules:
 def words(text: str, rules: Rules) -> Iterator[Word]:
     """Yield the words of a text without surrogates.
 
-    Accents that are taken away belong to the character before them, so that the place of a word
-    takes in all of its accents.
+    Accents that are stripped belong to the character before them, so that the offsets of a word
+    include its accents.
     """
-    for cleaned, places in _clean(text, rules):
+    for cleaned, positions in _clean(text, rules):
         if cleaned in rules.never_split:
-            yield Word(cleaned, places, [place + 1 for place in places])
+            yield Word(cleaned, positions, [i + 1 for i in positions])
             continue
-        folded, begin = _fold(cleaned, places, rules), 0
-        for at, (character, _, _) in enumerate(folded):
-            if ord(character) in rules.known.punctuation:
-                if begin < at:
-                    yield _word(folded[begin:at])
-                yield _word(folded[at : at + 1])
-                begin = at + 1
+        folded, begin = _fold(cleaned, positions, rules), 0
+        for i, (character, _, _) in enumerate(folded):
+            if ord(character) in rules.chars.punctuation:
+                if begin < i:
+                    yield _word(folded[begin:i])
+                yield _word(folded[i : i + 1])
+                begin = i + 1
         if begin < len(folded):
             yield _word(folded[begin:])
 
@@ -197,57 +198,58 @@ def _word(folded: list[tuple[str, int, int]]) -> Word:
     return Word("".join(characters), [*starts], [*ends])
 
 
-def _vanishes(code: int, rules: Rules) -> bool:
+def _is_dropped(code: int, rules: Rules) -> bool:
     return code in rules.dropped or code == _REPLACEMENT
 
 
 def _clean(text: str, rules: Rules) -> Iterator[tuple[str, list[int]]]:
-    """Yield what stands between spaces, ideographs apart, with the place of each character."""
-    places: list[int] = []
-    for at, character in enumerate(text + " "):
+    """Yield what is between spaces, ideographs apart, with the position of each character."""
+    positions: list[int] = []
+    for i, character in enumerate(text + " "):
         if "!" <= character <= "~":
-            places.append(at)
+            positions.append(i)
             continue
         code = ord(character)
         alone = code in rules.ideographs
-        if _vanishes(code, rules):
+        if _is_dropped(code, rules):
             continue
-        if not alone and code not in rules.known.space:
-            places.append(at)
+        if not alone and code not in rules.chars.space:
+            positions.append(i)
             continue
-        if places:
-            yield "".join(text[place] for place in places), places
-        places = []
+        if positions:
+            yield "".join(text[i] for i in positions), positions
+        positions = []
         if alone:
-            yield character, [at]
+            yield character, [i]
 
 
-def _fold(word: str, places: list[int], rules: Rules) -> list[tuple[str, int, int]]:
-    """Lower-case a word and take its accents away; return characters with their places."""
+def _fold(word: str, positions: list[int], rules: Rules) -> list[tuple[str, int, int]]:
+    """Lower-case a word and strip its accents; return characters with their offsets."""
     if word.isascii():
         word = word.lower() if rules.lower else word
-        return [(character, at, at + 1) for character, at in zip(word, places, strict=True)]
-    known = rules.known
+        return [(character, i, i + 1) for character, i in zip(word, positions, strict=True)]
+    chars = rules.chars
     entries: list[tuple[str, int]] = []
-    for at, character in enumerate(word):
-        if rules.sigma and character == "Σ" and final_sigma(word, at, known):
+    for i, character in enumerate(word):
+        if rules.sigma and character == "Σ" and final_sigma(word, i, chars):
             character = "ς"
         elif rules.lower:
-            character = known.lower.get(character, character)
+            character = chars.lower.get(character, character)
         if rules.strip:
-            character = "".join(decompose(part, known) for part in character)
-        entries += [(part, places[at]) for part in character]
+            character = "".join(decompose(part, chars) for part in character)
+        entries += [(part, positions[i]) for part in character]
     if not rules.strip:
-        return [(character, place, place + 1) for character, place in entries]
+        return [(character, i, i + 1) for character, i in entries]
+    # An accent is dropped, and extends the end of the character before it.
     ends: dict[int, int] = {}
     last = None
-    for part, place in entries:
-        if ord(part) not in known.mark:
-            last = place
+    for part, i in entries:
+        if ord(part) not in chars.mark:
+            last = i
         elif last is not None:
-            ends[last] = place + 1
+            ends[last] = i + 1
     return [
-        (part, place, ends.get(place, place + 1))
-        for part, place in reorder(entries, known)
-        if ord(part) not in known.mark
+        (part, i, ends.get(i, i + 1))
+        for part, i in reorder(entries, chars)
+        if ord(part) not in chars.mark
     ]

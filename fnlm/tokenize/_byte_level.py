@@ -1,4 +1,4 @@
-"""What GPT-2's tokenizer looks up: its alphabet, its words, its tables, and places in a text."""
+"""Tables of GPT-2's tokenizer: the byte alphabet, words, vocabulary; and offsets in a text."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,7 +34,7 @@ _BYTE_OF = {symbol: byte for byte, symbol in enumerate(ALPHABET)}
 
 
 class Tables(NamedTuple):
-    """What a tokenizer looks up, made once from its vocabulary and merges."""
+    """Look-up tables of a tokenizer, made once from its vocabulary and merges."""
 
     ids: dict[str, int]  # token -> id
     tokens: tuple[str, ...]  # id -> token
@@ -48,7 +48,7 @@ class Tables(NamedTuple):
 def make_tables(
     vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[str | Added]
 ) -> Tables:
-    """Check a vocabulary and its merges, and make the tables.
+    """Validate a vocabulary and its merges, and return the tables.
 
     Args:
         vocab: token -> id.
@@ -67,9 +67,9 @@ def make_tables(
     rules = bpe.merges(merges, vocab)
     ids, tokens = with_ids(vocab, added)
     bytes_ids = [ids[symbol] for symbol in ALPHABET]
-    made = {*rules.made, *bytes_ids}
-    special = {token: at for token, at in ids.items() if at not in made}
-    tokens = _checked(tokens, special, vocab)
+    ordinary = {*rules.made, *bytes_ids}
+    special = {token: token_id for token, token_id in ids.items() if token_id not in ordinary}
+    tokens = _validated(tokens, special, vocab)
 
     def encode_word(word: str) -> tuple[int, ...]:
         return tuple(bpe.merge([bytes_ids[byte] for byte in word.encode()], rules))
@@ -77,15 +77,15 @@ def make_tables(
     words = bpe.WordCache(encode_word)
 
     def encode_unit(unit: str) -> tuple[int, ...]:
-        found = words_of(" " + unit)
-        if len(found) == 1:  # most often; then `words` need not remember it as well
-            return encode_word(found[0])
-        return tuple(chain.from_iterable(map(words.__getitem__, found)))
+        unit_words = words_of(" " + unit)
+        if len(unit_words) == 1:  # the usual case, which `words` need not cache as well
+            return encode_word(unit_words[0])
+        return tuple(chain.from_iterable(map(words.__getitem__, unit_words)))
 
     try:
         content = {
-            at: token.encode() if token in special else bytes(map(_BYTE_OF.__getitem__, token))
-            for token, at in ids.items()
+            i: token.encode() if token in special else bytes(map(_BYTE_OF.__getitem__, token))
+            for token, i in ids.items()
         }
     except KeyError as error:
         raise ValueError(
@@ -103,7 +103,7 @@ def make_tables(
     )
 
 
-def _checked(
+def _validated(
     added: Iterable[Added], special: Mapping[str, int], vocab: Mapping[str, int]
 ) -> list[Added]:
     """Return the added tokens, less those of the vocabulary that are special all the same."""
@@ -114,14 +114,14 @@ def _checked(
     return [token for token in tokens if token.content not in vocab or not token.plain]
 
 
-def places(text: str) -> tuple[str, list[int] | None]:
-    r"""Return `text` well formed, and where each character of that (and its end) is in `text`.
+def with_origin(text: str) -> tuple[str, list[int] | None]:
+    r"""Return `text` well formed, and the index in `text` of each of its characters (and its end).
 
     Returns:
-        The well-formed text, and the places; None for them if the text was well formed already.
+        The well-formed text, and the indices; None for them if the text was well formed already.
 
     Example:
-        >>> places("\ud83d\udc4d!") == ("\U0001f44d!", [0, 2, 3])
+        >>> with_origin("\ud83d\udc4d!") == ("\U0001f44d!", [0, 2, 3])
         True
     """
     try:
@@ -133,7 +133,7 @@ def places(text: str) -> tuple[str, list[int] | None]:
 
 
 def offsets_in(word: str, start: int, sizes: Iterable[int]) -> Offsets:
-    """Return the offsets of the tokens of a word, given how many bytes each has.
+    """Return the offsets of the tokens of a word from their sizes in bytes.
 
     Args:
         word: the word.
@@ -147,5 +147,5 @@ def offsets_in(word: str, start: int, sizes: Iterable[int]) -> Offsets:
     ends = pairwise(accumulate(sizes, initial=0))
     if word.isascii():
         return [(start + begin, start + end) for begin, end in ends]
-    owner = [at for at, character in enumerate(word, start) for _ in character.encode()]
+    owner = [i for i, character in enumerate(word, start) for _ in character.encode()]  # per byte
     return [(owner[begin], owner[end - 1] + 1) for begin, end in ends]

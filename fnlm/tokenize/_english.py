@@ -1,4 +1,4 @@
-"""English words as spaCy finds them: affixes come off one by one, and listed words are exceptions.
+"""spaCy's English tokenization: affixes come off one by one, and listed words are exceptions.
 
 The text has been cleaned (`_fix_text.clean`): its chunks, what stands between two spaces, hold no
 curly quotes, and no two kinds of the marks that cleaning puts spaces around. So chunks are all
@@ -19,7 +19,7 @@ Words = tuple[str, ...]
 
 
 def _contractions() -> Iterator[Words]:
-    """Yield the parts of contractions in lower case, with their apostrophes."""
+    """Yield the parts of contractions, in lower case and with apostrophes."""
     with_have = "ca could did does do had may might must need ought sha should wo would".split()
     for verb in (*with_have, *"ai are dare has have is was were".split()):
         yield verb, "n't"
@@ -54,7 +54,7 @@ _WHOLE_ANY_CASE = "'cause 'cos 'coz 'cuz doin' goin' havin' lovin' nothin' nuthi
 
 
 def _exceptions() -> dict[str, Words]:
-    """Return the listed words, and what becomes of each."""
+    """Return word -> its parts, for the words that are listed."""
     parts = [tuple(words.split()) for words in (*_PARTS, *_PARTS_ANY_CASE)]
     parts += [(word[0].upper() + word[1:], *rest) for word, *rest in parts[len(_PARTS) :]]
     for words in _contractions():
@@ -118,7 +118,7 @@ _address = regex.compile(
 
 
 class _Lists(NamedTuple):
-    """The exceptions, as words of a text and as runs of what these would be cut into."""
+    """The exceptions, by their text and by the run of words that the rules would cut it into."""
 
     exceptions: dict[str, Words]
     runs: dict[Words, Words]
@@ -138,7 +138,7 @@ def _lists() -> _Lists:
 
 
 def split(chunk: str) -> list[str]:
-    """Return the words of a chunk of cleaned text, which holds no spaces; joined they are it.
+    """Return the words of a chunk of cleaned text (without spaces), which concatenate to it.
 
     Example:
         >>> split("don't"), split("U.S."), split("end."), split("$5.50'")
@@ -152,7 +152,7 @@ def split(chunk: str) -> list[str]:
 
 
 def _cut(chunk: str, exceptions: dict[str, Words]) -> list[str]:
-    """Take prefixes and suffixes off, until what is left is an exception or has none."""
+    """Strip prefixes and suffixes until the middle is an exception or has neither."""
     before: list[str] = []
     after: list[str] = []
     start, end = 0, len(chunk)
@@ -174,7 +174,7 @@ def _cut(chunk: str, exceptions: dict[str, Words]) -> list[str]:
 
 
 def _slice(chunk: str, start: int, end: int) -> str:
-    """Return a part of a chunk, if it is as short as exceptions are; else nothing."""
+    """Return a slice of a chunk if it is short enough for an exception, else an empty string."""
     return chunk[start:end] if end - start <= _LONGEST else ""
 
 
@@ -186,8 +186,8 @@ def _before_suffix(chunk: str, start: int, end: int) -> int:
     if end - dots > 1:
         return dots
     tail = max(start, end - _LONGEST)  # all that a suffix can look at
-    found = _suffix(chunk[tail:end])
-    return tail + found.start() if found else end
+    match = _suffix(chunk[tail:end])
+    return tail + match.start() if match else end
 
 
 def _middle(chunk: str) -> list[str]:
@@ -204,13 +204,13 @@ def _middle(chunk: str) -> list[str]:
 
 
 def _mended(words: list[str], lists: _Lists) -> list[str]:
-    """Put exceptions in the place of the runs of words that they would be cut into."""
+    """Replace the runs of words that exceptions were cut into by the parts of the exceptions."""
     result: list[str] = []
-    at = 0
-    while at < len(words):
-        sizes = range(min(lists.longest, len(words) - at), 1, -1)
-        runs = (tuple(words[at : at + size]) for size in sizes)
-        run = next((run for run in runs if run in lists.runs), (words[at],))
+    i = 0
+    while i < len(words):
+        sizes = range(min(lists.longest, len(words) - i), 1, -1)  # the longest run first
+        runs = (tuple(words[i : i + size]) for size in sizes)
+        run = next((run for run in runs if run in lists.runs), (words[i],))
         result += lists.runs.get(run, run)
-        at += len(run)
+        i += len(run)
     return result

@@ -1,17 +1,17 @@
-"""Reading and writing the files of a vocabulary."""
+"""Reading and writing vocabulary files."""
 
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fnlm.params import folder, hub
+from fnlm.files import folder, hub
 from fnlm.tokenize.bpe import well_formed
 
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 ADDED, ADDED_LINES = "added_tokens.json", "special_tokens.txt"
 WHOLE = "tokenizer.json"
-BESIDE = (CONFIG, MAP, ADDED, ADDED_LINES)  # what may stand beside a vocabulary
+BESIDE = (CONFIG, MAP, ADDED, ADDED_LINES)  # files that may accompany a vocabulary
 # Every name under which a tokenizer, of whichever family and program, leaves what a reader takes.
 OWNED = frozenset(
     {
@@ -61,7 +61,7 @@ def check_agreement(one: Path, other: Path, agree: bool) -> None:
 
 
 def save(directory: str | Path, contents: Mapping[str, str]) -> None:
-    """Write the files of a tokenizer, as one; those of a tokenizer that was there before go."""
+    """Write the files of a tokenizer as one; those of an earlier tokenizer are removed."""
 
     def writer(content: str) -> Callable[[Path], object]:
         return lambda path: path.write_bytes(content.encode())
@@ -71,7 +71,7 @@ def save(directory: str | Path, contents: Mapping[str, str]) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value as an error message has it, at most some 100 characters."""
+    """Return the repr of a value for an error message, at most some 100 characters."""
     text = repr(value)
     return text if len(text) <= 100 else f"{text[:97]}..."
 
@@ -90,12 +90,12 @@ def read_json(path: Path) -> Any:
     """Return what a JSON file holds; the error of a broken one names the file."""
 
     def unique(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(items)
-        if len(found) < len(items):
+        unique_items = dict(items)
+        if len(unique_items) < len(items):
             names = [name for name, _ in items]
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"the key {shown(twice)} is there twice")
-        return found
+        return unique_items
 
     text = read_text(path)
     try:
@@ -118,16 +118,16 @@ def read_vocab(path: Path) -> dict[str, int]:
 
 
 def checked_vocab(value: Any, where: str) -> dict[str, int]:
-    """Return a vocabulary that came out of JSON, if it is one."""
-    if not isinstance(value, dict) or not all(type(at) is int for at in value.values()):
+    """Return a vocabulary read from JSON, after validation."""
+    if not isinstance(value, dict) or not all(type(token_id) is int for token_id in value.values()):
         raise ValueError(f"{where} is not a JSON object of token: id; is it a vocabulary?")
     ids = value.values()
     if not ids or (0 <= min(ids) and max(ids) < _LARGEST_ID and _is_text("".join(value))):
         return value
-    for token, at in value.items():
-        if not 0 <= at < _LARGEST_ID or not _is_text(token):
+    for token, token_id in value.items():
+        if not 0 <= token_id < _LARGEST_ID or not _is_text(token):
             raise ValueError(
-                f"{where} has {shown(token)}: {shown(at)}, which is no token with an id"
+                f"{where} has {shown(token)}: {shown(token_id)}, which is no token with an id"
             )
     return value
 
@@ -202,13 +202,13 @@ def unmade(
         >>> unmade({"a": 0, "b": 1, "ab": 2, "ba": 3, "<ab>": 4, "pad": 5}, [("a", "b")])
         ['ba']
     """
-    made = {left + right for left, right in pairs}
+    merged = {left + right for left, right in pairs}
 
     def joined(token: str) -> bool:
-        parts = range(1, len(token.removesuffix(end)))
-        return any(token[:at] in vocab and token[at:] in vocab for at in parts)
+        cuts = range(1, len(token.removesuffix(end)))
+        return any(token[:i] in vocab and token[i:] in vocab for i in cuts)
 
-    missing = (token for token in vocab if token not in made and len(token) > 1)
+    missing = (token for token in vocab if token not in merged and len(token) > 1)
     return [
         token for token in missing if token[0] + token[-1] not in ("<>", "[]") and joined(token)
     ]
@@ -218,7 +218,7 @@ def check_merges(
     where: Path,
     vocab: Mapping[str, int],
     pairs: Collection[tuple[str, str]],
-    known: Collection[str],
+    special: Collection[str],
     end: str = "",
 ) -> None:
     """Raise an error if merges are missing: the file may have been cut short.
@@ -227,13 +227,13 @@ def check_merges(
         where: the file of the merges.
         vocab: token -> id.
         pairs: the merges.
-        known: tokens that need no merge, being special.
+        special: tokens that need no merge.
         end: what follows the last symbol of a word.
     """
-    lost = [token for token in unmade(vocab, pairs, end) if token not in known]
-    if lost:
+    missing = [token for token in unmade(vocab, pairs, end) if token not in special]
+    if missing:
         raise ValueError(
-            f"{where} has {len(pairs)} merges, and none of them makes {shown(lost[-1])}, as for "
-            f"{len(lost)} tokens of the vocabulary in all: was the file cut short? Copy merges and "
-            f"vocabulary again; a token that needs no merge must be listed in {ADDED}"
+            f"{where} has {len(pairs)} merges, and none of them makes {shown(missing[-1])}, as for "
+            f"{len(missing)} tokens of the vocabulary in all: was the file cut short? Copy merges "
+            f"and vocabulary again; a token that needs no merge must be listed in {ADDED}"
         )

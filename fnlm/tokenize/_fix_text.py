@@ -1,6 +1,7 @@
-r"""Text made clean before GPT's words are found: ftfy's part of it, and that of GPT's authors.
+r"""Cleaning of text before GPT's words are found: the steps of ftfy and of GPT's authors.
 
-Every step is a function from a text to edits, so that the same steps serve with places and without.
+Every step is a function from a text to edits, so that the same steps serve with and without
+offsets.
 
 Sources: ftfy 4.4.3, `fix_text` with its defaults; openai/finetune-transformer-lm, `text_utils.py`.
 Deviation: text decoded by the wrong encoding is repaired where it is UTF-8 read as Latin-1 or
@@ -14,51 +15,51 @@ from typing import NamedTuple
 
 import regex
 
-Edit = tuple[int, int, str]  # start, end, and what stands there from now on
+Edit = tuple[int, int, str]  # start, end, replacement
 Step = Callable[[str], Iterable[Edit]]
 Span = tuple[int, int]
 
 
 class Traced(NamedTuple):
-    """A text, and where in the original one each of its characters came from."""
+    """A text, and the offsets of each of its characters in the original."""
 
     text: str
-    places: list[Span] | None  # None where nobody asks
+    offsets: list[Span] | None  # None if they are not traced
 
 
 def whole(text: str, traced: bool) -> Traced:
-    """Return a text as it is, with places if they will be asked for."""
-    return Traced(text, [(at, at + 1) for at in range(len(text))] if traced else None)
+    """Return a text as it is, with offsets if `traced`."""
+    return Traced(text, [(i, i + 1) for i in range(len(text))] if traced else None)
 
 
 def edited(source: Traced, edits: Iterable[Edit]) -> Traced:
-    """Return a text with edits made, which are in order and do not overlap.
+    """Apply edits to a text; they are in order and do not overlap.
 
     Example:
         >>> edited(whole("a&lt;b", True), [(1, 5, "<")])
-        Traced(text='a<b', places=[(0, 1), (1, 5), (5, 6)])
+        Traced(text='a<b', offsets=[(0, 1), (1, 5), (5, 6)])
     """
     pieces: list[str] = []
-    places: list[Span] = []
+    offsets: list[Span] = []
     done = 0
     for start, end, new in edits:
         pieces += source.text[done:start], new
-        if source.places is not None:
-            places += source.places[done:start]
-            old = source.places[start:end]
-            near = old or source.places[start - 1 : start] or source.places[:1]
+        if source.offsets is not None:
+            offsets += source.offsets[done:start]
+            old = source.offsets[start:end]
+            near = old or source.offsets[start - 1 : start] or source.offsets[:1]
             same = len(new) == len(old)
-            places += old if same else [(near[0][0], near[-1][1])] * len(new)
+            offsets += old if same else [(near[0][0], near[-1][1])] * len(new)
         done = end
     if not pieces:
         return source
     pieces.append(source.text[done:])
-    rest = None if source.places is None else places + source.places[done:]
-    return Traced("".join(pieces), rest)
+    traced_to_end = None if source.offsets is None else offsets + source.offsets[done:]
+    return Traced("".join(pieces), traced_to_end)
 
 
 def _sub(pattern: str, new: Callable[[str], str]) -> Step:
-    """Make the step that puts `new(match)` in the place of every match."""
+    """Return the step that replaces every match by `new(match)`."""
     find = regex.compile(pattern).finditer
 
     def step(text: str) -> Iterator[Edit]:
@@ -70,11 +71,11 @@ def _sub(pattern: str, new: Callable[[str], str]) -> Step:
 
 
 # The control characters C1, and what their bytes are in Windows-1252 (five are themselves there).
-_WINDOWS = {chr(at): bytes([at]).decode("cp1252", "ignore") or chr(at) for at in range(0x80, 0xA0)}
+_WINDOWS = {chr(i): bytes([i]).decode("cp1252", "ignore") or chr(i) for i in range(0x80, 0xA0)}
 _BYTES = str.maketrans({windows: control for control, windows in _WINDOWS.items()})
 _not_ascii = regex.compile(r"[^\x00-\x7f]+").finditer
 # What three bytes of a quote, dash or dot of UTF-8 become; the last is no punctuation by itself.
-_QUOTE = "".join(_WINDOWS.get(chr(at), chr(at)) for at in range(0x80, 0xC0))
+_QUOTE = "".join(_WINDOWS.get(chr(i), chr(i)) for i in range(0x80, 0xC0))
 _quotes = regex.compile(rf"â€(?![…‹‘’–—›\xa0¡«´»¿])[{_QUOTE}]").finditer
 
 
@@ -83,7 +84,7 @@ def _again(text: str) -> str:
 
 
 def _repair(text: str) -> Iterator[Edit]:
-    """Read again, as UTF-8, what was read as Latin-1 or Windows-1252; read C1 as the latter."""
+    """Decode as UTF-8 what was decoded as Latin-1 or Windows-1252; C1 controls as the latter."""
     if text.isascii():
         return
     try:
@@ -111,8 +112,8 @@ def _unescape(entity: str) -> str:
 
 
 def _characters() -> dict[str, str]:
-    """Return what single characters become: ligatures, wide ones, quotes, line ends, controls."""
-    wide = [chr(at) for at in (0x3000, *range(0xFF01, 0xFFF0))]
+    """Return the replacements of ligatures, wide characters, quotes, line ends and controls."""
+    wide = [chr(i) for i in (0x3000, *range(0xFF01, 0xFFF0))]
     controls = [*range(9), 0x0B, *range(0x0E, 0x20), 0x7F, *range(0x206A, 0x2070), 0xFEFF]
     controls += [*range(0xFFF9, 0xFFFD), *range(0x1D173, 0x1D17B), *range(0xE0000, 0xE0080)]
     ligatures = {"Ĳ": "IJ", "ĳ": "ij", "ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl"}
@@ -141,7 +142,7 @@ _may_need_fixes = regex.compile(r"[^\t\n\x0c\x20-\x25\x27-\x7e]").search
 
 
 def _fix_line(line: Traced, entities: bool) -> Traced:
-    """Make the fixes again and again until nothing is left to fix."""
+    """Apply the fixes until they change nothing."""
     before = None
     while before != line.text:
         before = line.text
@@ -155,16 +156,16 @@ def _fix(source: Traced) -> Traced:
     if not _may_need_fixes(source.text):
         return source
     pieces: list[str] = []
-    places: list[Span] = []
-    entities, at = True, 0
+    offsets: list[Span] = []
+    entities, start = True, 0
     for piece in regex.findall(r"[^\n]*\n|[^\n]+", source.text):
         entities = entities and not ("<" in piece and ">" in piece)
-        end = at + len(piece)
-        line = _fix_line(Traced(piece, source.places and source.places[at:end]), entities)
+        end = start + len(piece)
+        line = _fix_line(Traced(piece, source.offsets and source.offsets[start:end]), entities)
         pieces.append(line.text)
-        places += line.places or []
-        at = end
-    return Traced("".join(pieces), None if source.places is None else places)
+        offsets += line.offsets or []
+        start = end
+    return Traced("".join(pieces), None if source.offsets is None else offsets)
 
 
 _marks = regex.compile(
@@ -180,11 +181,11 @@ def _space_marks(text: str) -> Iterator[Edit]:
 
 
 def _strip(text: str) -> Iterator[Edit]:
-    kept = text.strip()
-    if len(kept) < len(text):
-        start = text.find(kept)
+    stripped = text.strip()
+    if len(stripped) < len(text):
+        start = text.find(stripped)
         yield 0, start, ""
-        yield start + len(kept), len(text), ""
+        yield start + len(stripped), len(text), ""
 
 
 _PLAIN = {"—": "-", "–": "-", "―": "-", "…": "...", "´": "'"}
@@ -198,7 +199,7 @@ _STANDARD: tuple[Step, ...] = (
 
 
 def clean(text: str, traced: bool = False) -> Traced:
-    r"""Return what stands for a text: its words, marks and line ends between single spaces.
+    r"""Return a text cleaned: its words, marks and line ends between single spaces.
 
     Args:
         text: without surrogates.
@@ -208,7 +209,7 @@ def clean(text: str, traced: bool = False) -> Traced:
         >>> clean("“Caf\u0065\u0301”&amp;c.\r\n\r\nx").text
         '" Café " &c. \n x'
         >>> clean("a--b", traced=True)
-        Traced(text='a -- b', places=[(0, 1), (0, 1), (1, 2), (2, 3), (2, 3), (3, 4)])
+        Traced(text='a -- b', offsets=[(0, 1), (0, 1), (1, 2), (2, 3), (2, 3), (3, 4)])
     """
     result = _fix(whole(text, traced))
     for step in _STANDARD:

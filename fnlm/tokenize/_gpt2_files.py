@@ -18,7 +18,7 @@ _FORMS = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("encoder.json", "v
 
 
 class Files(NamedTuple):
-    """What the files say: the arguments of `gpt2.Tokenizer`."""
+    """The contents of the files: the arguments of `gpt2.Tokenizer`."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
@@ -27,27 +27,27 @@ class Files(NamedTuple):
 
 
 def read(name_or_path: str | Path) -> Files:
-    """Return what the files of a tokenizer say.
+    """Read the files of a tokenizer.
 
     Raises:
         FileNotFoundError: there are none; the message says where they were looked for.
         ValueError: a file is not what its name says, or has a setting that is not supported.
     """
-    found = _files.find(name_or_path, _FORMS)
-    paths = found.paths
+    files = _files.find(name_or_path, _FORMS)
+    paths = files.paths
     vocab, merges, rows, spaced = _read(paths)
-    for other in found.others:
+    for other in files.others:
         _files.check_agreement(paths[0], other[0], _read(other)[:2] == (vocab, merges))
-    said = _settings.read(FAMILY, vocab, found.beside, rows)
-    if spaced and "add_prefix_space" not in said.settings:
+    metadata = _settings.read(FAMILY, vocab, files.beside, rows)
+    if spaced and "add_prefix_space" not in metadata.settings:
         raise ValueError(
             f"{paths[0]} has add_prefix_space=True, which `tokenizers` heeds and the class of "
             f"`transformers` does not: say in a {_files.CONFIG} beside it whether it is meant"
         )
-    _files.check_merges(paths[-1], vocab, merges, said.added)
-    _settings.check_special(said, vocab, merges)
-    added = arguments(said.added.values(), vocab)
-    return Files(vocab, merges, added, said.settings.get("add_prefix_space", False))
+    _files.check_merges(paths[-1], vocab, merges, metadata.added)
+    _settings.check_special(metadata, vocab, merges)
+    added = arguments(metadata.added.values(), vocab)
+    return Files(vocab, merges, added, metadata.settings.get("add_prefix_space", False))
 
 
 def _read(

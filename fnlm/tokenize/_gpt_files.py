@@ -24,7 +24,7 @@ _FORMS = (
 
 
 class Files(NamedTuple):
-    """What the files say: the arguments of `gpt.Tokenizer`."""
+    """The contents of the files: the arguments of `gpt.Tokenizer`."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
@@ -34,30 +34,30 @@ class Files(NamedTuple):
 
 
 def read(name_or_path: str | Path) -> Files:
-    """Return what the files of a tokenizer say.
+    """Read the files of a tokenizer.
 
     Raises:
         FileNotFoundError: there are none; the message says where they were looked for.
         ValueError: a file is not what its name says, or has a setting that is not supported.
     """
-    found = _files.find(name_or_path, _FORMS)
-    paths = found.paths
+    files = _files.find(name_or_path, _FORMS)
+    paths = files.paths
     vocab, merges, rows, unknown = _read(paths)
-    for other in found.others:
+    for other in files.others:
         _files.check_agreement(paths[0], other[0], _read(other)[:2] == (vocab, merges))
-    said = _settings.read(FAMILY, vocab, found.beside, rows)
-    mode = said.settings.get("mode", "original")
+    metadata = _settings.read(FAMILY, vocab, files.beside, rows)
+    mode = metadata.settings.get("mode", "original")
     if mode not in WAYS:
-        where = found.beside[_files.CONFIG]
+        where = files.beside[_files.CONFIG]
         raise ValueError(
             f"{where} asks for mode={_files.shown(mode)}, which must be one of {[*WAYS]}"
         )
-    named = said.named.get("unk_token", "<unk>")
-    _settings.check_unknown(said, paths[0], unknown, named)
-    known = {*said.added, named}
-    _files.check_merges(paths[-1], vocab, merges, known, END_OF_WORD)
-    _settings.check_special(said, vocab, merges, END_OF_WORD)
-    return Files(vocab, merges, mode, arguments(said.added.values(), vocab), named)
+    named = metadata.named.get("unk_token", "<unk>")
+    _settings.check_unknown(metadata, paths[0], unknown, named)
+    special = {*metadata.added, named}
+    _files.check_merges(paths[-1], vocab, merges, special, END_OF_WORD)
+    _settings.check_special(metadata, vocab, merges, END_OF_WORD)
+    return Files(vocab, merges, mode, arguments(metadata.added.values(), vocab), named)
 
 
 def _read(

@@ -1,6 +1,6 @@
-"""The two ways from a text to the words that GPT's byte-pair encoding cuts: lower-cased.
+"""The two pre-tokenizers of GPT, from a text to the lower-cased words that byte-pair encoding cuts.
 
-Each way has a fast side, chunks that a cache can hold and the words of a chunk, and a traced one.
+Each has a fast path (chunks that can be cached, and the words of a chunk) and one with offsets.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 from fnlm.tokenize import _bert_words, _english
-from fnlm.tokenize._byte_level import places
+from fnlm.tokenize._byte_level import with_origin
 from fnlm.tokenize._fix_text import Span, clean
 from fnlm.tokenize.bpe import well_formed
 
@@ -17,18 +17,18 @@ Mode = Literal["original", "fallback"]
 
 
 class Word(NamedTuple):
-    """A word, and where in the text each of its characters came from."""
+    """A word, and the offsets of each of its characters in the text."""
 
     text: str
-    places: list[Span]
+    offsets: list[Span]
 
 
 class Way(NamedTuple):
-    """How the words of a text are found."""
+    """A pre-tokenizer: how the words of a text are found."""
 
-    chunks: Callable[[str], list[str]]  # text -> what can be looked at by itself
+    chunks: Callable[[str], list[str]]  # text -> pieces that are cut independently
     words: Callable[[str], list[str]]  # chunk -> its words
-    traced: Callable[[str], Iterator[Word]]  # text without surrogates -> its words, with places
+    traced: Callable[[str], Iterator[Word]]  # text without surrogates -> its words, with offsets
 
 
 def _chunks(text: str) -> list[str]:
@@ -41,14 +41,14 @@ def _words(chunk: str) -> list[str]:
 
 def _traced(text: str) -> Iterator[Word]:
     cleaned = clean(text, traced=True)
-    spans = cleaned.places or []
-    at = 0
+    spans = cleaned.offsets or []
+    start = 0
     for chunk in cleaned.text.split(" "):
         for word in _english.split(chunk) if chunk else ():
-            pairs = zip(word, spans[at : at + len(word)], strict=True)
+            pairs = zip(word, spans[start : start + len(word)], strict=True)
             yield Word(word.lower(), [span for c, span in pairs for _ in c.lower()])
-            at += len(word)
-        at += 1
+            start += len(word)
+        start += 1  # the space
 
 
 @cache
@@ -78,13 +78,13 @@ WAYS: dict[Mode, Way] = {
 
 
 def traced(text: str, way: Way) -> Iterator[Word]:
-    """Yield the words of any text, with their places in it.
+    """Yield the words of any text, with their offsets in it.
 
     Example:
         >>> [*traced("Don't", WAYS["original"])][1]
-        Word(text="n't", places=[(2, 3), (3, 4), (4, 5)])
+        Word(text="n't", offsets=[(2, 3), (3, 4), (4, 5)])
     """
-    formed, origin = places(text)
+    formed, origin = with_origin(text)
     for word, spans in way.traced(formed):
         if origin is not None:
             spans = [(origin[start], origin[end]) for start, end in spans]
@@ -92,18 +92,18 @@ def traced(text: str, way: Way) -> Iterator[Word]:
 
 
 def offsets_in(word: Word, sizes: list[int]) -> Iterator[Span]:
-    """Yield the place of each token of a word, given how many characters each has."""
+    """Yield the offsets of the tokens of a word from their sizes in characters."""
     for begin, end in pairwise(accumulate(sizes, initial=0)):
-        spans = word.places[begin:end]
+        spans = word.offsets[begin:end]
         yield min(start for start, _ in spans), max(stop for _, stop in spans)
 
 
 @cache
-def _theirs() -> _bert_words.Rules:
+def _transformers_rules() -> _bert_words.Rules:
     profile = _bert_words.PROFILES["transformers"]
     return _bert_words.make_rules(profile, True, True, True, ())
 
 
 def normalized(text: str) -> list[tuple[str, int, int]]:
-    """Return the characters of a text as `transformers` normalizes it, with their places."""
-    return _bert_words.normalized(text, _theirs())
+    """Return the characters of a text as `transformers` normalizes it, with their offsets."""
+    return _bert_words.normalized(text, _transformers_rules())

@@ -1,4 +1,4 @@
-"""What the settings beside a vocabulary say: each is heeded, harmless, or refused by its name.
+"""The settings beside a vocabulary: each is applied, harmless, or refused by name.
 
 The settings are those of `transformers` and of pytorch-pretrained-BERT. What neither knows changes
 no ids there, and none here.
@@ -65,7 +65,7 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
 
 class Family(NamedTuple):
-    """What the settings of a family of tokenizers are."""
+    """The settings of a family of tokenizers."""
 
     name: str
     classes: Collection[str]  # values of tokenizer_class
@@ -77,29 +77,29 @@ class Row(NamedTuple):
     """An added token as a file has it."""
 
     token: Added
-    at: int | None  # its id; None if the file gives none
+    token_id: int | None  # None if the file gives none
     where: str
 
 
-class Said(NamedTuple):
-    """What settings and lists of added tokens say."""
+class Metadata(NamedTuple):
+    """The settings and added tokens in the files beside a vocabulary."""
 
     settings: dict[str, Any]  # arguments of the tokenizer
     named: dict[str, str]  # such as "unk_token" -> the token
     vocab: dict[str, int]  # with the added tokens
     added: dict[str, Added]  # all added tokens, by content, in the order of their ids
-    listed: frozenset[str]  # those of them that are listed, and not only called special
-    where: dict[str, str]  # the file and key that tells of each
-    absent: frozenset[str]  # those of `NAMED` that are said to be none
+    listed: frozenset[str]  # those in a list, and not only named as special
+    where: dict[str, str]  # added token -> the file and key that have it
+    absent: frozenset[str]  # those of `NAMED` that are null
 
 
-GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # told by tokenizer.json alone
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")  # described by tokenizer.json alone
 
 
 def read(
     family: Family, vocab: Mapping[str, int], beside: Mapping[str, Path], rows: Iterable[Row] | None
-) -> Said:
-    """Return what the files beside a vocabulary say.
+) -> Metadata:
+    """Read the settings and added tokens in the files beside a vocabulary.
 
     Args:
         family: whose tokenizer it is.
@@ -127,61 +127,62 @@ def read(
     for older in _older(beside, vocab, special):  # they know no flags
         listed.append(older._replace(token=flags.get(older.token.content, older.token)))
     extra = [*named.values(), *extra]
-    known = {row.token.content for row in listed}
-    ids, added = _number(vocab, listed, extra, known)
+    contents = {row.token.content for row in listed}
+    ids, added = _number(vocab, listed, extra, contents)
     names = {key: row.token.content for key, row in named.items()}
-    places = {row.token.content: row.where for row in (*extra, *listed)}
+    sources = {row.token.content: row.where for row in (*extra, *listed)}
     absent = frozenset(key for key, value, _ in items if key in NAMED and value is None)
-    return Said(settings, names, ids, added, frozenset(known), places, absent)
+    return Metadata(settings, names, ids, added, frozenset(contents), sources, absent)
 
 
 def check_special(
-    said: Said, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], end: str = ""
+    metadata: Metadata, vocab: Mapping[str, int], merges: Iterable[tuple[str, str]], end: str = ""
 ) -> None:
     """Raise an error if a special token is an ordinary one of the vocabulary.
 
     Args:
-        said: what the files beside it say.
+        metadata: the settings beside it, of `read`.
         vocab: token -> id.
         merges: the pairs of tokens that join.
         end: what follows the last symbol of a word.
     """
-    old = [token for token in said.added if token in vocab]
-    made = {left + right for left, right in merges} if old else ()
-    for token in old:
-        if token in made or len(token.removesuffix(end)) == 1:
+    in_vocab = [token for token in metadata.added if token in vocab]
+    merged = {left + right for left, right in merges} if in_vocab else ()
+    for token in in_vocab:
+        if token in merged or len(token.removesuffix(end)) == 1:
             raise ValueError(
-                f"{said.where[token]} has {shown(token)}, which is an ordinary token of the "
+                f"{metadata.where[token]} has {shown(token)}, which is an ordinary token of the "
                 "vocabulary, and so can't be a special or an added one; take it out there"
             )
 
 
-def check_unknown(said: Said, path: Path, unknown: str | None, named: str) -> None:
+def check_unknown(metadata: Metadata, path: Path, unknown: str | None, named: str) -> None:
     """Raise an error if a tokenizer.json has another unknown token than the settings beside it."""
-    if "unk_token" in said.absent or unknown not in (None, named):
+    if "unk_token" in metadata.absent or unknown not in (None, named):
         raise ValueError(
             f"{path} has the unknown token {shown(unknown)}, and the settings beside it "
-            f"{shown(said.named.get('unk_token'))}: let a {_files.CONFIG} have the same unk_token"
+            f"{shown(metadata.named.get('unk_token'))}: let a {_files.CONFIG} have the same "
+            "unk_token"
         )
 
 
-def row(value: Any, where: str, at: Any = None, special: bool = False) -> Row:
-    """Return an added token that came out of JSON.
+def row(value: Any, where: str, token_id: Any = None, special: bool = False) -> Row:
+    """Return an added token read from JSON.
 
     Args:
         value: its content, or an object of content and flags.
         where: file and key, for errors.
-        at: its id.
-        special: whether it is special where the object does not say so.
+        token_id: its id.
+        special: whether it is special where the object has no such flag.
     """
     if isinstance(value, str):
         value = {"content": value, "special": True}
     if not isinstance(value, dict):
         raise ValueError(f"{where} has {shown(value)}, which is no added token")
-    told = {key: item for key, item in value.items() if key not in ("id", "__type")}
-    content = told.pop("content", None)
-    flags = {key: told.pop(key, False) for key in _FLAGS if key in told}
-    if told or not isinstance(content, str) or {*map(type, flags.values())} - {bool}:
+    fields = {key: item for key, item in value.items() if key not in ("id", "__type")}
+    content = fields.pop("content", None)
+    flags = {key: fields.pop(key, False) for key in _FLAGS if key in fields}
+    if fields or not isinstance(content, str) or {*map(type, flags.values())} - {bool}:
         raise ValueError(
             f"{where} has {shown(value)}, which is no added token: it has a content, and may "
             f"have the flags {', '.join(_FLAGS)}, true or false"
@@ -189,7 +190,7 @@ def row(value: Any, where: str, at: Any = None, special: bool = False) -> Row:
     if not content or well_formed(content) != content:
         raise ValueError(f"{where} has an added token {shown(content)}, which is empty or not text")
     special = flags.pop("special", special)
-    return Row(Added(content, **{"normalized": not special} | flags), at, where)
+    return Row(Added(content, **{"normalized": not special} | flags), token_id, where)
 
 
 def _object(beside: Mapping[str, Path], name: str) -> dict[str, Any]:
@@ -215,17 +216,17 @@ def _check(family: Family, config: Mapping[str, Any], where: str, whole: bool) -
 
 
 def _settings(family: Family, config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    found = {}
-    for theirs, (ours, kind) in family.heeded.items():
-        value = config.get(theirs)
+    settings = {}
+    for name, (argument, kind) in family.heeded.items():
+        value = config.get(name)
         if value is None:
             continue
         if not isinstance(value, kind):
-            raise ValueError(f"{where} has {theirs}={shown(value)}, not a {kind.__name__} or null")
+            raise ValueError(f"{where} has {name}={shown(value)}, not a {kind.__name__} or null")
         if kind is list and not all(isinstance(item, str) for item in value):
-            raise ValueError(f"{where} has {theirs}={shown(value)}, not a list of texts")
-        found[ours] = value
-    return found
+            raise ValueError(f"{where} has {name}={shown(value)}, not a list of texts")
+        settings[argument] = value
+    return settings
 
 
 def _special(items: Iterable[tuple[str, Any, str]]) -> tuple[dict[str, Row], list[Row]]:
@@ -248,25 +249,26 @@ def _special(items: Iterable[tuple[str, Any, str]]) -> tuple[dict[str, Row], lis
 
 def _rows(config: Mapping[str, Any], where: str) -> list[Row]:
     """Return the added tokens of a tokenizer_config.json that gives their ids."""
-    told = config.get(ROWS)
-    if told is None:
+    by_id = config.get(ROWS)
+    if by_id is None:
         return []
-    if not isinstance(told, dict):
-        raise ValueError(f"{where} has {ROWS}={shown(told)}, not an object of id: token")
-    found = []
-    for at, value in told.items():
-        if not at.isdecimal() or not at.isascii() or len(at) > 9 or not isinstance(value, dict):
+    if not isinstance(by_id, dict):
+        raise ValueError(f"{where} has {ROWS}={shown(by_id)}, not an object of id: token")
+    rows = []
+    for digits, value in by_id.items():
+        is_id = digits.isdecimal() and digits.isascii() and len(digits) <= 9
+        if not is_id or not isinstance(value, dict):
             raise ValueError(
-                f"{where}, {ROWS} has {shown(at)}: {shown(value)}, not an id and its token"
+                f"{where}, {ROWS} has {shown(digits)}: {shown(value)}, not an id and its token"
             )
-        found.append(row(value, f"{where}, {ROWS}", int(at)))
-    return found
+        rows.append(row(value, f"{where}, {ROWS}", int(digits)))
+    return rows
 
 
 def _older(
     beside: Mapping[str, Path], vocab: Mapping[str, int], special: Collection[str]
 ) -> Iterable[Row]:
-    """Yield the added tokens of added_tokens.json, or of the ancestor's special_tokens.txt."""
+    """Yield the added tokens of added_tokens.json, or of the older special_tokens.txt."""
     lines: list[str] = []
     if path := beside.get(_files.ADDED_LINES):
         lines = [line for line in _files.read_text(path).split("\n") if line]
@@ -277,56 +279,59 @@ def _older(
         new = sorted(ids.keys() - vocab.keys(), key=ids.__getitem__)
         if lines and lines != new:
             raise ValueError(f"{listing} and {path} list other tokens; remove the one that is old")
-        for token, at in ids.items():
-            told = {"content": token, "special": token in special or token in lines}
-            yield row(told, str(listing), at)
+        for token, token_id in ids.items():
+            fields = {"content": token, "special": token in special or token in lines}
+            yield row(fields, str(listing), token_id)
     else:
-        for at, line in enumerate(lines, start=len(vocab)):
-            yield row(line, str(path), at)
+        for token_id, line in enumerate(lines, start=len(vocab)):
+            yield row(line, str(path), token_id)
 
 
 def _number(
-    vocab: Mapping[str, int], rows: Iterable[Row], extra: Iterable[Row], known: Collection[str]
+    vocab: Mapping[str, int], rows: Iterable[Row], extra: Iterable[Row], listed: Collection[str]
 ) -> tuple[dict[str, int], dict[str, Added]]:
-    """Return the vocabulary with all added tokens, and these, in the order of their ids."""
-    found: dict[str, Row] = {}
+    """Return the vocabulary with all added tokens, and these in the order of their ids."""
+    by_content: dict[str, Row] = {}
     for new in rows:
         content = new.token.content
-        old = found.setdefault(content, new)
-        at = vocab.get(content, old.at)
-        if new.at is not None and new.at != at:
+        old = by_content.setdefault(content, new)
+        token_id = vocab.get(content, old.token_id)
+        if new.token_id is not None and new.token_id != token_id:
             raise ValueError(
-                f"{new.where} gives the added token {shown(content)} the id {new.at}, but its id "
-                f"in {'the vocabulary' if content in vocab else old.where} is {at}"
+                f"{new.where} gives the added token {shown(content)} the id {new.token_id}, but "
+                f"its id in {'the vocabulary' if content in vocab else old.where} is {token_id}"
             )
         if old.token != new.token:
             raise ValueError(
                 f"{old.where} and {new.where} contradict each other: {shown(old.token)}, "
                 f"{shown(new.token)}"
             )
-    new_rows = [row for content, row in found.items() if content not in vocab]
-    numbered = sorted((row.at, row.token.content) for row in new_rows if row.at is not None)
-    wanted = range(len(vocab), len(vocab) + len(numbered))
-    if [at for at, _ in numbered] != [*wanted]:
+    new_rows = [row for content, row in by_content.items() if content not in vocab]
+    numbered = sorted(
+        (row.token_id, row.token.content) for row in new_rows if row.token_id is not None
+    )
+    expected = range(len(vocab), len(vocab) + len(numbered))
+    if [token_id for token_id, _ in numbered] != [*expected]:
         raise ValueError(
             f"added tokens {shown([content for _, content in numbered])} in {new_rows[0].where} "
             f"must have the {len(numbered)} ids that follow the {len(vocab)} of the vocabulary, "
-            f"and have {shown([at for at, _ in numbered])}; name a token for each id left out"
+            f"and have {shown([token_id for token_id, _ in numbered])}; name a token for each id "
+            "left out"
         )
-    unnumbered = [row.token.content for row in new_rows if row.at is None]
+    unnumbered = [row.token.content for row in new_rows if row.token_id is None]
     for other in extra:
-        if other.token.content not in known and other.token.content not in found:
-            found[other.token.content] = other
+        if other.token.content not in listed and other.token.content not in by_content:
+            by_content[other.token.content] = other
             if other.token.content not in vocab:
                 unnumbered.append(other.token.content)
     added = [*(content for _, content in numbered), *unnumbered]
-    ids = dict(vocab) | {token: at for at, token in enumerate(added, start=len(vocab))}
-    order = sorted(found, key=ids.__getitem__)
-    return ids, {content: found[content].token for content in order}
+    ids = dict(vocab) | {token: i for i, token in enumerate(added, start=len(vocab))}
+    order = sorted(by_content, key=ids.__getitem__)
+    return ids, {content: by_content[content].token for content in order}
 
 
 def write_rows(tokens: Iterable[Added], ids: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Return what `transformers` and `read` take for added tokens with their ids."""
+    """Return added tokens and their ids in the form that `transformers` and `read` take."""
     return {
         str(ids[token.content]): token._asdict() | {"special": not token.normalized}
         for token in tokens

@@ -1,4 +1,4 @@
-"""What tokenizers do with tokens and ids: look up, check, find the special ones in a text."""
+"""Tokens and ids: look-up, validation, and splitting a text at its special tokens."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from operator import index
@@ -18,7 +18,7 @@ from fnlm.tokenize.added import Added
 Special = Iterable[str] | Literal["all"]
 
 
-def ids_of(tokens: Iterable[str], known: Mapping[str, int]) -> list[int]:
+def ids_of(tokens: Iterable[str], vocab: Mapping[str, int]) -> list[int]:
     """Return the id of each token.
 
     Raises:
@@ -27,33 +27,33 @@ def ids_of(tokens: Iterable[str], known: Mapping[str, int]) -> list[int]:
     if isinstance(tokens, str):
         raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens, or encode")
     try:
-        return [known[token] for token in tokens]
+        return [vocab[token] for token in tokens]
     except KeyError as error:
         raise ValueError(
-            f"tokens holds {error.args[0]!r}, which is not among the {len(known)} tokens of the "
+            f"tokens holds {error.args[0]!r}, which is not among the {len(vocab)} tokens of the "
             "vocabulary; encode turns any text into ids"
         ) from None
 
 
-def checked(at: int, size: int) -> int:
-    """Return an id as a Python int, if it is one of a vocabulary of that size.
+def validate_id(token_id: int, vocab_size: int) -> int:
+    """Return a token id as a Python int.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is out of range.
     """
-    at = index(at)
-    if 0 <= at < size:
-        return at
-    raise ValueError(f"ids holds {at}, outside 0 to {size - 1} (vocab_size - 1)")
+    token_id = index(token_id)
+    if 0 <= token_id < vocab_size:
+        return token_id
+    raise ValueError(f"ids holds {token_id}, outside 0 to {vocab_size - 1} (vocab_size - 1)")
 
 
 class SpecialTokens:
-    """The special tokens of a vocabulary, and how they are found in a text.
+    """The special tokens of a vocabulary, and splitting a text at them.
 
     Args:
         ids: token -> id.
         added: those that count in some places only.
-        normalize: text -> its characters in normalized form, with their places; None if that is
+        normalize: text -> its characters in normalized form, with their offsets; None if that is
             the text itself.
     """
 
@@ -70,8 +70,8 @@ class SpecialTokens:
         self.forms = forms(self.flags.values(), normalize)
         self.finders: dict[frozenset[str], tuple[Finder, Finder | None]] = {}
 
-    def parts(self, text: str, allowed: Special) -> Iterator[tuple[str, int | None]]:
-        """Cut a text at the allowed special tokens; yield each part, and its id if it is one.
+    def split(self, text: str, allowed: Special) -> Iterator[tuple[str, int | None]]:
+        """Split a text at the allowed special tokens; yield each part, and its id if it is one.
 
         Args:
             text: any string.
@@ -81,7 +81,7 @@ class SpecialTokens:
             ValueError: `allowed` names what is no special token.
 
         Example:
-            >>> list(SpecialTokens({"<x>": 7}).parts("a<x>b", "all"))
+            >>> list(SpecialTokens({"<x>": 7}).split("a<x>b", "all"))
             [('a', None), ('<x>', 7), ('b', None)]
         """
         if not allowed:
@@ -107,7 +107,7 @@ class SpecialTokens:
     def _cut(
         self, text: str, raw: Finder, folded: Finder | None
     ) -> Iterator[tuple[str, int | None]]:
-        for begin, end, token in raw.parts(text):
+        for begin, end, token in raw.split(text):
             part = text[begin:end]
             if token is not None:
                 yield part, self.ids[token]
@@ -117,15 +117,15 @@ class SpecialTokens:
                 yield from self._cut_normalized(part, folded)
 
     def _cut_normalized(self, text: str, folded: Finder) -> Iterator[tuple[str, int | None]]:
-        """Cut a text where its normalized form has tokens that take in whole characters of it."""
-        spans = [(at, at + 1) for at in range(len(text))]
+        """Split a text where its normalized form has tokens that cover whole characters of it."""
+        spans = [(i, i + 1) for i in range(len(text))]
         form = text
         if self.normalize is not None:
             characters = self.normalize(text)
             spans = [(start, end) for _, start, end in characters]
             form = "".join(character for character, _, _ in characters)
-        done = 0
-        for begin, end, token in folded.parts(form):
+        done = 0  # characters of the text that have been yielded
+        for begin, end, token in folded.split(form):
             if token is None:
                 continue
             # The spaces beside an ideograph are of the same character: what ends between them and
@@ -149,9 +149,9 @@ class SpecialTokens:
             yield text[done:], None
 
 
-def _divides(spans: list[tuple[int, int]], at: int) -> bool:
-    """Whether the normalized characters before and from `at` on share one of the text."""
-    return 0 < at < len(spans) and spans[at][0] < spans[at - 1][1]
+def _divides(spans: list[tuple[int, int]], i: int) -> bool:
+    """Whether a cut before normalized character `i` would divide a character of the text."""
+    return 0 < i < len(spans) and spans[i][0] < spans[i - 1][1]
 
 
 def with_ids(
@@ -183,7 +183,7 @@ def with_ids(
 
 
 def in_one_pass(added: Iterable[Added], special: Iterable[str]) -> list[Added]:
-    """Return added tokens, not `normalized` where they are found in the same places without that.
+    """Return added tokens, not `normalized` where that makes no difference to what is found.
 
     Args:
         added: those of a tokenizer that normalizes no text.
@@ -200,7 +200,7 @@ def in_one_pass(added: Iterable[Added], special: Iterable[str]) -> list[Added]:
 
 
 def arguments(added: Iterable[Added], vocab: Mapping[str, int]) -> list[str | Added]:
-    """Return the argument `added` for the added tokens that files tell of.
+    """Return the argument `added` for the added tokens of the files.
 
     Those of the vocabulary that count everywhere are special tokens without being named.
     """

@@ -1,7 +1,7 @@
 """Reading Transformer-XL's vocabularies and encoded texts, of fnlm and of the programs before it.
 
-The older files, such as vocab.bin and corpus.bin, are pickles: `fnlm.params._pickle` tells what is
-in them, and nothing of them is run.
+The older files, such as vocab.bin and corpus.bin, are pickles: `fnlm.files._pickle` describes their
+contents without running them.
 """
 
 import mmap
@@ -17,15 +17,15 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fnlm.params import _pickle, folder, hub
-from fnlm.params._pickle import Made, Pairs, Strided
+from fnlm.files import _pickle, folder, hub
+from fnlm.files._pickle import Made, Pairs, Strided
 from fnlm.tokenize import _files, _settings
 
 CONFIG = "tokenizer_config.json"
 CLASS = "TransfoXLTokenizer"
 Ids = npt.NDArray[np.int64]
 
-# The ancestor's class looks at no `never_split`, and counts words by the others of these.
+# The class of pytorch-pretrained-BERT ignores `never_split`, and counts words by the others.
 FAMILY = _settings.Family(
     "Transformer-XL",
     (CLASS, "TransfoXLTokenizerFast"),
@@ -40,12 +40,12 @@ _VOCABULARIES = (("vocab.txt", CONFIG), ("vocab.bin",), ("vocab.pkl",), ("vocab.
 _CORPORA = (("corpus.bin",), ("corpus.pkl",), ("cache.pt",), ("cache.pkl",))
 _MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle in a file of torch.save before 1.6
 _ARRAYS = {"numpy.core.multiarray _reconstruct", "numpy._core.multiarray _reconstruct"}
-_ANCESTOR = "pytorch_pretrained_bert.tokenization_transfo_xl"
-# The classes of the ancestor and of kimiyoung/transformer-xl; all of them have the same attributes.
+_PPB = "pytorch_pretrained_bert.tokenization_transfo_xl"
+# The classes of pytorch-pretrained-BERT and kimiyoung/transformer-xl, with the same attributes.
 _NAMES = _ARRAYS | {
     *("_codecs encode", "collections Counter", "numpy ndarray", "numpy dtype"),
     *("data_utils Corpus", "vocabulary Vocab", "utils.vocabulary Vocab"),
-    *(f"{_ANCESTOR} TransfoXLCorpus", f"{_ANCESTOR} TransfoXLTokenizer"),
+    *(f"{_PPB} TransfoXLCorpus", f"{_PPB} TransfoXLTokenizer"),
 }
 _BESIDE = (_files.CONFIG, _files.MAP, _files.ADDED)
 _OPTIONAL = (*_BESIDE, _files.WHOLE)
@@ -53,7 +53,7 @@ _T = TypeVar("_T")
 
 
 class Vocabulary(NamedTuple):
-    """What the files of a tokenizer say."""
+    """The symbols and settings in the files of a tokenizer."""
 
     symbols: list[str]  # in the order of their ids
     lower_case: bool = False
@@ -62,14 +62,14 @@ class Vocabulary(NamedTuple):
 
 
 class _Pickled(NamedTuple):
-    """What is in a pickle: its attributes, and how to get at the bytes of a storage."""
+    """The contents of a pickle: its attributes, and a reader of the bytes of its storages."""
 
     attributes: dict[str, Any]
     storage: Callable[[str], bytes]
 
 
 def read_vocabulary(name_or_path: str | Path) -> Vocabulary:
-    """Return what the files of a tokenizer say.
+    """Read the symbols and settings of a tokenizer from its files.
 
     Raises:
         FileNotFoundError: there are none; the message says where they were looked for.
@@ -88,43 +88,43 @@ def read_vocabulary(name_or_path: str | Path) -> Vocabulary:
         beside |= {file.name: file for file in config}
     if whole := beside.pop(_files.WHOLE, None):
         raise ValueError(f"{whole} and {path}: a tokenizer.json of Transformer-XL is not read here")
-    said = _said(path, beside)
+    vocabulary = _read_form(path, beside)
     for other, *_ in others:
         if other != path:
-            _files.check_agreement(path, other, _said(other, {}).symbols == said.symbols)
-    return said
+            _files.check_agreement(path, other, _read_form(other, {}).symbols == vocabulary.symbols)
+    return vocabulary
 
 
-def _said(path: Path, beside: dict[str, Path]) -> Vocabulary:
-    """Return what a vocabulary and the settings beside it say."""
+def _read_form(path: Path, beside: dict[str, Path]) -> Vocabulary:
+    """Read one form of a vocabulary and the settings beside it."""
     if _is_pickle(path):
-        found = _unpickle(path, _vocabulary, "write its symbols to a vocab.txt, one a line")
+        vocabulary = _unpickle(path, _vocabulary, "write its symbols to a vocab.txt, one a line")
     elif _files.CONFIG in beside:
-        found = _saved(path, beside[_files.CONFIG])
+        vocabulary = _saved(path, beside[_files.CONFIG])
     else:
-        found = _first_words(path)
-    vocab = {symbol: at for at, symbol in enumerate(found.symbols)}
-    if len(vocab) < len(found.symbols):
-        twice = Counter(found.symbols).most_common(1)[0][0]
+        vocabulary = _first_words(path)
+    vocab = {symbol: i for i, symbol in enumerate(vocabulary.symbols)}
+    if len(vocab) < len(vocabulary.symbols):
+        twice = Counter(vocabulary.symbols).most_common(1)[0][0]
         raise ValueError(f"{path} holds {twice!r} twice")
-    said = _settings.read(FAMILY, vocab, beside, None)
-    new = said.vocab.keys() - vocab.keys()
-    if strange := new - {*FAMILY.special, said.named.get("unk_token")}:
+    metadata = _settings.read(FAMILY, vocab, beside, None)
+    new = metadata.vocab.keys() - vocab.keys()
+    if strange := new - {*FAMILY.special, metadata.named.get("unk_token")}:
         raise ValueError(
             f"the files beside {path} add {sorted(strange)[0]!r}, which the vocabulary lacks: "
             "write it into a vocab.txt, a symbol a line"
         )
-    symbols = sorted(said.vocab, key=said.vocab.__getitem__)
-    settings = {**said.settings}
-    if "unk_token" in said.named:
-        settings.setdefault("unknown", said.named["unk_token"])
-    told = found._asdict()
+    symbols = sorted(metadata.vocab, key=metadata.vocab.__getitem__)
+    settings = {**metadata.settings}
+    if "unk_token" in metadata.named:
+        settings.setdefault("unknown", metadata.named["unk_token"])
+    pickled = vocabulary._asdict()
     for name, value in settings.items():
-        if _is_pickle(path) and told[name] != value and not (name == "unknown" and new):
+        if _is_pickle(path) and pickled[name] != value and not (name == "unknown" and new):
             raise ValueError(
-                f"{path} has {name}={told[name]!r}, and the settings beside it {value!r}"
+                f"{path} has {name}={pickled[name]!r}, and the settings beside it {value!r}"
             )
-    return found._replace(**settings)._replace(symbols=symbols)
+    return vocabulary._replace(**settings)._replace(symbols=symbols)
 
 
 def _first_words(path: Path) -> Vocabulary:
@@ -176,7 +176,7 @@ def _saved(path: Path, config: Path) -> Vocabulary:
 
 
 def _unpickle(path: Path, make: Callable[[_Pickled], _T], remedy: str) -> _T:
-    """Give what is made of a pickle; all errors name the file."""
+    """Return what `make` makes of the contents of a pickle; all errors name the file."""
     damage = (ValueError, EOFError, OSError, RuntimeError, struct.error, zipfile.BadZipFile)
     with open(path, "rb") as file:
         try:
@@ -186,8 +186,8 @@ def _unpickle(path: Path, make: Callable[[_Pickled], _T], remedy: str) -> _T:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return make(_plain(data))
         except damage as error:
-            told = f"{path} can't be read ({str(error)[:500]}); or else {remedy}"
-            raise ValueError(told) from error
+            message = f"{path} can't be read ({str(error)[:500]}); or else {remedy}"
+            raise ValueError(message) from error
 
 
 def _run(data: bytes | mmap.mmap, start: int, stop: int) -> _pickle.Run:
@@ -198,12 +198,12 @@ def _run(data: bytes | mmap.mmap, start: int, stop: int) -> _pickle.Run:
 
 def _zipped(archive: zipfile.ZipFile) -> _Pickled:
     """Read a file of torch.save."""
-    found = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-    if len(found) != 1:
-        raise ValueError(f"it is a zip archive with {len(found)} data.pkl, not 1")
+    programs = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+    if len(programs) != 1:
+        raise ValueError(f"it is a zip archive with {len(programs)} data.pkl, not 1")
 
     def member(name: str) -> bytes:
-        path = found[0].removesuffix("data.pkl") + name
+        path = programs[0].removesuffix("data.pkl") + name
         if path not in archive.NameToInfo:
             raise ValueError(f"it lacks {path}: copy the file again")
         info = archive.getinfo(path)
@@ -224,18 +224,18 @@ def _plain(data: mmap.mmap) -> _Pickled:
     for _ in ("version", "system", "value"):
         value, end, storages = _run(data, end, len(data))
     keys, end, _ = _run(data, end, len(data))
-    places: dict[str, slice] = {}
+    slices: dict[str, slice] = {}
     for key in keys if isinstance(keys, list) else ():
         if not isinstance(key, str) or key not in storages:
             raise ValueError("its list of storages is damaged: copy the file again")
         size = storages[key].numel * _dtype(storages[key].dtype).itemsize
-        places[key] = slice(end + 8, end + 8 + size)  # after the number of elements
+        slices[key] = slice(end + 8, end + 8 + size)  # after the number of elements
         end += 8 + size
-    return _Pickled(_attributes(value), lambda key: data[places[key]] if key in places else b"")
+    return _Pickled(_attributes(value), lambda key: data[slices[key]] if key in slices else b"")
 
 
 def _attributes(value: Any) -> dict[str, Any]:
-    """Give the attributes of an object, or the items of a dict of them."""
+    """Return the attributes of an object, or the items of a dict of them."""
     state = value.state if isinstance(value, Made) else value
     if not isinstance(state, Pairs):
         raise ValueError("it holds no tokenizer and no corpus")
@@ -244,10 +244,10 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 def _vocabulary(pickled: _Pickled) -> Vocabulary:
     """Find the vocabulary in a pickle of a tokenizer, or of a corpus with its tokenizer."""
-    said = pickled.attributes
-    if "idx2sym" not in said and "vocab" in said:
-        said = _attributes(said["vocab"])
-    symbols, ids, unknown = said.get("idx2sym"), said.get("sym2idx"), said.get("unk_idx")
+    fields = pickled.attributes
+    if "idx2sym" not in fields and "vocab" in fields:
+        fields = _attributes(fields["vocab"])
+    symbols, ids, unknown = fields.get("idx2sym"), fields.get("sym2idx"), fields.get("unk_idx")
     if not isinstance(symbols, list) or not all(isinstance(symbol, str) for symbol in symbols):
         raise ValueError("it has no idx2sym, a list of symbols: is it a vocabulary?")
     if isinstance(ids, Pairs) and ids.items != [*zip(symbols, range(len(symbols)), strict=True)]:
@@ -256,7 +256,7 @@ def _vocabulary(pickled: _Pickled) -> Vocabulary:
         if type(unknown) is not int or not 0 <= unknown < len(symbols):
             raise ValueError(f"its unk_idx is none of the {len(symbols)} ids: build it again")
         unknown = symbols[unknown]
-    lower_case, delimiter = said.get("lower_case", False), said.get("delimiter")
+    lower_case, delimiter = fields.get("lower_case", False), fields.get("delimiter")
     if not isinstance(lower_case, bool) or not isinstance(delimiter, str | None):
         raise ValueError("its lower_case is no bool, or its delimiter no text: build it again")
     return Vocabulary(symbols, lower_case, delimiter, unknown)
@@ -267,25 +267,25 @@ def _corpus(pickled: _Pickled, most: int) -> dict[str, list[Ids]]:
 
     A split may be None, or a list of paths: then it is left out.
     """
-    found: dict[str, list[Ids]] = {}
+    splits: dict[str, list[Ids]] = {}
     for split in ("train", "valid", "test"):
         value = pickled.attributes.get(split)
         parts = value if isinstance(value, list) else [value]
         if all(isinstance(part, str | None) for part in parts):
             continue
-        found[split] = []
+        splits[split] = []
         for part in parts:
-            found[split].append(_ids(part, pickled.storage))
-            most -= len(found[split][-1])
+            splits[split].append(_ids(part, pickled.storage))
+            most -= len(splits[split][-1])
             if most < 0:
                 raise ValueError("it tells of more ids than it holds: copy the file again")
-    if not found:
+    if not splits:
         raise ValueError("it has no ids under train, valid or test: is it a corpus?")
-    return found
+    return splits
 
 
 def _ids(value: Any, storage: Callable[[str], bytes]) -> Ids:
-    """Make an array of one axis from the description of a NumPy array or of a tensor."""
+    """Return the one-dimensional array that a pickle describes (a NumPy array or a tensor)."""
     match value:
         case Strided(_, offset, (count,), (1,)):
             dtype, content = _dtype(value.storage.dtype), storage(value.storage.key)
@@ -304,7 +304,7 @@ def _ids(value: Any, storage: Callable[[str], bytes]) -> Ids:
 
 
 def _dtype(kind: Any) -> np.dtype[np.integer[Any]]:
-    """Give the type that a storage has, or that the description of an array names."""
+    """Return the dtype of a storage, or of the description of an array."""
     match kind:
         case str() if re.fullmatch("u?int(8|16|32|64)", kind):
             return np.dtype(kind).newbyteorder("<")
@@ -316,7 +316,7 @@ def _dtype(kind: Any) -> np.dtype[np.integer[Any]]:
 
 
 def _bytes(value: Any) -> bytes:
-    """Give the bytes that a pickle holds as such, or as text of that many characters."""
+    """Return the bytes that a pickle holds as such, or as Latin-1 text."""
     match value:
         case bytes() | bytearray():
             return bytes(value)

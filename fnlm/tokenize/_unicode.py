@@ -1,4 +1,4 @@
-"""Pinned character data: what a character is does not depend on the Python that runs.
+"""Pinned Unicode data: character properties that do not depend on the version of Python.
 
 `unicode-14.0.0.txt` holds two editions: `python`, Unicode 14.0.0, and `tokenizers`, which is how
 the library of that name sees characters, from several versions of Unicode. The script that made it,
@@ -46,7 +46,7 @@ class Ranges:
 
 
 class Data(NamedTuple):
-    """What an edition knows of characters."""
+    """The character data of an edition."""
 
     space: Ranges  # white space that is not dropped as a control character
     other: Ranges  # categories C*: control, format, surrogate, private, and perhaps unassigned
@@ -54,21 +54,21 @@ class Data(NamedTuple):
     mark: Ranges  # category Mn
     punctuation: Ranges  # categories P*, and what is neither letter nor digit in ASCII
     cased: Ranges  # what makes a sigma after it final
-    skipped: Ranges  # what a sigma looks past, both ways
-    lower: dict[str, str]  # the characters that change, and what into
-    decomposed: dict[str, str]  # the same for canonical decomposition, but for Hangul
+    skipped: Ranges  # ignored around a sigma, on both sides
+    lower: dict[str, str]  # character -> its lower case, where they differ
+    decomposed: dict[str, str]  # the same for canonical decomposition, without Hangul
     order: dict[str, int]  # canonical combining classes other than 0
 
 
 @cache
 def data(edition: Edition) -> Data:
     """Return the character data of an edition, read once."""
-    found = _sections()
+    sections = _sections()
 
     def both(name: str) -> Iterator[tuple[str, str]]:
         """Yield the entries of a map, those in which the other edition differs last."""
         for part in ("python", "tokenizers") if edition == "tokenizers" else ("python",):
-            for field in found[f"{part}.{name}"]:
+            for field in sections[f"{part}.{name}"]:
                 source, _, target = field.partition("=")
                 yield source, target
 
@@ -84,33 +84,33 @@ def data(edition: Edition) -> Data:
         for code in range(int(first, 16), int(last or first, 16) + 1):
             order[chr(code)] = int(target, 16)
     return Data(
-        space=Ranges(found["space"]),
-        other=Ranges(found[f"{edition}.other"]),
-        control=Ranges(found["python.control"]),
-        mark=Ranges(found[f"{edition}.mark"]),
-        punctuation=Ranges(found[f"{edition}.punctuation"]),
-        cased=Ranges(found["cased"]),
-        skipped=Ranges(found["skipped"]),
+        space=Ranges(sections["space"]),
+        other=Ranges(sections[f"{edition}.other"]),
+        control=Ranges(sections["python.control"]),
+        mark=Ranges(sections[f"{edition}.mark"]),
+        punctuation=Ranges(sections[f"{edition}.punctuation"]),
+        cased=Ranges(sections["cased"]),
+        skipped=Ranges(sections["skipped"]),
         lower=texts("lower"),
         decomposed=texts("decomposed"),
-        order={character: at for character, at in order.items() if at},
+        order={character: value for character, value in order.items() if value},
     )
 
 
 def _sections() -> dict[str, list[str]]:
-    """Return the fields of the file by the name of their section."""
-    found: dict[str, list[str]] = {}
+    """Return section name -> fields of the data file."""
+    sections: dict[str, list[str]] = {}
     name = ""
     for line in _PATH.read_text(encoding="ascii").splitlines():
         if line.startswith("["):
             name = line.strip("[]")
-            found[name] = []
+            sections[name] = []
         elif line and not line.startswith("#"):
-            found[name] += line.split()
-    return found
+            sections[name] += line.split()
+    return sections
 
 
-def decompose(character: str, known: Data) -> str:
+def decompose(character: str, chars: Data) -> str:
     r"""Return the canonical decomposition of a character.
 
     Example:
@@ -119,25 +119,25 @@ def decompose(character: str, known: Data) -> str:
     """
     code = ord(character)
     if code not in _HANGUL:
-        return known.decomposed.get(character, character)
-    rest, tail = divmod(code - _HANGUL.start, _TAILS)
-    lead, vowel = divmod(rest, _VOWELS)
+        return chars.decomposed.get(character, character)
+    quotient, tail = divmod(code - _HANGUL.start, _TAILS)
+    lead, vowel = divmod(quotient, _VOWELS)
     return chr(_LEAD + lead) + chr(_VOWEL + vowel) + (chr(_TAIL + tail) if tail else "")
 
 
-def reorder(entries: list[tuple[str, int]], known: Data) -> list[tuple[str, int]]:
+def reorder(entries: list[tuple[str, int]], chars: Data) -> list[tuple[str, int]]:
     r"""Put runs of combining marks into canonical order; each character keeps its number.
 
     Example:
         >>> entries = [("a", 0), ("\u0301", 1), ("\u0323", 2)]
-        >>> [at for _, at in reorder(entries, data("python"))]
+        >>> [i for _, i in reorder(entries, data("python"))]
         [0, 2, 1]
     """
 
     def order(entry: tuple[str, int]) -> int:
-        return known.order.get(entry[0], 0)
+        return chars.order.get(entry[0], 0)
 
-    if sum(entry[0] in known.order for entry in entries) < 2:
+    if sum(entry[0] in chars.order for entry in entries) < 2:
         return entries
     result: list[tuple[str, int]] = []
     for combining, run in groupby(entries, lambda entry: order(entry) > 0):
@@ -146,8 +146,8 @@ def reorder(entries: list[tuple[str, int]], known: Data) -> list[tuple[str, int]
     return result
 
 
-def final_sigma(word: str, at: int, known: Data) -> bool:
-    """Say whether the capital sigma at `at` becomes a final one: after a letter, before none.
+def final_sigma(word: str, i: int, chars: Data) -> bool:
+    """Return whether the capital sigma word[i] becomes a final one: after a letter, before none.
 
     Source: The Unicode Standard, section 3.13, Final_Sigma.
 
@@ -157,9 +157,9 @@ def final_sigma(word: str, at: int, known: Data) -> bool:
     """
 
     def meets_letter(characters: Iterable[str]) -> bool:
-        letter = next((c for c in characters if ord(c) not in known.skipped), "")
-        return letter != "" and ord(letter) in known.cased
+        letter = next((c for c in characters if ord(c) not in chars.skipped), "")
+        return letter != "" and ord(letter) in chars.cased
 
-    before = (word[i] for i in range(at - 1, -1, -1))
-    after = (word[i] for i in range(at + 1, len(word)))
+    before = (word[j] for j in range(i - 1, -1, -1))
+    after = (word[j] for j in range(i + 1, len(word)))
     return meets_letter(before) and not meets_letter(after)

@@ -8,7 +8,7 @@ from fnlm.tokenize import _files, _settings
 from fnlm.tokenize._files import shown
 from fnlm.tokenize._settings import Row
 
-# Section -> key -> the values that are understood; None for any: what it says is heeded, or
+# Section -> key -> the supported values; None for any: the value is applied, or
 # changes no ids. A section that is null has the type None.
 Shape = Mapping[str, Mapping[str, tuple[Any, ...] | None]]
 
@@ -79,7 +79,7 @@ GPT2: Shape = {
 
 
 class Whole(NamedTuple):
-    """What a tokenizer.json says."""
+    """The contents of a tokenizer.json."""
 
     vocab: dict[str, int]
     merges: list[tuple[str, str]]
@@ -89,15 +89,15 @@ class Whole(NamedTuple):
 
 
 def read(path: Path, family: str, shape: Shape) -> Whole:
-    """Return what a tokenizer.json says.
+    """Read a tokenizer.json.
 
     Args:
         path: the file.
         family: whose tokenizer it should be, for errors.
-        shape: what is understood.
+        shape: the sections, keys and values that are supported.
 
     Raises:
-        ValueError: it is no such file, or has what is not understood; the error names it.
+        ValueError: it is no such file, or has something unsupported; the error names it.
     """
     data = _files.read_json(path)
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
@@ -105,21 +105,21 @@ def read(path: Path, family: str, shape: Shape) -> Whole:
     sections: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys((*shape, *data)):  # the model first
         value = data.get(name)
-        known = shape.get(name)
-        if known is None:
+        supported = shape.get(name)
+        if supported is None:
             raise ValueError(f"{path} has {shown(name)}, which no tokenizer.json has; remove it")
-        if known is _ANY:
+        if supported is _ANY:
             continue
         if not isinstance(value, dict | None):
             raise ValueError(f"{path}, {name} is {shown(value)}, not an object")
         section = sections[name] = value or {}
-        for key in dict.fromkeys((*known, *section)):
-            allowed = known.get(key, ())
-            found = section.get(key)
+        for key in dict.fromkeys((*supported, *section)):
+            allowed = supported.get(key, ())
+            value = section.get(key)
             missing = key not in section and key != "type"
-            if not missing and allowed is not None and not _among(found, allowed):
+            if not missing and allowed is not None and not _among(value, allowed):
                 raise ValueError(
-                    f"{path} is not a {family} tokenizer: {name}.{key} is {shown(found)}, "
+                    f"{path} is not a {family} tokenizer: {name}.{key} is {shown(value)}, "
                     f"not {' or '.join(map(repr, allowed)) or 'absent'}"
                 )
     model = sections["model"]

@@ -1,4 +1,4 @@
-"""Added tokens, and where in a text they count."""
+"""Added tokens, and where in a text they match."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ __all__ = ["Added"]
 
 
 class Added(NamedTuple):
-    """An added token, and where in a text it counts.
+    """An added token, and where in a text it matches.
 
     Args:
         content: the token.
@@ -24,5 +24,5 @@ class Added(NamedTuple):
 
     @property
     def plain(self) -> bool:
-        """Whether it counts wherever it stands in the text."""
+        """Whether it matches anywhere in the text."""
         return not any(self[1:])

@@ -1,9 +1,9 @@
-"""BERT's tokenizers: words, then WordPiece; ids that do not depend on the Python that runs.
+"""BERT's tokenizers: basic words, then WordPiece; ids do not depend on the version of Python.
 
-- There is no single BERT tokenizer. A `profile` says which published one is meant, and its ids are
-  reproduced exactly: "ppb-0.6.2" (pytorch-pretrained-BERT), "google-2018-11", "google-2019-03"
+- There is no single BERT tokenizer. The `profile` is the published one whose ids are reproduced
+  exactly: "ppb-0.6.2" (pytorch-pretrained-BERT), "google-2018-11", "google-2019-03"
   (google-research/bert at 332a687 and d66a146) and "transformers" (the `tokenizers` library).
-- Every string has ids. Text is cleaned, so it does not come back; offsets say where it was.
+- Encoding is total but lossy: decoding does not restore the text; offsets refer to the original.
 - Surrogates are not text: a pair is joined into its character, a lone one is dropped.
 - Ids outside the vocabulary and unknown tokens are errors.
 
@@ -14,14 +14,14 @@ for the categories of characters, which change with its version; here they are U
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import index
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from fnlm.tokenize import _added, _batch, _bert_files, _bert_tables, wordpiece
 from fnlm.tokenize._bert_words import CARE, DEFAULT, PROFILES, SPECIAL, Special
-from fnlm.tokenize._byte_level import Offsets, places
+from fnlm.tokenize._byte_level import Offsets, with_origin
+from fnlm.tokenize._tokens import validate_id
 from fnlm.tokenize.added import Added
 
 
@@ -32,7 +32,7 @@ class Tokenizer:
     Args:
         vocab: token -> id, ids 0 to n - 1, with "[UNK]" among the tokens.
         lower_case: whether letters are lower-cased.
-        profile: which published tokenizer to follow, a key of `PROFILES`.
+        profile: the published tokenizer to follow, a key of `PROFILES`.
         never_split: tokens that a text may hold as such; None for those of the profile. They are
             whole words between spaces; under "transformers", wherever they are.
         strip_accents: whether accents are taken away; None for as `lower_case`.
@@ -47,7 +47,7 @@ class Tokenizer:
 
     Example:
         >>> vocab = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cafe", "##s", "!"]
-        >>> tokenizer = Tokenizer({token: at for at, token in enumerate(vocab)})
+        >>> tokenizer = Tokenizer({token: i for i, token in enumerate(vocab)})
         >>> tokenizer.tokenize("The Cafés [MASK] !")
         ['the', 'cafe', '##s', '[MASK]', '!']
     """
@@ -141,7 +141,7 @@ class Tokenizer:
         return _batch.encode_all(self.encode, texts, workers)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
-        """Return the ids of a text and where in it each token stands.
+        """Return the ids of a text and the offsets of their tokens.
 
         Args:
             text: any string.
@@ -149,8 +149,8 @@ class Tokenizer:
         Returns:
             ids: those of `encode`.
             offsets: one `(start, end)` a token, in characters of `text` as it was given, before
-                it was cleaned and lower-cased. An unknown word has the place of the whole word; an
-                accent belongs to the letter before it, also where it is taken away.
+                it was cleaned and lower-cased. An unknown word has the offsets of the whole word;
+                an accent belongs to the letter before it, also where it is taken away.
 
         Example:
             >>> tokenizer = Tokenizer({"[UNK]": 0, "cafe": 1, "##s": 2})
@@ -158,8 +158,8 @@ class Tokenizer:
             ([1, 2, 0], [(0, 4), (4, 5), (7, 11)])
         """
         _check_text(text)
-        clean, origin = places(text)
-        ids, offsets = _bert_tables.places(clean, self._tables)
+        clean, origin = with_origin(text)
+        ids, offsets = _bert_tables.encode_with_offsets(clean, self._tables)
         if origin is not None:
             offsets = [(origin[start], origin[end]) for start, end in offsets]
         return ids, offsets
@@ -191,11 +191,11 @@ class Tokenizer:
             >>> tokenizer.join([3, 3], [3])
             ([1, 3, 3, 2, 3, 2], [0, 0, 0, 0, 1, 1])
         """
-        start, end = self.tokens_to_ids([self.special.cls, self.special.sep])
-        ids = [start, *first, end]
+        cls, sep = self.tokens_to_ids([self.special.cls, self.special.sep])
+        ids = [cls, *first, sep]
         token_types = [0] * len(ids)
         if second is not None:
-            ids += *second, end
+            ids += *second, sep
             token_types += [1] * (len(ids) - len(token_types))
         return ids, token_types
 
@@ -226,15 +226,11 @@ class Tokenizer:
             >>> Tokenizer({"[UNK]": 0, "low": 1}).ids_to_tokens([1, 0])
             ['low', '[UNK]']
         """
-        tokens, found = self._tables.tokens, []
-        for at in map(index, ids):
-            if not 0 <= at < len(tokens):
-                raise ValueError(f"ids holds {at}, outside 0 to {len(tokens) - 1} (vocab_size - 1)")
-            found.append(tokens[at])
-        return found
+        tokens = self._tables.tokens
+        return [tokens[validate_id(token_id, len(tokens))] for token_id in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the words of ids with a space between any two; nothing else is put right.
+        """Return the text of ids: words with a space between any two, as they were cleaned.
 
         Args:
             ids: integers from 0 to `vocab_size - 1`: a list, or an array of one axis.
@@ -270,9 +266,9 @@ def load(
     Args:
         name_or_path: a vocabulary file (one token a line, or a tokenizer.json), or a directory that
             holds one, and perhaps settings beside it; or the name of a model on the hub.
-        lower_case: whether letters are lower-cased. None: as the saved settings say; or else if no
+        lower_case: whether letters are lower-cased. None: as in the saved settings; or else if no
             token has a capital letter.
-        profile: which published tokenizer to follow. None: the saved one, or else "ppb-0.6.2".
+        profile: the published tokenizer to follow. None: the saved one, or else "ppb-0.6.2".
 
     Raises:
         FileNotFoundError: there is no vocabulary; the message says where it was looked for.

@@ -1,4 +1,4 @@
-"""Byte-pair encoding: the merge loop, its bounded word cache, and training.
+"""Byte-pair encoding (BPE): the merge loop, a bounded cache of words, and training.
 
 A word is a list of symbol ids. ``Merges`` says which neighbours may join and in which order;
 ``merge`` joins the pair of lowest rank (the leftmost of several) until no pair is left. Nothing
@@ -32,7 +32,7 @@ class Merges(NamedTuple):
 
 
 def merges(pairs: Iterable[tuple[str, str]], vocab: Mapping[str, int]) -> Merges:
-    """Turn pairs of symbols, in order of rank, into rules over the ids of `vocab`.
+    """Return the merge rules of pairs of symbols, in order of rank, over the ids of `vocab`.
 
     Args:
         pairs: neighbours that join, first rule first; of a rule given twice the first counts.
@@ -84,23 +84,24 @@ def merge(ids: list[int], rules: Merges) -> list[int]:
         return _merge_long(ids, rules)
     rank_of, made = rules.ranks.get, rules.made
     ids = ids.copy()
-    ranks = list(map(rank_of, pairwise(ids), repeat(_NEVER)))
+    ranks = list(map(rank_of, pairwise(ids), repeat(_NEVER)))  # of the pair at i, i + 1
     while ranks:
         best = min(ranks)
         if best == _NEVER:
             break
-        at = ranks.index(best)
-        ids[at : at + 2] = [made[best]]
-        del ranks[at]
-        if at < len(ranks):
-            ranks[at] = rank_of((ids[at], ids[at + 1]), _NEVER)
-        if at:
-            ranks[at - 1] = rank_of((ids[at - 1], ids[at]), _NEVER)
+        i = ranks.index(best)
+        ids[i : i + 2] = [made[best]]
+        # The merged symbol has new neighbours on both sides; all other ranks stay.
+        del ranks[i]
+        if i < len(ranks):
+            ranks[i] = rank_of((ids[i], ids[i + 1]), _NEVER)
+        if i:
+            ranks[i - 1] = rank_of((ids[i - 1], ids[i]), _NEVER)
     return ids
 
 
 class _Buckets(dict[int, list[int]]):
-    """Rank -> places where a pair of that rank may stand; the ranks are in a heap as well."""
+    """Rank -> positions where a pair of that rank may be; the ranks are in a heap as well."""
 
     __slots__ = ("heap",)
 
@@ -109,54 +110,57 @@ class _Buckets(dict[int, list[int]]):
 
     def __missing__(self, rank: int) -> list[int]:
         heappush(self.heap, rank)
-        places: list[int] = []
-        self[rank] = places
-        return places
+        positions: list[int] = []
+        self[rank] = positions
+        return positions
 
 
 def _merge_long(ids: list[int], rules: Merges) -> list[int]:
-    """Do what `merge` does, with a doubly linked list and one bucket of places a rank."""
+    """Return what `merge` returns, by a doubly linked list and one bucket of positions per rank."""
     rank_of, count = rules.ranks.get, len(ids)
-    ids = [*ids, -1]  # -1, which no rule knows, is the end, and a symbol that was joined
-    before, after = [*range(-1, count)], [*range(1, count + 2)]
+    ids = [*ids, -1]  # -1 is the end, and a symbol that was merged into its left; in no rule
+    previous, following = [*range(-1, count)], [*range(1, count + 2)]  # the linked list
     buckets = _Buckets()
-    for at, rank in enumerate(map(rank_of, pairwise(ids))):
+    for i, rank in enumerate(map(rank_of, pairwise(ids))):
         if rank is not None:
-            buckets[rank].append(at)
+            buckets[rank].append(i)
     heap = buckets.heap
     while heap:
         best = heappop(heap)
         (left, right), joined = rules.pairs[best], rules.made[best]
-        places = sorted(buckets.pop(best))
-        for done, at in enumerate(places, start=1):
-            gone = after[at]
-            if ids[at] != left or ids[gone] != right:
-                continue  # an earlier merge took one of the two
-            ids[at], ids[gone] = joined, -1
-            after[at] = end = after[gone]
-            before[end] = at
-            if (rank := rank_of((joined, ids[end]))) is not None:
-                buckets[rank].append(at)
-            start = before[at]
-            if (rank := rank_of((ids[start], joined))) is not None:
-                buckets[rank].append(start)
-            if heap and heap[0] < best and done < len(places):  # what came up goes first
-                buckets[best] = places[done:]
+        positions = sorted(buckets.pop(best))
+        for done, i in enumerate(positions, start=1):
+            j = following[i]
+            if ids[i] != left or ids[j] != right:
+                continue  # stale: an earlier merge took one of the two
+            # Merge: i takes the joined symbol, and j leaves the list.
+            ids[i], ids[j] = joined, -1
+            following[i] = after = following[j]
+            previous[after] = i
+            # The two new pairs go into the buckets of their ranks.
+            if (rank := rank_of((joined, ids[after]))) is not None:
+                buckets[rank].append(i)
+            before = previous[i]
+            if (rank := rank_of((ids[before], joined))) is not None:
+                buckets[rank].append(before)
+            # A new pair of a lower rank is merged before the other positions of this rank.
+            if heap and heap[0] < best and done < len(positions):
+                buckets[best] = positions[done:]
                 heappush(heap, best)
                 break
     return [symbol for symbol in ids if symbol >= 0]
 
 
 class WordCache(dict[str, tuple[int, ...]]):
-    """Words and their ids, filled on demand, of bounded size.
+    """A cache word -> ids, filled on demand, of bounded size.
 
     Words longer than `longest` characters are encoded anew each time. A cache that has reached
     `limit` words is emptied before the next is stored.
 
     Args:
-        encode: word -> ids, called for a word that is not held.
-        limit: most words held.
-        longest: most characters of a word that is held.
+        encode: word -> ids, called for a word that is not in the cache.
+        limit: the most words in the cache.
+        longest: the most characters of a word in the cache.
 
     Example:
         >>> cache = WordCache(lambda word: tuple(map(ord, word)), limit=2)
@@ -173,7 +177,7 @@ class WordCache(dict[str, tuple[int, ...]]):
         self.encode, self.limit, self.longest = encode, limit, longest
 
     def __missing__(self, word: str) -> tuple[int, ...]:
-        """Encode `word`, and remember it if it is short."""
+        """Encode `word`, and cache it if it is short."""
         ids = self.encode(word)
         if len(word) <= self.longest:
             if len(self) >= self.limit:
@@ -195,11 +199,11 @@ def well_formed(text: str) -> str:
 def train(
     texts: Iterable[str], vocab_size: int, pattern: str, *, min_count: int = 2
 ) -> list[tuple[bytes, bytes]]:
-    r"""Learn byte-level merges: join the most frequent pair of neighbours, again and again.
+    r"""Learn byte-level merges: repeatedly merge the most frequent pair of neighbours.
 
     Args:
         texts: any number of texts; each is cut into words by `pattern`, no merge crosses a word.
-        vocab_size: number of tokens wanted, the 256 bytes included.
+        vocab_size: number of tokens to reach, the 256 bytes included.
         pattern: regular expression (of the `regex` module) of one word.
         min_count: stop when the most frequent pair is seen fewer times than this.
 
@@ -223,7 +227,7 @@ def train(
         counts.update(find(well_formed(text)))
     state = _Training(sorted(counts.items()))
     tokens = [bytes([byte]) for byte in range(256)]
-    ids = {token: at for at, token in enumerate(tokens)}
+    ids = {token: i for i, token in enumerate(tokens)}
     learned: dict[tuple[bytes, bytes], None] = {}
     while len(tokens) < vocab_size and (pair := state.most_frequent(min_count)):
         left, right = tokens[pair[0]], tokens[pair[1]]
@@ -266,12 +270,12 @@ class _Training:
         for index in self.where.pop(pair):
             old, count = self.words[index], self.counts[index]
             new = _replace(old, pair, joined)
-            for gone in pairwise(old):
-                changed[gone] -= count
-            for come in pairwise(new):
-                changed[come] += count
-                if joined in come:
-                    self.where[come].add(index)
+            for old_pair in pairwise(old):
+                changed[old_pair] -= count
+            for new_pair in pairwise(new):
+                changed[new_pair] += count
+                if joined in new_pair:
+                    self.where[new_pair].add(index)
             self.words[index] = new
         for other, difference in changed.items():
             if difference:
@@ -284,12 +288,12 @@ class _Training:
 def _replace(word: list[int], pair: Pair, joined: int) -> list[int]:
     """Return `word` with every occurrence of `pair`, left to right, replaced by `joined`."""
     new = []
-    at, last = 0, len(word) - 1
-    while at <= last:
-        if at < last and (word[at], word[at + 1]) == pair:
+    i, last = 0, len(word) - 1
+    while i <= last:
+        if i < last and (word[i], word[i + 1]) == pair:
             new.append(joined)
-            at += 2
+            i += 2
         else:
-            new.append(word[at])
-            at += 1
+            new.append(word[i])
+            i += 1
     return new

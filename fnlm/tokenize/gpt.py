@@ -1,11 +1,11 @@
 r"""GPT's tokenizer: lower-cased words, then byte-pair encoding of their characters.
 
-- Which words a text has depends on the `mode`, chosen once and saved with the tokenizer, and not on
+- The words of a text depend on the `mode`, chosen once and saved with the tokenizer, and not on
   what is installed. "original" does what the model was trained with: ftfy's `fix_text`, spaCy's
   English words. "fallback" does what pytorch-pretrained-bert does without these two packages:
   BERT's basic words. Where the two differ, a model reads other ids than those it learned from.
-- Every string has ids. Text is cleaned and lower-cased, so it does not come back; offsets say where
-  it was. Characters outside the vocabulary become `<unk>`.
+- Encoding is total but lossy: text is cleaned and lower-cased, and decoding does not restore it;
+  offsets refer to the original. Characters outside the vocabulary become `<unk>`.
 - A special token in a text is ordinary text unless the caller allows it.
 - Ids outside the vocabulary and unknown tokens are errors.
 
@@ -28,12 +28,12 @@ from fnlm.tokenize._added import simplest
 from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._gpt_files import END_OF_WORD
 from fnlm.tokenize._gpt_words import WAYS, Mode, normalized, offsets_in, traced
-from fnlm.tokenize._tokens import Special, SpecialTokens, checked, ids_of, with_ids
+from fnlm.tokenize._tokens import Special, SpecialTokens, ids_of, validate_id, with_ids
 from fnlm.tokenize.added import Added
 
 UNKNOWN = "<unk>"
 
-# What `decode` puts in the place of what, one after the other, to undo the cutting of words.
+# Replacements (old, new) by which `decode` undoes the cutting of words, in this order.
 _CLEAN_UP = (
     (" .", "."), (" ?", "?"), (" !", "!"), (" ,", ","), (" ' ", "'"),
     (" n't", "n't"), (" 'm", "'m"), (" do not", " don't"), (" 's", "'s"), (" 've", "'ve"),
@@ -42,7 +42,7 @@ _CLEAN_UP = (
 
 
 class _Tables(NamedTuple):
-    """What a tokenizer looks up, made once from its vocabulary, merges and mode."""
+    """Look-up tables of a tokenizer, made once from its vocabulary, merges and mode."""
 
     ids: dict[str, int]  # token -> id
     symbols: dict[str, int]  # those of the vocabulary alone
@@ -126,9 +126,11 @@ class Tokenizer:
                 raise ValueError(f"added holds {token.content!r}, an ordinary token of vocab")
         if self.unknown not in special:
             raise ValueError(f"unknown={self.unknown!r} is an ordinary token of vocab")
-        found = SpecialTokens(special, added, normalized)
+        special_tokens = SpecialTokens(special, added, normalized)
         chunks = bpe.WordCache(encode_chunk)
-        tables = _Tables(ids, vocab, tokens, tuple(added), found, rules, ids[self.unknown], chunks)
+        tables = _Tables(
+            ids, vocab, tokens, tuple(added), special_tokens, rules, ids[self.unknown], chunks
+        )
         return tables
 
     def __hash__(self) -> int:
@@ -177,7 +179,7 @@ class Tokenizer:
             )
         ids: list[int] = []
         chunks, held = WAYS[self.mode].chunks, self._tables.chunks
-        for part, special in self._tables.special.parts(text, allowed_special):
+        for part, special in self._tables.special.split(text, allowed_special):
             if special is None:
                 ids += chain.from_iterable(map(held.__getitem__, chunks(part)))
             else:
@@ -211,7 +213,7 @@ class Tokenizer:
     def encode_with_offsets(
         self, text: str, *, allowed_special: Special = ()
     ) -> tuple[list[int], Offsets]:
-        """Return the ids of a text and where in it each token stands.
+        """Return the ids of a text and the offsets of their tokens.
 
         Args:
             text: any string.
@@ -230,24 +232,24 @@ class Tokenizer:
         tables, way = self._tables, WAYS[self.mode]
         ids: list[int] = []
         offsets: Offsets = []
-        at = 0
-        for part, special in self._tables.special.parts(text, allowed_special):
+        start = 0  # of the part
+        for part, special in self._tables.special.split(text, allowed_special):
             if special is None:
                 for word in traced(part, way):
-                    found = tables.encode_word(word.text)
-                    ids += found
-                    for start, end in offsets_in(word, [self._size(token) for token in found]):
-                        offsets.append((at + start, at + end))
+                    word_ids = tables.encode_word(word.text)
+                    ids += word_ids
+                    for begin, end in offsets_in(word, [self._size(token) for token in word_ids]):
+                        offsets.append((start + begin, start + end))
             else:
                 ids.append(special)
-                offsets.append((at, at + len(part)))
-            at += len(part)
+                offsets.append((start, start + len(part)))
+            start += len(part)
         return ids, offsets
 
-    def _size(self, at: int) -> int:
+    def _size(self, token_id: int) -> int:
         """Return how many characters of a word a token stands for."""
-        unknown = at == self._tables.unknown
-        return 1 if unknown else len(self._tables.tokens[at].removesuffix(END_OF_WORD))
+        unknown = token_id == self._tables.unknown
+        return 1 if unknown else len(self._tables.tokens[token_id].removesuffix(END_OF_WORD))
 
     def tokenize(self, text: str, *, allowed_special: Special = ()) -> list[str]:
         """Return the tokens of a text; "</w>" marks the end of a word.
@@ -274,7 +276,7 @@ class Tokenizer:
             >>> Tokenizer({"<unk>": 0, "a</w>": 1}, []).ids_to_tokens([1, 0])
             ['a</w>', '<unk>']
         """
-        return [self._tables.tokens[checked(at, self.vocab_size)] for at in ids]
+        return [self._tables.tokens[validate_id(token_id, self.vocab_size)] for token_id in ids]
 
     def decode(
         self, ids: Iterable[int], *, skip_special: bool = False, clean_up: bool = True
@@ -312,8 +314,8 @@ class Tokenizer:
             ['a', ' b', 'a']
         """
         begun, space = False, ""
-        for at in ids:
-            text = space + self.ids_to_tokens([at])[0].replace(END_OF_WORD, " ")
+        for token_id in ids:
+            text = space + self.ids_to_tokens([token_id])[0].replace(END_OF_WORD, " ")
             if not begun:
                 text = text.lstrip()
             shown = text.rstrip()
@@ -385,5 +387,5 @@ def load(name_or_path: str | Path, mode: Mode | None = None) -> Tokenizer:
         ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
-    said = _gpt_files.read(name_or_path)
-    return Tokenizer(said.vocab, said.merges, mode or said.mode, said.added, said.unknown)
+    files = _gpt_files.read(name_or_path)
+    return Tokenizer(files.vocab, files.merges, mode or files.mode, files.added, files.unknown)

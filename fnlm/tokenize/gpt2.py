@@ -1,6 +1,6 @@
 r"""GPT-2's tokenizer: byte-level byte-pair encoding. Lossless, total, exact.
 
-- Every string has ids, and ``decode(encode(text)) == text``. Text is never cleaned up.
+- Encoding is total and lossless: ``decode(encode(text)) == text``. Text is never cleaned up.
 - Surrogates are not text: a pair is joined into its character, a lone one becomes U+FFFD.
 - A special token such as ``<|endoftext|>`` in a text is ordinary text unless the caller allows it.
 - Ids outside the vocabulary and unknown tokens are errors.
@@ -29,11 +29,11 @@ from fnlm.tokenize._byte_level import (
     Tables,
     make_tables,
     offsets_in,
-    places,
     units_of,
+    with_origin,
     words_of,
 )
-from fnlm.tokenize._tokens import Special, checked, ids_of
+from fnlm.tokenize._tokens import Special, ids_of, validate_id
 from fnlm.tokenize.added import Added
 
 END_OF_TEXT = "<|endoftext|>"
@@ -116,7 +116,7 @@ class Tokenizer:
         if not allowed_special:
             return self._encode(text)
         ids: list[int] = []
-        for part, special in self._tables.special.parts(places(text)[0], allowed_special):
+        for part, special in self._tables.special.split(with_origin(text)[0], allowed_special):
             ids += self._encode(part) if special is None else (special,)
         return ids
 
@@ -165,7 +165,7 @@ class Tokenizer:
     def encode_with_offsets(
         self, text: str, *, allowed_special: Special = ()
     ) -> tuple[list[int], Offsets]:
-        """Return the ids of a text and where in it each token stands.
+        """Return the ids of a text and the offsets of their tokens.
 
         Args:
             text: any string.
@@ -181,28 +181,28 @@ class Tokenizer:
             >>> train(["low lower lowest"], 260).encode_with_offsets("low é")
             ([257, 220, 127, 102], [(0, 3), (3, 4), (4, 5), (4, 5)])
         """
-        clean, origin = places(text)
+        clean, origin = with_origin(text)
         ids: list[int] = []
         offsets: Offsets = []
-        at = 0
-        for part, special in self._tables.special.parts(clean, allowed_special):
+        start = 0  # of the part
+        for part, special in self._tables.special.split(clean, allowed_special):
             if special is None:
                 spaced = self.add_prefix_space and part[0] != " "
-                place, first = at - spaced, len(offsets)
+                word_start, first = start - spaced, len(offsets)
                 for word in words_of(f" {part}" if spaced else part):
-                    found = self._tables.words[word]
-                    ids += found
-                    sizes = [len(self._tables.content[i]) for i in found]
-                    offsets += offsets_in(word, place, sizes)
-                    place += len(word)
-                if spaced:  # the space has no place in the text
-                    offsets[first] = at, max(at, offsets[first][1])
-                at += len(part)
+                    word_ids = self._tables.words[word]
+                    ids += word_ids
+                    sizes = [len(self._tables.content[i]) for i in word_ids]
+                    offsets += offsets_in(word, word_start, sizes)
+                    word_start += len(word)
+                if spaced:  # the space that was added is not in the text
+                    offsets[first] = start, max(start, offsets[first][1])
+                start += len(part)
             else:
                 ids.append(special)
-                offsets.append((at, at := at + len(part)))
+                offsets.append((start, start := start + len(part)))
         if origin is not None:
-            offsets = [(origin[start], origin[end]) for start, end in offsets]
+            offsets = [(origin[begin], origin[end]) for begin, end in offsets]
         return ids, offsets
 
     def tokenize(self, text: str, *, allowed_special: Special = ()) -> list[str]:
@@ -230,7 +230,7 @@ class Tokenizer:
             >>> train(["low"], 260).ids_to_tokens([220, 256])
             ['Ġ', '<|endoftext|>']
         """
-        return [self._tables.tokens[checked(at, self.vocab_size)] for at in ids]
+        return [self._tables.tokens[validate_id(token_id, self.vocab_size)] for token_id in ids]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         r"""Return the bytes that ids stand for; they need not be whole characters.
@@ -243,10 +243,10 @@ class Tokenizer:
         try:
             return b"".join(map(content.__getitem__, ids))
         except (KeyError, TypeError):  # not ints: elements of tensors, or wrong
-            return b"".join(content[checked(at, self.vocab_size)] for at in ids)
+            return b"".join(content[validate_id(token_id, self.vocab_size)] for token_id in ids)
 
     def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
-        """Return the text of ids: exactly that which was encoded.
+        """Return the text of ids, exactly as it was encoded.
 
         Args:
             ids: integers from 0 to `vocab_size - 1`: a list, or an array of one axis.
@@ -270,8 +270,8 @@ class Tokenizer:
             ['l', 'é']
         """
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for at in ids:
-            if text := decoder.decode(self.decode_bytes([at])):
+        for token_id in ids:
+            if text := decoder.decode(self.decode_bytes([token_id])):
                 yield text
         if text := decoder.decode(b"", final=True):
             yield text
@@ -342,7 +342,7 @@ def load(name_or_path: str | Path) -> Tokenizer:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Learn a vocabulary: the 256 bytes, what merges make, and `<|endoftext|>` as the last id.
+    """Train a tokenizer: the 256 bytes, merged tokens, and `<|endoftext|>` as the last id.
 
     Args:
         texts: any number of texts; `<|endoftext|>` in them divides documents.
@@ -363,4 +363,4 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         for left, right in bpe.train(documents, vocab_size - 1, PATTERN)
     ]
     tokens = [*sorted(ALPHABET), *dict.fromkeys(left + right for left, right in pairs)]
-    return Tokenizer({token: at for at, token in enumerate([*tokens, END_OF_TEXT])}, pairs)
+    return Tokenizer({token: i for i, token in enumerate([*tokens, END_OF_TEXT])}, pairs)

@@ -1,4 +1,4 @@
-"""Transformer-XL's tokenizer: the symbols are the words between spaces, as they were counted.
+"""Transformer-XL's tokenizer: word level; the symbols are the words between spaces.
 
 - A word that is not in the vocabulary becomes its unknown symbol; where it has none, an error.
 - What ends a line is added only when asked for: "<eos>" after it, or "<S>" on both sides.
@@ -21,6 +21,7 @@ from typing import Any
 
 from fnlm.tokenize import _batch, _files, _transfo_xl_files, bpe, words
 from fnlm.tokenize._byte_level import Offsets
+from fnlm.tokenize._tokens import validate_id
 from fnlm.tokenize._transfo_xl_files import Ids
 
 END = "<eos>"
@@ -161,7 +162,7 @@ class Tokenizer:
     def encode_with_offsets(
         self, text: str, *, add_eos: bool = False, add_double_eos: bool = False
     ) -> tuple[list[int], Offsets]:
-        """Return the ids of a text and where in it each symbol stands.
+        """Return the ids of a text and the offsets of their symbols.
 
         Args:
             text: any string.
@@ -169,8 +170,8 @@ class Tokenizer:
 
         Returns:
             ids: those of `encode`.
-            offsets: one `(start, end)` a symbol, in characters of `text` as it was given. What was
-                added has the empty places at its beginning and end.
+            offsets: one `(start, end)` a symbol, in characters of `text` as it was given. Added
+                symbols have empty offsets at its beginning and end.
 
         Example:
             >>> train(["a b"], special=["<eos>"]).encode_with_offsets(" b  a", add_eos=True)
@@ -178,8 +179,8 @@ class Tokenizer:
         """
         ids = self.encode(text, add_eos=add_eos, add_double_eos=add_double_eos)
         before, after = _ends(add_eos, add_double_eos)
-        places = words.places(text, self.lower_case, self.delimiter)
-        return ids, [(0, 0)] * len(before) + places + [(len(text), len(text))] * len(after)
+        offsets = words.places(text, self.lower_case, self.delimiter)
+        return ids, [(0, 0)] * len(before) + offsets + [(len(text), len(text))] * len(after)
 
     def encode_file(
         self, path: str | Path, *, add_eos: bool = True, add_double_eos: bool = False
@@ -232,12 +233,8 @@ class Tokenizer:
             >>> train(["a b"]).ids_to_tokens([1, 0])
             ['b', 'a']
         """
-        found, last = [], len(self._symbols) - 1
-        for at in map(index, ids):
-            if not 0 <= at <= last:
-                raise ValueError(f"ids holds {at}, outside 0 to {last} (vocab_size - 1)")
-            found.append(self._symbols[at])
-        return found
+        symbols = self._symbols
+        return [symbols[validate_id(token_id, len(symbols))] for token_id in ids]
 
     def decode(self, ids: Iterable[int], *, exclude: Collection[int] = ()) -> str:
         """Return the symbols of ids, with the delimiter (or a space) between any two.
@@ -253,9 +250,9 @@ class Tokenizer:
             >>> train(["a b"], special=["<eos>"]).decode([1, 2, 0], exclude=[0])
             'a b'
         """
-        kept = [at for at in map(index, ids) if at not in exclude]
+        included = [i for i in map(index, ids) if i not in exclude]
         delimiter = " " if self.delimiter is None else self.delimiter
-        return delimiter.join(self.ids_to_tokens(kept))
+        return delimiter.join(self.ids_to_tokens(included))
 
     def save(self, directory: str | Path) -> None:
         """Write vocab.txt, a symbol a line, and the settings, tokenizer_config.json.
@@ -288,10 +285,10 @@ def load(name_or_path: str | Path, *, lower_case: bool | None = None) -> Tokeniz
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
-        name_or_path: a directory that `Tokenizer.save` wrote, or one that holds vocab.bin, the
-            ancestor's; or one of these files; or any text file whose lines begin with a symbol, or
-            pickle of a vocabulary or corpus (such as corpus.pkl or cache.pt); or the name of a
-            model on the hub. Pickles are read without running them.
+        name_or_path: a directory that `Tokenizer.save` wrote, or one that holds the vocab.bin of
+            pytorch-pretrained-BERT; or one of these files; or any text file whose lines begin with
+            a symbol, or pickle of a vocabulary or corpus (such as corpus.pkl or cache.pt); or the
+            name of a model on the hub. Pickles are read without running them.
         lower_case: whether text is lower-cased; None: as was saved, or else it is not.
 
     Raises:
@@ -304,14 +301,14 @@ def load(name_or_path: str | Path, *, lower_case: bool | None = None) -> Tokeniz
         ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
-    said = _transfo_xl_files.read_vocabulary(name_or_path)
-    vocab = {symbol: at for at, symbol in enumerate(said.symbols)}
-    lower_case = said.lower_case if lower_case is None else lower_case
-    return Tokenizer(vocab, lower_case, said.delimiter, said.unknown)
+    vocabulary = _transfo_xl_files.read_vocabulary(name_or_path)
+    vocab = {symbol: i for i, symbol in enumerate(vocabulary.symbols)}
+    lower_case = vocabulary.lower_case if lower_case is None else lower_case
+    return Tokenizer(vocab, lower_case, vocabulary.delimiter, vocabulary.unknown)
 
 
 def load_corpus(name_or_path: str | Path) -> dict[str, list[Ids]]:
-    """Read the ids of an encoded text as the ancestor or its source kept it; nothing is run.
+    """Read an encoded corpus of pytorch-pretrained-BERT or its source; no code is run.
 
     Args:
         name_or_path: corpus.bin, corpus.pkl, cache.pt or cache.pkl, or a directory that holds one
@@ -343,12 +340,12 @@ def build(
     lower_case: bool = False,
     delimiter: str | None = None,
 ) -> Tokenizer:
-    """Make a vocabulary of counted words, the most frequent first; of equals, the first counted.
+    """Build a tokenizer from word counts, the most frequent first; of ties, the first counted.
 
     Args:
-        counts: word -> how often it was there, as of `words.count`.
+        counts: word -> number of occurrences, as of `words.count`.
         special: symbols with the first ids, such as "<eos>" and "<unk>", counted or not.
-        min_freq: words that are there less often are left out.
+        min_freq: words with fewer occurrences are left out.
         max_size: how many words there may be, besides the special symbols that were not counted;
             None for any number.
         lower_case, delimiter: as for `Tokenizer`.
@@ -366,7 +363,7 @@ def build(
         raise ValueError(f"max_size={max_size} must be at least 0, or None for any number")
     common = Counter(counts).most_common(max_size)
     symbols = dict.fromkeys([*special, *(word for word, n in common if n >= min_freq)])
-    vocab = {symbol: at for at, symbol in enumerate(symbols)}
+    vocab = {symbol: i for i, symbol in enumerate(symbols)}
     return Tokenizer(vocab, lower_case, delimiter)
 
 
@@ -379,7 +376,7 @@ def train(
     lower_case: bool = False,
     delimiter: str | None = None,
 ) -> Tokenizer:
-    """Make the vocabulary of texts: `words.count` and `build`, whose arguments these are.
+    """Train a tokenizer on texts: `words.count`, then `build`, whose arguments these are.
 
     Example:
         >>> dict(train(["b a", "B c"], special=["<eos>"], min_freq=2, lower_case=True).vocab)

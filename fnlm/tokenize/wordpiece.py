@@ -1,7 +1,7 @@
-"""WordPiece: cut a word into the longest pieces of a vocabulary, from left to right.
+"""WordPiece: greedy longest-match-first tokenization of a word, from left to right.
 
-A piece that does not begin its word is written with "##" before it. A word that cannot be cut so,
-or that is too long, is one unknown token.
+A piece that does not begin its word is written with "##" before it. A word without such
+a tokenization, or that is too long, is one unknown token.
 
 Source: `WordpieceTokenizer` of Google's BERT. Deviation: it tries every length that is left of the
 word, quadratic in that length; here no piece longer than the longest of the vocabulary is tried, so
@@ -20,10 +20,10 @@ Piece = tuple[int, int, int]  # id, and where in its word it begins and ends
 
 
 class Pieces(NamedTuple):
-    """A vocabulary, arranged to be searched by `split`."""
+    """A vocabulary, indexed for `split`."""
 
-    first: dict[str, int]  # what may begin a word -> id
-    later: dict[str, int]  # what may stand further on, without its "##" -> id
+    first: dict[str, int]  # piece at the beginning of a word -> id
+    later: dict[str, int]  # continuation without its "##" -> id
     longest: int  # characters of the longest piece
     unknown: int  # id of a word that cannot be cut
     max_characters: int  # of a word; a longer one is unknown
@@ -32,7 +32,7 @@ class Pieces(NamedTuple):
 def pieces(
     vocab: Mapping[str, int], *, unknown: str = "[UNK]", max_characters: int = 100
 ) -> Pieces:
-    """Arrange a vocabulary.
+    """Return a vocabulary indexed for `split`.
 
     Args:
         vocab: token -> id.
@@ -52,14 +52,14 @@ def pieces(
             "add it with the id that the model has for it"
         )
     later = {
-        token.removeprefix(CONTINUED): at for token, at in vocab.items() if token[:2] == CONTINUED
+        token.removeprefix(CONTINUED): i for token, i in vocab.items() if token[:2] == CONTINUED
     }
     longest = max(map(len, vocab))
     return Pieces(dict(vocab), later, longest, vocab[unknown], max_characters)
 
 
 def split(word: str, known: Pieces) -> list[Piece]:
-    """Cut a word into pieces, the longest first.
+    """Return the pieces of a word: at each position the longest that matches.
 
     Args:
         word: a word; an empty one has no pieces.
@@ -76,17 +76,17 @@ def split(word: str, known: Pieces) -> list[Piece]:
     length = len(word)
     if length > known.max_characters:
         return [(known.unknown, 0, length)]
-    found: list[Piece] = []
+    split_pieces: list[Piece] = []
     begin, table = 0, known.first
     while begin < length:
         end = min(length, begin + known.longest)
-        while (at := table.get(word[begin:end])) is None:
+        while (token_id := table.get(word[begin:end])) is None:
             end -= 1
             if end == begin:
                 return [(known.unknown, 0, length)]
-        found.append((at, begin, end))
+        split_pieces.append((token_id, begin, end))
         begin, table = end, known.later
-    return found
+    return split_pieces
 
 
 def read_vocab(path: Path) -> dict[str, int]:
@@ -100,13 +100,13 @@ def read_vocab(path: Path) -> dict[str, int]:
     """
     lines = _files.read_text(path).rstrip("\n").split("\n")
     vocab: dict[str, int] = {}
-    for at, line in enumerate(lines):
+    for i, line in enumerate(lines):
         token = line.strip(" \t")
         if not token:
-            raise ValueError(f"{path}, line {at + 1} is empty; every line must be a token")
-        if vocab.setdefault(token, at) != at:
+            raise ValueError(f"{path}, line {i + 1} is empty; every line must be a token")
+        if vocab.setdefault(token, i) != i:
             raise ValueError(
-                f"{path}, lines {vocab[token] + 1} and {at + 1} are both {token!r}, which can have "
+                f"{path}, lines {vocab[token] + 1} and {i + 1} are both {token!r}, which can have "
                 "one id only; give one of them another name, such as '[unused-2]'"
             )
     return vocab

@@ -1,7 +1,7 @@
-"""Words: the lines of files, what is between delimiters, and how often it is there.
+"""Words: reading the lines of files, splitting at delimiters, and counting.
 
-White space is what `str.split` and `str.strip` take for it, and lower case is that of `str.lower`,
-as in the programs whose vocabularies are read here.
+White space is that of `str.split` and `str.strip`, and lower case that of `str.lower`, as in the
+programs whose vocabularies are read here.
 """
 
 import gzip
@@ -71,25 +71,25 @@ def split(text: str, lower_case: bool = False, delimiter: str | None = None) -> 
 
 
 def places(text: str, lower_case: bool = False, delimiter: str | None = None) -> Offsets:
-    """Return where each word of `split` stands in the text as it was given: `(start, end)`.
+    """Return the offsets `(start, end)` of each word of `split` in the text before lower-casing.
 
     Example:
         >>> places(" A  b ")
         [(1, 2), (4, 5)]
     """
     lowered = text.lower() if lower_case else text
-    at = len(lowered) - len(lowered.lstrip())
-    found: Offsets = []
+    begin = len(lowered) - len(lowered.lstrip())
+    offsets: Offsets = []
     for word in split(text, lower_case, delimiter):
-        start = lowered.index(word, at)
-        found.append((start, start + len(word)))
-        at = start + len(word) + len(delimiter or "")
+        start = lowered.index(word, begin)
+        offsets.append((start, start + len(word)))
+        begin = start + len(word) + len(delimiter or "")
     if len(lowered) == len(text):
-        return found
-    # Lower-casing made several of some letters: each of them stands where that letter did.
-    letters = [at for at, letter in enumerate(text) for _ in letter.lower()] + [len(text)]
-    ends = [0, *(at + 1 for at in letters)]
-    return [(letters[start], max(letters[start], ends[end])) for start, end in found]
+        return offsets
+    # Lower-casing made several letters of some: all of these have the offsets of the one.
+    letters = [i for i, letter in enumerate(text) for _ in letter.lower()] + [len(text)]
+    ends = [0, *(i + 1 for i in letters)]
+    return [(letters[start], max(letters[start], ends[end])) for start, end in offsets]
 
 
 def count(

@@ -1,18 +1,18 @@
-"""What optimizers refuse before they compute: rates without meaning, gradients of other trees."""
+"""Validation of the arguments of optimizers: hyperparameters, and gradients against parameters."""
 
 import math
 from typing import Any
 
 from torch import Tensor
 
-from fnlm.params import tree
-from fnlm.params.tree import Tree
+from fnlm import tree
+from fnlm.tree import Tree
 
-__all__ = ["check_clip", "check_gradients", "check_keeps", "check_rates"]
+__all__ = ["check_clip", "check_decay_rates", "check_gradients", "check_rates"]
 
 
 def check_rates(**rates: Any) -> None:
-    """Refuse rates that are negative, infinite or NaN; tensors and schedules are not looked at.
+    """Raise unless rates are finite and not negative; tensors and schedules are not checked.
 
     >>> check_rates(lr=float("nan"))
     Traceback (most recent call last):
@@ -27,20 +27,20 @@ def check_rates(**rates: Any) -> None:
             raise ValueError(f"{name} must be a finite number, got {value}")
 
 
-def check_keeps(**shares: Any) -> None:
-    """Refuse shares that an average keeps, b1 or b2, outside of [0, 1).
+def check_decay_rates(**rates: Any) -> None:
+    """Raise unless the decay rates of moment estimates, b1 and b2, are in [0, 1).
 
-    >>> check_keeps(b1=1.0)
+    >>> check_decay_rates(b1=1.0)
     Traceback (most recent call last):
     ValueError: b1 must be in [0, 1), got 1.0
     """
-    for name, value in shares.items():
+    for name, value in rates.items():
         if not isinstance(value, Tensor) and not 0 <= value < 1:
             raise ValueError(f"{name} must be in [0, 1), got {value}")
 
 
 def check_clip(**norms: Any) -> None:
-    """Refuse a norm to clip to that is NaN.
+    """Raise if a maximum norm is NaN.
 
     >>> check_clip(max_norm=float("nan"))
     Traceback (most recent call last):
@@ -52,14 +52,14 @@ def check_clip(**norms: Any) -> None:
 
 
 def check_gradients(grads: Tree, params: Tree) -> None:
-    """Refuse gradients that do not belong to the parameters.
+    """Raise unless gradients have the structure and shapes of the parameters.
 
     Raises:
-        TypeError: a gradient is no tensor; None is what `torch.autograd.grad` gives for a leaf that
+        TypeError: a gradient is not a tensor; `torch.autograd.grad` returns None for a leaf that
             the loss does not use.
         ValueError: paths, shapes or containers differ.
     """
-    given: dict[str, Any] = {}
+    actual: dict[str, Any] = {}
     for path, leaf in tree.named_leaves(grads):
         if not isinstance(leaf, Tensor):
             raise TypeError(
@@ -67,14 +67,14 @@ def check_gradients(grads: Tree, params: Tree) -> None:
                 "not use give zeros (torch.func.grad does), or train a part of the tree "
                 "(tree.partition)"
             )
-        given[path] = tuple(leaf.shape)
+        actual[path] = tuple(leaf.shape)
     expected = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(params)}
-    if given == expected and tree.structure(grads) == tree.structure(params):
+    if actual == expected and tree.structure(grads) == tree.structure(params):
         return
-    for path in expected.keys() | given.keys():
-        if expected.get(path) != given.get(path):
+    for path in expected.keys() | actual.keys():
+        if expected.get(path) != actual.get(path):
             raise ValueError(
-                f"grads do not fit params at {path!r}: shape {given.get(path, 'absent')} against "
+                f"grads do not fit params at {path!r}: shape {actual.get(path, 'absent')} against "
                 f"{expected.get(path, 'absent')}; take gradients with respect to these params"
             )
     raise ValueError(

@@ -1,18 +1,17 @@
-"""The donated Adam step: one pass over memory, in the buffers of the arguments.
+"""The in-place Adam step by torch's fused kernel: one pass over memory.
 
-A step of Adam reads parameters, gradients and two averages and writes three of them; arithmetic is
-nothing next to that. So the road for `donate=True` calls torch's fused kernel, which makes one
-pass, and expresses the three optimizers in its terms::
+Adam is bound by memory bandwidth: a step reads parameters, gradients and two moments, and writes
+three of them. The update for `donate=True` therefore calls the fused kernel, which makes one pass,
+and expresses the three optimizers in its terms::
 
-    p <- p (1 - lr decay) - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + e)
+    p <- p (1 - lr decay) - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
 
-Without bias correction t is infinite. OpenAI's correction is a number that joins lr, and so does
-its decay d of the *updated* weight, which is p - s u for an update u at a rate s::
+Without bias correction t is infinite. OpenAI's bias correction is a scalar factor of lr. Its decay
+d of the *updated* weight, p - s u for an update u at a rate s, is a scalar factor as well::
 
-    p <- (p - s u) (1 - d)
+    p <- p (1 - d) - s (1 - d) u
 
-that is, p (1 - d) - s (1 - d) u. Clipping needs one more pass, to read the norms; the factor is
-applied by the kernel.
+Clipping needs one more pass, to read the norms; the kernel applies the factor.
 """
 
 from typing import NamedTuple
@@ -20,32 +19,34 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["FusedStep", "can_fuse", "can_say", "clip_divisors", "fused_adam_"]
+__all__ = ["FusedStep", "can_express", "can_fuse", "clip_divisors", "fused_adam_"]
 
 
 class FusedStep(NamedTuple):
-    """The numbers of one step."""
+    """The scalars of one step."""
 
-    lr: float  # the factor of the update where weights do not decay
-    lr_decayed: float  # and where they do
-    shrink: float  # what decay takes off a decayed weight: p (1 - shrink)
-    t: float  # the step of the bias correction; infinite for none
-    b1: float
-    b2: float
-    e: float
+    lr: float  # factor of the update of leaves without weight decay
+    lr_decayed: float  # factor of the update of leaves with weight decay
+    shrink: float  # weight decay: p is multiplied by 1 - shrink
+    t: float  # step of the bias correction; infinite for none
+    b1: float  # decay rate of the first moment estimate
+    b2: float  # decay rate of the second moment estimate
+    eps: float  # added to the denominator
 
 
-def can_say(step: FusedStep) -> bool:
-    """Say whether the kernel's terms hold: it has 0 / 0 without e, and shrinks by way of its rate.
+def can_express(step: FusedStep) -> bool:
+    """Return whether the kernel can compute this step.
 
-    >>> can_say(FusedStep(lr=0.1, lr_decayed=0.0, shrink=1.0, t=1, b1=0.9, b2=0.999, e=1e-8))
+    It divides 0 by 0 without eps, and has no weight decay at a learning rate of 0.
+
+    >>> can_express(FusedStep(lr=0.1, lr_decayed=0.0, shrink=1.0, t=1, b1=0.9, b2=0.999, eps=1e-8))
     False
     """
-    return step.e > 0 and (step.lr_decayed != 0 or step.shrink == 0)
+    return step.eps > 0 and (step.lr_decayed != 0 or step.shrink == 0)
 
 
 def clip_divisors(grads: list[Tensor], max_norm: float, *, per_tensor: bool) -> list[float]:
-    """Return for each gradient the number (at least 1) that it has to be divided by.
+    """Return the divisor (at least 1) of each gradient that clips its norm to `max_norm`.
 
     >>> clip_divisors([torch.tensor([3.0, 4.0]), torch.ones(1)], 1.0, per_tensor=True)
     [5.0, 1.0]
@@ -71,14 +72,15 @@ def fused_adam_(
     decayed: list[bool],
     divisors: list[float],
 ) -> None:
-    """Make one step of Adam in place; a gradient is overwritten where its divisor is not 1.
+    """Apply one step of Adam in place; gradients whose divisor is not 1 are overwritten.
 
     >>> p, m, v = torch.ones(1), torch.zeros(1), torch.zeros(1)
-    >>> step = FusedStep(lr=0.1, lr_decayed=0.1, shrink=0.0, t=1, b1=0.9, b2=0.999, e=1e-8)
+    >>> step = FusedStep(lr=0.1, lr_decayed=0.1, shrink=0.0, t=1, b1=0.9, b2=0.999, eps=1e-8)
     >>> fused_adam_([p], [torch.ones(1)], [m], [v], step=step, decayed=[False], divisors=[1.0])
     >>> p
     tensor([0.9000])
     """
+    # One call of the kernel takes one device, one type, and one value of each scalar.
     groups: dict[tuple[torch.device, torch.dtype, bool, float], list[int]] = {}
     for i, p in enumerate(params):
         groups.setdefault((p.device, p.dtype, decayed[i], divisors[i]), []).append(i)
@@ -86,7 +88,7 @@ def fused_adam_(
         t = torch.tensor(float(step.t), dtype=torch.float32, device=device)
         scale = None
         if divisor != 1.0 and dtype == torch.float64:
-            torch._foreach_div_([grads[i] for i in group], divisor)  # the kernel's is a float32
+            torch._foreach_div_([grads[i] for i in group], divisor)  # grad_scale is float32
         elif divisor != 1.0:
             scale = torch.tensor(divisor, dtype=torch.float32, device=device)
         lr = step.lr_decayed if decay else step.lr
@@ -97,11 +99,11 @@ def fused_adam_(
             [nu[i] for i in group],
             [],
             [t] * len(group),
-            lr=lr,
+            lr=lr,  # the kernel decays by 1 - lr * weight_decay
             beta1=step.b1,
             beta2=step.b2,
             weight_decay=step.shrink / lr if decay and lr else 0.0,
-            eps=step.e,
+            eps=step.eps,
             amsgrad=False,
             maximize=False,
             grad_scale=scale,
@@ -109,7 +111,7 @@ def fused_adam_(
 
 
 def can_fuse(params: list[Tensor], mu: list[Tensor], nu: list[Tensor]) -> bool:
-    """Say whether the kernel takes these: floats on CPU or CUDA, averages laid out as parameters.
+    """Return whether the kernel supports these: floats on CPU or CUDA, in one memory layout.
 
     >>> can_fuse([torch.ones(2)], [torch.ones(2)], [torch.ones(2)])
     True
@@ -125,21 +127,21 @@ def can_fuse(params: list[Tensor], mu: list[Tensor], nu: list[Tensor]) -> bool:
 
 
 def _row_norms(g: Tensor) -> Tensor:
-    """Return the norms of the rows in memory: torch uses all threads for rows, one for a whole."""
+    """Return the norms along the contiguous dimension: torch threads over rows, not over a sum."""
     if g.ndim < 2 or g.dtype not in (torch.float32, torch.float64):
         return g
     return torch.linalg.vector_norm(g, dim=min(range(g.ndim), key=g.stride))
 
 
 def _laid_out_like(p: Tensor, g: Tensor) -> Tensor:
-    """Return the gradient in the layout and type of its parameter: the kernel walks raw memory."""
+    """Return the gradient in the layout and type of its parameter: the kernel ignores strides."""
     if g.stride() == p.stride() and g.dtype == p.dtype:
         return g
     return torch.empty_like(p).copy_(g)
 
 
 def _is_dense(p: Tensor) -> bool:
-    """Say whether the elements fill one stretch of memory, in whatever order of dimensions."""
+    """Return whether the elements fill contiguous memory, in any order of dimensions."""
     expected = 1
     for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
         if size != 1 and stride != expected:

@@ -1,4 +1,4 @@
-"""The loop of a run that may be killed at any time: the one place where training meets the disk."""
+"""A preemption-safe training loop: it writes checkpoints and resumes from them."""
 
 import contextlib
 import json
@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import torch
 from tqdm import tqdm
 
-from fnlm.params import tree
-from fnlm.params.checkpoint import half_written, replace
+from fnlm import tree
+from fnlm.files.checkpoint import half_written, replace
 from fnlm.train.state import CarryState, Metrics, TrainState, load_state, save_state
 
 __all__ = ["fit", "read_log"]
@@ -36,46 +36,46 @@ def fit(
     on_best: Callable[[S], None] = lambda state: None,
     patience: int | None = None,
 ) -> S:
-    """Make steps until `steps` are done; every `evaluate_every` of them evaluate and write.
+    """Train up to step `steps`, with an evaluation and a checkpoint every `evaluate_every` steps.
 
-    A run that was killed and is started again with the same arguments goes on from what it wrote
-    last, and ends with the same numbers, because a batch is a function of the step.
+    An interrupted run that is started again with the same arguments resumes from its last
+    checkpoint and ends with the same numbers, because a batch is a function of the step.
 
     Args:
         step: from `train_step` or `carry_step`; it may donate.
-        state: from `init_state`; replaced by that in the directory where there is one.
-        batch_at: the batch of a step, as the arguments of `step` after the state.
-        steps: how many in all.
-        directory: gets `state.safetensors` and `log.jsonl`, a line an evaluation. What a killed
-            run left half written (`NAME.*.part`) is removed.
-        evaluate: a validation loss: lower is better. Without it only the state and the mean
+        state: from `init_state`; replaced by the checkpoint in the directory if there is one.
+        batch_at: returns the batch of a step, the arguments of `step` after the state.
+        steps: total number of steps.
+        directory: for `state.safetensors` and `log.jsonl`, one line per evaluation. Incomplete
+            files of an interrupted run (`NAME.*.part`) are removed.
+        evaluate: returns a validation loss, lower is better. If None, only the state and the mean
             training loss are written.
-        evaluate_every: steps between evaluations, at least 1; the last step is always one.
-        on_best: called with each state that is better than all before.
-        patience: stop after so many evaluations without a better one, at least 1.
+        evaluate_every: steps between evaluations, at least 1; the last step always has one.
+        on_best: called with each state whose validation loss is the lowest so far.
+        patience: number of evaluations without improvement after which to stop, at least 1.
 
     Returns:
         the last state.
 
     Raises:
-        ValueError: a number is out of range; a loss or a parameter is NaN or infinite, and what the
-            directory holds is the last good state; or a file there is damaged.
-        OSError: another run is at work in the directory, its log is missing, or the disk is full.
+        ValueError: a number is out of range; a loss or a parameter is NaN or infinite, and the
+            directory keeps the last good state; or a file there is damaged.
+        OSError: another run uses the directory, its log is missing, or the disk is full.
     """
     _check_range(steps, evaluate_every, patience)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with _alone_in(directory):
+    with _lock(directory):
         for part in half_written(directory):
             part.unlink()
-        state, log = _found(directory, state)
+        state, log = _resume(directory, state)
         bar = tqdm(total=steps, initial=int(state.step), unit="step")
-        losses, began = [], time.monotonic()
-        while (done := int(state.step)) < steps and not _is_over(log, patience):
+        losses, start = [], time.monotonic()
+        while (done := int(state.step)) < steps and not _should_stop(log, patience):
             state, metrics = step(state, *batch_at(done))
             losses.append(float(metrics.loss))
             if not math.isfinite(losses[-1]):
-                raise _diverged(f"the loss of step {done + 1}", losses[-1], directory)
+                raise _divergence_error(f"the loss of step {done + 1}", losses[-1], directory)
             bar.update()
             if (done + 1) % evaluate_every and done + 1 != steps:
                 continue
@@ -84,21 +84,25 @@ def fit(
             if evaluate is not None:
                 row["valid_loss"] = evaluate(state)
                 if math.isnan(row["valid_loss"]):
-                    raise _diverged("what `evaluate` returned", math.nan, directory)
-                if row["valid_loss"] < min(_losses(log), default=math.inf):
+                    raise _divergence_error("what `evaluate` returned", math.nan, directory)
+                if row["valid_loss"] < min(_valid_losses(log), default=math.inf):
                     on_best(state)
-            row["seconds"] = time.monotonic() - began
+            row["seconds"] = time.monotonic() - start
+            # The state last: a run killed in between repeats this evaluation, and `_resume` drops
+            # the rows of the log beyond the step of the state.
             log.append(row)
             _write_log(directory, log)
             save_state(state, directory / STATE)
             bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name.endswith("loss")})
-            losses, began = [], time.monotonic()
+            losses, start = [], time.monotonic()
         bar.close()
         return state
 
 
 def read_log(directory: str | Path) -> Log:
-    """Read the evaluations of a run: step, train_loss, valid_loss, seconds since the one before.
+    """Read the log of a run, a row per evaluation: step, train_loss, valid_loss and seconds.
+
+    `seconds` is the time since the evaluation before.
 
     Raises:
         FileNotFoundError: there is no log.
@@ -110,7 +114,7 @@ def read_log(directory: str | Path) -> Log:
             continue
         try:
             row = json.loads(line.decode())
-        except (ValueError, RecursionError):  # bytes that are no UTF-8 are ValueErrors, too
+        except (ValueError, RecursionError):  # invalid UTF-8 raises a ValueError, too
             row = None
         if not isinstance(row, dict) or not _is_row(row):
             raise ValueError(
@@ -122,7 +126,7 @@ def read_log(directory: str | Path) -> Log:
 
 
 def _is_row(row: dict[str, Any]) -> bool:
-    """Say whether a line has its step, and numbers alone."""
+    """Return whether a row has a step and a training loss, and all its values are numbers."""
     numbers = [isinstance(x, int | float) and not isinstance(x, bool) for x in row.values()]
     return all(numbers) and isinstance(row.get("step"), int) and "train_loss" in row
 
@@ -132,8 +136,8 @@ def _write_log(directory: Path, log: Log) -> None:
     replace(directory / LOG, lambda part: part.write_text(text, encoding="utf-8"))
 
 
-def _found(directory: Path, state: S) -> tuple[S, Log]:
-    """Return the state of a directory and its log, or the given state where it has none yet."""
+def _resume(directory: Path, state: S) -> tuple[S, Log]:
+    """Return the checkpoint of a directory and its log, or `state` and an empty log."""
     if not (directory / STATE).exists():
         return state, []
     state = load_state(directory / STATE, like=state)
@@ -146,10 +150,10 @@ def _found(directory: Path, state: S) -> tuple[S, Log]:
 
 
 @contextlib.contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Keep other runs out of a directory, until this one ends or is killed."""
+def _lock(directory: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a directory; the system releases it when the process ends."""
     if sys.platform == "win32":
-        yield  # no lock that ends with its process and leaves no file
+        yield  # it has no such lock for directories
         return
     import fcntl
 
@@ -161,7 +165,7 @@ def _alone_in(directory: Path) -> Iterator[None]:
             raise BlockingIOError(
                 f"another run is at work in {directory}: wait for it, or give another directory"
             ) from error
-        except OSError:  # a file system without locks, as some over a network are
+        except OSError:  # a file system without locks, as some network file systems
             pass
         yield
     finally:
@@ -175,7 +179,7 @@ def _check_range(steps: int, evaluate_every: int, patience: int | None) -> None:
             raise ValueError(f"{name} must be at least {limit}, got {value}")
 
 
-def _diverged(what: str, value: float, directory: Path) -> ValueError:
+def _divergence_error(what: str, value: float, directory: Path) -> ValueError:
     return ValueError(
         f"{what} is {value}: the run has diverged. {directory / STATE} is the last good state, if "
         "there is one: go on from it with a lower learning rate or with clipped gradients"
@@ -183,21 +187,21 @@ def _diverged(what: str, value: float, directory: Path) -> ValueError:
 
 
 def _check_state(state: TrainState | CarryState, directory: Path) -> None:
-    """Refuse to write parameters that are no numbers over those that are."""
+    """Raise if a parameter is NaN or infinite, before it overwrites a good checkpoint."""
     params = (state.train if isinstance(state, CarryState) else state).params
     for path, leaf in tree.named_leaves(params):
         if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
-            worst = float(leaf[~torch.isfinite(leaf)][0])
-            raise _diverged(f"a number of params.{path}", worst, directory)
+            value = float(leaf[~torch.isfinite(leaf)][0])
+            raise _divergence_error(f"a number of params.{path}", value, directory)
 
 
-def _losses(log: Log) -> list[float]:
+def _valid_losses(log: Log) -> list[float]:
     return [row["valid_loss"] for row in log if "valid_loss" in row]
 
 
-def _is_over(log: Log, patience: int | None) -> bool:
-    """Say whether the best loss is more than `patience` evaluations old."""
-    losses = _losses(log)
+def _should_stop(log: Log, patience: int | None) -> bool:
+    """Return whether the last `patience` evaluations brought no improvement (early stopping)."""
+    losses = _valid_losses(log)
     if patience is None or not losses:
         return False
     return len(losses) - 1 - losses.index(min(losses)) >= patience

@@ -1,11 +1,12 @@
-"""Losses: logits and labels to one number.
+"""Losses: scalar functions of logits and labels.
 
 Letters: C classes, T time, V vocabulary; `...` any leading dimensions.
 
 Pure arithmetic with fixed shapes, so every loss works under grad, vmap, jvp and second derivatives.
-Half precision logits are taken to float32 first, as a sum over a vocabulary of 50,000 has no digits
-left in bfloat16. Labels are integers. A logit that is NaN and counts makes the loss NaN; where
-nothing counts, as in a batch of no rows, the loss is 0 and so is its gradient.
+Half-precision logits are cast to float32 first, as a sum over a vocabulary of 50,000 has no digits
+left in bfloat16. Labels are integers; `ignore_index` (-1) marks positions without a label. A NaN
+logit at a labelled position makes the loss NaN; where no position has a label, as in an empty
+batch, the loss is 0 and so is its gradient.
 """
 
 from typing import Any
@@ -21,19 +22,19 @@ __all__ = [
     "token_classification",
 ]  # fmt: skip
 
-IGNORE = -1
+IGNORE = -1  # label of positions that do not count
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
-    """Return the mean of -log softmax(logits)[label] over the labels that count.
+    """Return the mean of -log softmax(logits)[label] over the positions that have a label.
 
     Args:
         logits: [..., C], floating point.
-        labels: [...] integers in [0, C), or `ignore_index` where nothing is to be predicted.
-        ignore_index: the label that does not count.
+        labels: [...] integers in [0, C), or `ignore_index`.
+        ignore_index: the label of positions that do not count.
 
     Returns:
-        [] float32 (float64 for float64 logits); 0, with gradient 0, where no label counts.
+        [] float32 (float64 for float64 logits); 0, with gradient 0, if every label is ignored.
 
     Raises:
         TypeError: labels are not integers, or logits not floating.
@@ -43,8 +44,8 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
     >>> cross_entropy(torch.zeros(3, 8), torch.tensor([5, -1, 0]))
     tensor(2.0794)
 
-    Source: `torch.nn.functional.cross_entropy`, which the ancestor calls with ignore_index=-1.
-    Deviation: that one is NaN where no label counts.
+    Source: `torch.nn.functional.cross_entropy`, which pytorch-pretrained-BERT calls with
+    ignore_index=-1. Deviation: torch's is NaN if every label is ignored.
     """
     labels = _integers(labels, "labels")
     if not logits.is_floating_point():
@@ -55,31 +56,32 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
             f"labels {tuple(labels.shape)}, logits {tuple(logits.shape)}"
         )
     counted = labels != ignore_index
-    log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)
-    index = torch.where(counted, labels, 0).unsqueeze(-1)
+    log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)  # [..., C]
+    index = torch.where(counted, labels, 0).unsqueeze(-1)  # [..., 1], 0 is a valid class
     try:
-        chosen = log_probs.gather(-1, index).squeeze(-1)
+        label_log_probs = log_probs.gather(-1, index).squeeze(-1)  # [...]
     except RuntimeError as error:
         if "out of bounds" not in str(error):
             raise
         raise IndexError(_out_of_range(labels, logits.shape[-1], ignore_index)) from error
-    return -torch.where(counted, chosen, 0.0).sum() / counted.sum().clamp_min(1)
+    # `where`, not a product: 0 * NaN at an ignored position would be NaN.
+    return -torch.where(counted, label_log_probs, 0.0).sum() / counted.sum().clamp_min(1)
 
 
 def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean cross entropy of each token given those before it.
+    """Return the mean cross entropy of next-token prediction.
 
     Args:
         logits: [..., T, V]; those at t predict the token at t + 1, and the last are not used.
-        ids: [..., T] token ids; -1 is never predicted.
-        mask: [..., T] True (or 1) at real tokens, False at padding; predicted are the real tokens
-            that stand right after a real one.
+        ids: [..., T] token ids; -1 is never a target.
+        mask: [..., T] True (or 1) at real tokens, False at padding; targets are the real tokens
+            right after a real one.
 
     Returns:
-        [] float32 (float64 for float64 logits); 0 where nothing is predicted.
+        [] float32 (float64 for float64 logits); 0 where there is no target.
 
     Raises:
-        TypeError: ids are not integers, or a mask is floating.
+        TypeError: ids are not integers, or the mask is floating point.
         ValueError: the shapes do not fit.
         IndexError: an id is out of range.
 
@@ -90,7 +92,7 @@ def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> T
     Source: the loss of `GPT2LMHeadModel` in pytorch-pretrained-bert 0.6.2. Deviation: the mask.
     """
     ids = _integers(ids, "ids")
-    labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], IGNORE)], dim=-1)
+    labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], IGNORE)], dim=-1)  # [..., T]
     check_mask(mask)
     if mask is not None:
         if mask.shape != ids.shape:
@@ -98,8 +100,8 @@ def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> T
                 f"mask must have the shape of ids: mask {tuple(mask.shape)}, ids {tuple(ids.shape)}"
             )
         real = mask.bool()
-        following = torch.cat([real[..., 1:], torch.zeros_like(real[..., :1])], dim=-1)
-        labels = torch.where(real & following, labels, IGNORE)
+        next_real = torch.cat([real[..., 1:], torch.zeros_like(real[..., :1])], dim=-1)
+        labels = torch.where(real & next_real, labels, IGNORE)
     return cross_entropy(logits, labels)
 
 
@@ -107,11 +109,11 @@ def multiple_choice(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross entropy of the right choice.
 
     Args:
-        logits: [..., C], one number a choice.
-        labels: [...] the right choice, or -1 where it is not known.
+        logits: [..., C], one score per choice.
+        labels: [...] the index of the right choice, or -1 where it is unknown.
 
     Returns:
-        [] float32 (float64 for float64 logits); 0 where no choice is known.
+        [] float32 (float64 for float64 logits); 0 if every label is -1.
 
     >>> multiple_choice(torch.tensor([[0.0, 0.0]]), torch.tensor([1]))
     tensor(0.6931)
@@ -120,16 +122,17 @@ def multiple_choice(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def pretraining(
-    word_logits: Tensor, follow_logits: Tensor, words: Tensor, follows: Tensor
+    mlm_logits: Tensor, nsp_logits: Tensor, mlm_labels: Tensor, nsp_labels: Tensor
 ) -> Tensor:
-    """Return the loss of masked words plus that of the next sentence, as BERT is pretrained.
+    """Return BERT's pretraining loss: masked language modelling plus next-sentence prediction.
+
+    Either loss alone is `cross_entropy`.
 
     Args:
-        word_logits: [..., T, V].
-        follow_logits: [..., 2].
-        words: [..., T] the words to predict, or -1 where none is; either loss alone is
-            `cross_entropy`.
-        follows: [...] 0 where the second text follows the first, 1 where it does not, or -1.
+        mlm_logits: [..., T, V], masked language modelling.
+        nsp_logits: [..., 2], next-sentence prediction.
+        mlm_labels: [..., T] the original token ids at masked positions, -1 elsewhere.
+        nsp_labels: [...] 0 where the second text follows the first, 1 where it does not, or -1.
 
     Returns:
         [] float32 (float64 for float64 logits).
@@ -140,24 +143,24 @@ def pretraining(
 
     Source: `BertForPreTraining` of pytorch-pretrained-bert 0.6.2.
     """
-    return cross_entropy(word_logits, words) + cross_entropy(follow_logits, follows)
+    return cross_entropy(mlm_logits, mlm_labels) + cross_entropy(nsp_logits, nsp_labels)
 
 
 def token_classification(logits: Tensor, labels: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean cross entropy of the real tokens' classes.
+    """Return the mean cross entropy of the classes of the real tokens.
 
     Args:
         logits: [..., T, C].
-        labels: [..., T] classes, or -1 where none is to be predicted.
-        mask: [..., T] nonzero at real tokens; the labels of others do not count.
+        labels: [..., T] classes, or -1 at positions that do not count.
+        mask: [..., T] nonzero at real tokens; the labels of padding are ignored.
 
     Returns:
-        [] float32 (float64 for float64 logits); 0 where no label counts.
+        [] float32 (float64 for float64 logits); 0 if every label is ignored.
 
     >>> token_classification(torch.zeros(3, 2), torch.tensor([1, 0, 9]), torch.tensor([1, 1, 0]))
     tensor(0.6931)
 
-    Source: `BertForTokenClassification` of pytorch-pretrained-bert 0.6.2. Deviation: -1.
+    Source: `BertForTokenClassification` of pytorch-pretrained-bert 0.6.2. Deviation: -1 is ignored.
     """
     labels = _integers(labels, "labels")
     check_mask(mask)
@@ -167,45 +170,43 @@ def token_classification(logits: Tensor, labels: Tensor, mask: Tensor | None = N
 
 
 def span(start_logits: Tensor, end_logits: Tensor, starts: Tensor, ends: Tensor) -> Tensor:
-    """Return the mean of the cross entropies of the first and the last token of an answer.
+    """Return the mean of the cross entropies of the start and the end position of an answer.
 
     Args:
         start_logits: [..., T].
         end_logits: [..., T].
-        starts: [...] positions; those of T or more are outside of the window and do not count,
-            negative ones count as 0.
+        starts: [...] positions; those of T or more lie outside the window and are ignored,
+            negative ones are clamped to 0.
         ends: [...] likewise.
 
     Returns:
-        [] float32 (float64 for float64 logits); 0 where no position counts.
+        [] float32 (float64 for float64 logits); 0 if every position is ignored.
 
     >>> starts, ends = torch.tensor([1, 4]), torch.tensor([2, 7])
     >>> span(torch.zeros(2, 4), torch.zeros(2, 4), starts, ends)
     tensor(1.3863)
 
     Source: `BertForQuestionAnswering` of pytorch-pretrained-bert 0.6.2. Deviations: that one clamps
-    the caller's labels in place, and is NaN where no position counts.
+    the caller's labels in place, and is NaN if every position is ignored.
     """
-    outside = start_logits.shape[-1]
+    outside = start_logits.shape[-1]  # T, one past the last position
     starts, ends = (
         _integers(x, name).clamp(0, outside) for x, name in ((starts, "starts"), (ends, "ends"))
     )
-    first, last = (
-        cross_entropy(start_logits, starts, outside),
-        cross_entropy(end_logits, ends, outside),
-    )
-    return (first + last) / 2
+    start_loss = cross_entropy(start_logits, starts, ignore_index=outside)
+    end_loss = cross_entropy(end_logits, ends, ignore_index=outside)
+    return (start_loss + end_loss) / 2
 
 
 def regression(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean squared error, for a sequence classification of one label.
+    """Return the mean squared error, for sequence classification with a single output.
 
     Args:
         logits: [..., 1].
         targets: [...] numbers.
 
     Returns:
-        [] float32 (float64 for float64 logits); NaN where a target is; 0 for no rows.
+        [] float32 (float64 for float64 logits); NaN if a target is NaN; 0 for an empty batch.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -225,21 +226,21 @@ def regression(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _integers(x: Any, name: str) -> Tensor:
-    """Return labels as int64: what is said of them by value, -1 say, then holds for every type."""
+    """Return integer labels as int64, so that -1 is distinct from every class in every type."""
     if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a tensor of integers, got {found}: classes have numbers")
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a tensor of integers, got {kind}: classes have numbers")
     return x.long()
 
 
 def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> str:
-    """Say which labels are wrong, as far as their values can be read."""
+    """Return the message for labels out of range, with their range where it can be read."""
     try:
-        found = f"got values from {labels.min().item()} to {labels.max().item()}"
-    except RuntimeError:  # a batch of vmap
-        found = "one of them is not"
+        values = f"got values from {labels.min().item()} to {labels.max().item()}"
+    except RuntimeError:  # under vmap, values cannot be read
+        values = "one of them is not"
     return (
         f"labels must be at least 0 and less than {classes}, or {ignore_index} where nothing is to "
-        f"be predicted; {found}. Where -100 marks what does not count, replace it: "
+        f"be predicted; {values}. Where -100 marks what does not count, replace it: "
         f"labels.masked_fill(labels == -100, {ignore_index})"
     )

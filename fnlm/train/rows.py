@@ -1,29 +1,29 @@
-"""Rows of tables that training leaves alone."""
+"""Zeroing the gradients of embedding rows, as `padding_idx` does."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from fnlm.params import tree
-from fnlm.params.tree import Tree
-from fnlm.train.links import Optimizer, OptimizerState
+from fnlm import tree
+from fnlm.train.transformations import Optimizer, OptimizerState
+from fnlm.tree import Tree
 
 __all__ = ["mask_rows"]
 
 
 def mask_rows(optimizer: Optimizer, rows: Mapping[str, int | None]) -> Optimizer:
-    """Make an optimizer that takes the gradient of some rows as 0, and is the same otherwise.
+    """Wrap an optimizer so that it sees zero gradients for the given rows.
 
-    It is what `padding_idx` of `torch.nn.Embedding` does to training: the row's moments stay 0, no
-    norm that gradients are clipped by counts it, and weight decay alone moves it.
+    This is the effect of `padding_idx` of `torch.nn.Embedding` on training: the moment estimates of
+    the row stay 0, gradient clipping does not count it, and only weight decay changes it.
 
     Args:
-        optimizer: the one to wrap; its state is as without rows.
-        rows: a row for each table, by the path of the table in the parameters; None for no row.
+        optimizer: the optimizer to wrap; its state is unchanged.
+        rows: path of a table in the parameters -> index of the row, or None for no row.
 
     Returns:
-        the optimizer; its `update` raises ValueError where a path is no leaf, IndexError where a
+        the optimizer; its `update` raises ValueError if a path is not a leaf, IndexError if a
         table has no such row.
 
     >>> from fnlm.train import adamw
@@ -33,22 +33,22 @@ def mask_rows(optimizer: Optimizer, rows: Mapping[str, int | None]) -> Optimizer
     {'embed': {'token': tensor([[1.0000, 1.0000, 1.0000],
             [0.9000, 0.9000, 0.9000]])}}
     """
-    wanted = {path: row for path, row in rows.items() if row is not None}
+    masked = {path: row for path, row in rows.items() if row is not None}
 
     def update(
         grads: Tree, state: OptimizerState, params: Tree, *, donate: bool = False
     ) -> tuple[Tree, OptimizerState]:
-        _check(wanted, params)
+        _check(masked, params)
 
         def mask(path: str, gradient: Tensor) -> Tensor:
-            if path not in wanted:
+            if path not in masked:
                 return gradient
             if donate:
-                gradient.detach()[wanted[path]].zero_()
+                gradient.detach()[masked[path]].zero_()  # donated: in place
                 return gradient
-            numbers = torch.arange(len(gradient), device=gradient.device)
-            kept = (numbers != wanted[path]).view(-1, *[1] * (gradient.ndim - 1))
-            return torch.where(kept, gradient, 0)
+            index = torch.arange(len(gradient), device=gradient.device)  # [rows]
+            keep = (index != masked[path]).view(-1, *[1] * (gradient.ndim - 1))  # [rows, 1, ...]
+            return torch.where(keep, gradient, 0)
 
         return optimizer.update(tree.map_with_path(mask, grads), state, params, donate=donate)
 
@@ -56,7 +56,7 @@ def mask_rows(optimizer: Optimizer, rows: Mapping[str, int | None]) -> Optimizer
 
 
 def _check(rows: Mapping[str, int], params: Tree) -> None:
-    """Refuse rows that are not there."""
+    """Raise unless every path is a leaf that has the row."""
     leaves = dict(tree.named_leaves(params))
     for path, row in rows.items():
         if path not in leaves:

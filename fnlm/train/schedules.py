@@ -1,8 +1,8 @@
 """Learning-rate schedules: functions from a step to a multiplier of the learning rate.
 
-Every factory here returns `schedule(step)`. The step is a Python number (the multiplier is then a
-`float`) or a 0-d tensor (the multiplier is then a float64 0-d tensor, and the schedule works under
-`vmap` and `compile`). Both roads evaluate one formula over the progress x = step / t_total::
+Every factory here returns a function `schedule(step)`. For a step that is a Python number the
+multiplier is a `float`; for a 0-d tensor it is a float64 0-d tensor, and the schedule works under
+`vmap` and `compile`. Both evaluate one formula over the progress x = step / t_total::
 
     constant                            1
     warmup_constant                     1                           after the warm-up
@@ -11,13 +11,12 @@ Every factory here returns `schedule(step)`. The step is a Python number (the mu
     warmup_cosine_with_hard_restarts    (1 + cos(pi frac(c y))) / 2 after the warm-up
     warmup_cosine_with_warmup_restarts  warm-up and half a cosine, over each 1 / c of the steps
 
-with w the share of the steps that warm up (there the multiplier is x / w), c the number of cycles
-and y = (x - w) / (1 - w). A negative `t_total` means that the length is not known: the multiplier
-is 1 at every step.
+with w the fraction of the steps in the warm-up (there the multiplier is x / w), c the number of
+cycles and y = (x - w) / (1 - w). A negative `t_total` means that the length is unknown: the
+multiplier is 1 at every step.
 
 Source: the schedules of pytorch-pretrained-bert 0.6.2, equal at every step, beyond `t_total` too.
-Deviation: nothing is logged and nothing remembered; a schedule that ran past its end is the
-business of the loop that ran it.
+Deviation: no warning is logged for a step beyond `t_total`, as schedules are pure functions.
 """
 
 import math
@@ -45,7 +44,7 @@ class Schedule(Protocol):
 
 
 def constant(warmup: float = -1, t_total: float = -1) -> Schedule:
-    """Return the multiplier 1 at every step; the arguments are those of the other schedules.
+    """Return 1 at every step; the arguments, shared by all schedules, have no effect.
 
     >>> constant()(1000)
     1.0
@@ -54,7 +53,7 @@ def constant(warmup: float = -1, t_total: float = -1) -> Schedule:
 
 
 def warmup_constant(warmup: float = 0.002, t_total: float = -1) -> Schedule:
-    """Rise from 0 to 1 over the first `warmup * t_total` steps, then stay.
+    """Rise linearly from 0 to 1 over the first `warmup * t_total` steps, then stay at 1.
 
     >>> [warmup_constant(0.5, 4)(step) for step in range(5)]
     [0.0, 0.5, 1.0, 1.0, 1.0]
@@ -63,7 +62,9 @@ def warmup_constant(warmup: float = 0.002, t_total: float = -1) -> Schedule:
 
 
 def warmup_linear(warmup: float = 0.002, t_total: float = -1) -> Schedule:
-    """Rise from 0 to 1 over the first `warmup * t_total` steps, fall to 0 at `t_total`, stay there.
+    """Rise linearly to 1 over the first `warmup * t_total` steps, then fall linearly to 0.
+
+    The multiplier is 0 from `t_total` on.
 
     >>> [warmup_linear(0.5, 4)(step) for step in range(6)]
     [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
@@ -76,16 +77,16 @@ def warmup_linear(warmup: float = 0.002, t_total: float = -1) -> Schedule:
 
 
 def warmup_cosine(warmup: float = 0.002, t_total: float = -1, cycles: float = 0.5) -> Schedule:
-    """Rise from 0 to 1, then follow `cycles` periods of a cosine between 1 and 0.
+    """Rise linearly from 0 to 1, then follow `cycles` periods of a cosine between 1 and 0.
 
-    The half period of the default ends at 0; beyond `t_total` the cosine goes on (and rises again).
+    The default half period ends at 0; beyond `t_total` the cosine goes on, and rises again.
 
     >>> [round(warmup_cosine(0.0, 4)(step), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
 
     def multiplier(x: Any, warmup: float) -> Any:
-        y = (x - warmup) / (1 - warmup)
+        y = (x - warmup) / (1 - warmup)  # progress after the warm-up: 1 at t_total
         return _warm_up(x, warmup, 0.5 * (1.0 + _cos(math.pi * cycles * 2 * y)))
 
     return _schedule(warmup, t_total, multiplier)
@@ -94,7 +95,7 @@ def warmup_cosine(warmup: float = 0.002, t_total: float = -1, cycles: float = 0.
 def warmup_cosine_with_hard_restarts(
     warmup: float = 0.002, t_total: float = -1, cycles: float = 1.0
 ) -> Schedule:
-    """Rise from 0 to 1, then fall to 0 along half a cosine `cycles` times, each time from 1.
+    """Rise linearly from 0 to 1, then decay along half a cosine `cycles` times, each time from 1.
 
     Raises:
         ValueError: `cycles` is below 1.
@@ -105,7 +106,7 @@ def warmup_cosine_with_hard_restarts(
     _check_cycles(cycles)
 
     def multiplier(x: Any, warmup: float) -> Any:
-        y = (x - warmup) / (1 - warmup)
+        y = (x - warmup) / (1 - warmup)  # progress after the warm-up: 1 at t_total
         return _warm_up(x, warmup, 0.5 * (1.0 + _cos(math.pi * ((cycles * y) % 1))))
 
     return _schedule(warmup, t_total, multiplier)
@@ -114,9 +115,9 @@ def warmup_cosine_with_hard_restarts(
 def warmup_cosine_with_warmup_restarts(
     warmup: float = 0.002, t_total: float = -1, cycles: float = 1.0
 ) -> Schedule:
-    """In each of `cycles` equal parts rise from 0 to 1, then fall to 0 along half a cosine.
+    """In each of `cycles` equal parts, rise linearly from 0 to 1, then decay along half a cosine.
 
-    `warmup` is a share of all steps, spent once in every part.
+    `warmup` is a fraction of all steps, and the length of the warm-up of every part.
 
     Raises:
         ValueError: `cycles` is below 1, or the warm-ups together are not below 1.
@@ -131,24 +132,26 @@ def warmup_cosine_with_warmup_restarts(
         )
 
     def multiplier(x: Any, warmup: float) -> Any:
-        part = x * cycles % 1.0
-        y = (part - warmup) / (1 - warmup)
-        return _warm_up(part, warmup, 0.5 * (1.0 + _cos(math.pi * y)))
+        within = x * cycles % 1.0  # progress within the cycle
+        y = (within - warmup) / (1 - warmup)
+        return _warm_up(within, warmup, 0.5 * (1.0 + _cos(math.pi * y)))
 
+    # The warm-up, a fraction of all steps, is `cycles` times that fraction of a cycle.
     return _schedule(warmup * cycles if warmup >= 0 else warmup, t_total, multiplier)
 
 
 def _schedule(warmup: float, t_total: float, multiplier: Callable[[Any, float], Any]) -> Schedule:
-    """Make a schedule of a formula `multiplier(progress, warmup)`."""
+    """Return the schedule of a formula `multiplier(progress, warmup)`."""
     if warmup != -1 and not 0 <= warmup < 1:
         raise ValueError(f"warmup must be a share in [0, 1), or -1 for none, got {warmup}")
     if t_total == 0:
         raise ValueError("t_total must be positive, or -1 for a multiplier that is always 1, got 0")
-    share = max(float(warmup), 0.0)
+    fraction = max(float(warmup), 0.0)
 
     def schedule(step: Any, /) -> Any:
+        # float64 in both cases, so that tensors and numbers give the same multiplier.
         step = step.to(torch.float64) if isinstance(step, Tensor) else float(step)
-        return _like(step, 1.0) if t_total < 0 else multiplier(step / float(t_total), share)
+        return _like(step, 1.0) if t_total < 0 else multiplier(step / float(t_total), fraction)
 
     return schedule
 
@@ -159,7 +162,7 @@ def _check_cycles(cycles: float) -> None:
 
 
 def _warm_up(x: Any, warmup: float, after: Any) -> Any:
-    """Choose x / warmup before the end of the warm-up, `after` from there on."""
+    """Return x / warmup during the warm-up, `after` from its end on."""
     if warmup == 0:
         return after
     if isinstance(x, Tensor):

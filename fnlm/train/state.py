@@ -1,4 +1,4 @@
-"""The state of a training run, the step from one to the next, and its file."""
+"""The state of a training run, training steps, and saving and loading the state."""
 
 import hashlib
 import os
@@ -10,47 +10,47 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fnlm import random
-from fnlm.params import safe, tree
-from fnlm.params.tree import Tree
-from fnlm.train.gradient import grad_and_value
-from fnlm.train.links import Optimizer, global_norm
+from fnlm import random, tree
+from fnlm.files import safetensors as safe
+from fnlm.train.transformations import Optimizer
+from fnlm.transforms.gradient import grad_and_value
+from fnlm.tree import Tree
 
 __all__ = [
     "CarryState", "Metrics", "TrainState", "carry_step", "init_state", "load_state", "save_state",
     "train_step",
 ]  # fmt: skip
 
-CHECKSUM = "sha256"  # key of a file's metadata
+CHECKSUM = "sha256"  # key in the metadata of a state file
 Loss = Callable[..., Tensor]
 
 
 class TrainState(NamedTuple):
-    """All that a run needs to go on."""
+    """The complete state of a training run, from which it can resume."""
 
-    params: Tree  # what is trained
-    opt_state: Tree  # of the optimizer
-    key: Tensor  # [] int64, the source of all randomness of the run; never changes
-    step: Tensor  # [] int64, how many steps were made
+    params: Tree  # the trained parameters
+    opt_state: Tree  # the state of the optimizer
+    key: Tensor  # [] int64, the source of all randomness of the run; constant
+    step: Tensor  # [] int64, number of steps made
 
 
 class CarryState(NamedTuple):
-    """A run whose model takes something along from batch to batch, such as a memory."""
+    """The state of a run whose model carries state from batch to batch, such as memories."""
 
     train: TrainState
-    carry: Tree
+    carry: Tree  # the state that the model carries, without gradient
 
     @property
     def step(self) -> Tensor:
-        """How many steps were made: [] int64."""
+        """Number of steps made: [] int64."""
         return self.train.step
 
 
 class Metrics(NamedTuple):
-    """What a step reports."""
+    """The metrics of a training step."""
 
     loss: Tensor  # [] before the update
-    gradient_norm: Tensor  # [] Euclidean norm of the gradient, before any clipping
+    gradient_norm: Tensor  # [] global norm of the gradients, before any clipping
 
 
 StepFn = Callable[..., tuple[TrainState, Metrics]]
@@ -60,8 +60,8 @@ def init_state(params: Tree, optimizer: Optimizer, key: Tensor) -> TrainState:
     """Return the state before the first step.
 
     Args:
-        params: what will be trained; the state holds these very tensors.
-        optimizer: the one given to `train_step`.
+        params: the initial parameters; the state holds these tensors, not copies.
+        optimizer: the optimizer given to `train_step`.
         key: [] int64, from `fnlm.random.key`.
 
     >>> from fnlm.train import adamw
@@ -74,18 +74,17 @@ def init_state(params: Tree, optimizer: Optimizer, key: Tensor) -> TrainState:
 def train_step(
     loss: Loss, optimizer: Optimizer, *, accumulate: int = 1, donate: bool = False
 ) -> StepFn:
-    """Make the function `step(state, *batch) -> (state, metrics)`: gradient, update, count.
+    """Return a training step: `step(state, *batch) -> (state, metrics)`.
 
     Args:
         loss: `loss(params, *batch, key=key) -> []`. The key is `fold_in(state.key, state.step)`
-            (folded once more with the number of the part, where the batch is cut in parts), so a
-            run that resumes draws what it would have drawn.
-        optimizer: what to do with the gradient.
-        accumulate: number of equal parts in which to cut the first axis of the batch, to bound
-            memory. The step takes the mean of the losses of the parts: that of the batch where all
-            parts count the same number of labels.
-        donate: reuse the memory of the state, which is consumed: its tensors are those of the
-            result.
+            (folded once more with the index of the micro-batch if there are several), so a run that
+            resumes draws the same numbers.
+        optimizer: turns gradients into new parameters.
+        accumulate: number of micro-batches (gradient accumulation), equal parts of the first axis
+            of the batch. The step takes the mean of their losses, which is the loss of the whole
+            batch if all micro-batches have the same number of labels.
+        donate: update in place: the tensors of the state are overwritten with the results.
 
     Returns:
         the step, which is pure (without `donate`): it can be vmapped over states and compiled.
@@ -104,15 +103,15 @@ def train_step(
     def gradient(params: Tree, key: Tensor, batch: tuple[Any, ...]) -> tuple[Tree, Tensor]:
         if accumulate == 1:
             return differentiate(params, *batch, key=key)
-        total: Any = None
-        for i, part in enumerate(_parts(batch, accumulate)):
-            one = differentiate(params, *part, key=random.fold_in(key, i))
-            total = one if total is None else tree.map(torch.add, total, one)
+        total: Any = None  # sums of gradients and losses
+        for i, micro_batch in enumerate(_micro_batches(batch, accumulate)):
+            pair = differentiate(params, *micro_batch, key=random.fold_in(key, i))
+            total = pair if total is None else tree.map(torch.add, total, pair)
         return tree.map(lambda x: x / accumulate, total)
 
     def step(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
         grads, value = gradient(state.params, random.fold_in(state.key, state.step), batch)
-        metrics = Metrics(value, global_norm(grads))
+        metrics = Metrics(value, tree.norm(grads))
         params, opt_state = optimizer.update(grads, state.opt_state, state.params, donate=donate)
         return TrainState(params, opt_state, state.key, state.step + 1), metrics
 
@@ -122,11 +121,11 @@ def train_step(
 def carry_step(
     loss: Callable[..., tuple[Tensor, Tree]], optimizer: Optimizer, *, donate: bool = False
 ) -> Callable[..., tuple[CarryState, Metrics]]:
-    """Make the step of a model that takes something along: `train_step` over a `CarryState`.
+    """Return a training step that carries model state: `train_step` over a `CarryState`.
 
     Args:
-        loss: `loss(params, carry, *batch, key=key) -> ([], carry)`. No gradient goes from one step
-            to the next.
+        loss: `loss(params, carry, *batch, key=key) -> ([], carry)`. Gradients are truncated at the
+            boundary of steps.
         optimizer, donate: as for `train_step`.
 
     >>> from fnlm.train import adamw
@@ -142,25 +141,25 @@ def carry_step(
     differentiate = grad_and_value(loss, has_aux=True)
 
     def step(state: CarryState, *batch: Any) -> tuple[CarryState, Metrics]:
-        params, moments, key, number = state.train
-        own = random.fold_in(key, number)
-        grads, (value, carry) = differentiate(params, state.carry, *batch, key=own)
-        metrics = Metrics(value, global_norm(grads))
-        params, moments = optimizer.update(grads, moments, params, donate=donate)
+        params, opt_state, key, count = state.train
+        step_key = random.fold_in(key, count)
+        grads, (value, carry) = differentiate(params, state.carry, *batch, key=step_key)
+        metrics = Metrics(value, tree.norm(grads))
+        params, opt_state = optimizer.update(grads, opt_state, params, donate=donate)
         carry = tree.map(torch.Tensor.detach, carry)
-        return CarryState(TrainState(params, moments, key, number + 1), carry), metrics
+        return CarryState(TrainState(params, opt_state, key, count + 1), carry), metrics
 
     return step
 
 
 def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
-    """Write a tree of tensors (a `TrainState`) to a safetensors file, by dotted paths.
+    """Write a tree of tensors, such as a `TrainState`, to a safetensors file, by dotted paths.
 
-    The file appears whole or not at all: a run killed while it writes leaves the former file. A
-    tensor that stands in several places is written for each of them. A checksum goes with them.
+    The write is atomic: a run killed while it writes leaves the previous file. A tensor that occurs
+    several times in the tree is written each time. The file has a checksum.
 
     Raises:
-        OSError: the file could not be written, as on a full disk; the former one is as it was.
+        OSError: the file could not be written, as on a full disk; the previous one is unchanged.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -178,16 +177,16 @@ def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
     Args:
         path: the file.
         like: a tree of the same structure, shapes and types, for example `init_state(...)` of a new
-            run; its values are not read. Devices, memory layouts and constants (a config) are taken
+            run. Its values are not read; devices, memory layouts and constants (a config) are taken
             from it.
 
     Returns:
-        The tree, bit for bit what was saved.
+        The tree, bit for bit as saved.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the names, shapes or types differ, and the message lists them; or the file is
-            damaged: it is not whole, or does not have its checksum.
+        ValueError: names, shapes or types differ, and the message lists them; or the file is
+            damaged: it is truncated or its checksum does not match.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no state at {path}; save_state writes one")
@@ -207,7 +206,7 @@ def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
 
 
 def _checksum(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 of names, types, shapes and numbers."""
+    """Return the SHA-256 of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -216,25 +215,27 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _parts(batch: tuple[Any, ...], number: int) -> list[tuple[Any, ...]]:
-    """Cut the first axis of every leaf in equal parts."""
+def _micro_batches(batch: tuple[Any, ...], number: int) -> list[tuple[Any, ...]]:
+    """Split the first axis of every leaf into equal parts."""
     for path, leaf in tree.named_leaves(batch):
         if leaf.ndim == 0 or leaf.shape[0] % number:
             raise ValueError(
                 f"accumulate={number} must divide the first axis of batch.{path}, "
                 f"which has shape {tuple(leaf.shape)}"
             )
-    cut = tree.map(lambda leaf: leaf.unflatten(0, (number, -1)), batch)
-    return [tree.map(lambda leaf, i=i: leaf[i], cut) for i in range(number)]
+    # [B, ...] -> [number, B / number, ...]
+    stacked = tree.map(lambda leaf: leaf.unflatten(0, (number, -1)), batch)
+    return [tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
 
 
 def _check(
-    path: str | os.PathLike[str], found: dict[str, Tensor], wanted: dict[str, Tensor]
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
-    problems = [f"missing {name}" for name in wanted.keys() - found.keys()]
-    problems += [f"unexpected {name}" for name in found.keys() - wanted.keys()]
-    for name in wanted.keys() & found.keys():
-        a, b = found[name], wanted[name]
+    """Raise unless a file has the names, shapes and types of `like`."""
+    problems = [f"missing {name}" for name in expected.keys() - tensors.keys()]
+    problems += [f"unexpected {name}" for name in tensors.keys() - expected.keys()]
+    for name in expected.keys() & tensors.keys():
+        a, b = tensors[name], expected[name]
         if a.shape != b.shape or a.dtype != b.dtype:
             problems.append(
                 f"mismatched {name}: {tuple(a.shape)} {a.dtype} in the file, "

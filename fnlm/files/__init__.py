@@ -1,0 +1,1 @@
+"""Checkpoint files: locating them, and reading and writing each format."""

@@ -1,0 +1,305 @@
+"""Locating the files of a model: a path, a bundled model, or a name on the hub.
+
+Existing paths come first, the network last. A named file is the one that is read; of a directory,
+the first of: the names of `WEIGHTS` in their order, the only other .safetensors file, TensorFlow's
+latest checkpoint, OpenAI's ten arrays, the only .npz file.
+
+This module knows no tensors, and huggingface_hub is imported only when a name is asked for; its
+environment variables (HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT ...) work as in
+its own documentation.
+"""
+
+import difflib
+import errno
+import os
+import re
+from collections.abc import Iterable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+from fnlm.files import _hub_client, folder
+from fnlm.files._text import printable_errors
+
+__all__ = ["BUNDLED", "CONFIGS", "PUBLISHED", "WEIGHTS", "Source", "find", "locate", "weights"]
+
+BUNDLED = Path(__file__).parent.parent / "weights"
+
+# The names that pytorch-pretrained-bert published, and where on the hub their models are now.
+PUBLISHED = {
+    "bert-base-uncased": "google-bert/bert-base-uncased",
+    "bert-large-uncased": "google-bert/bert-large-uncased",
+    "bert-base-cased": "google-bert/bert-base-cased",
+    "bert-large-cased": "google-bert/bert-large-cased",
+    "bert-base-multilingual-uncased": "google-bert/bert-base-multilingual-uncased",
+    "bert-base-multilingual-cased": "google-bert/bert-base-multilingual-cased",
+    "bert-base-chinese": "google-bert/bert-base-chinese",
+    "openai-gpt": "openai-community/openai-gpt",
+    "gpt2": "openai-community/gpt2",
+    "transfo-xl-wt103": "transfo-xl/transfo-xl-wt103",
+}
+
+# The names that weights have in a directory or on the hub, and those of a configuration; the
+# preferred one first.
+WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+CONFIGS = ("config.json", "bert_config.json", "hparams.json")
+
+# Of OpenAI's first GPT, whose release of NumPy arrays states its configuration nowhere.
+_ARRAYS = "params_shapes.json"
+_LARGEST_NOTE = 1 << 16  # bytes of TensorFlow's file `checkpoint` that are looked at
+
+_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(@\w[\w.-]*(/\w[\w.-]*)*)?", re.ASCII)
+_EXPECTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards)"
+# Names of weights end so: a vocabulary is looked for beside them.
+_WITH_VOCABULARY = (".safetensors", ".safetensors.index.json", ".npz", ".index")
+_ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
+_Path = str | Path
+_Choices = Sequence[tuple[str, ...]]
+
+
+class Source(NamedTuple):
+    """The files of a model."""
+
+    weights: Path  # a file of weights, an index of such files, or a TensorFlow .index
+    config: Path
+
+
+@printable_errors()
+def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
+    """Return the paths of the weights of a model and of the configuration beside them.
+
+    Args:
+        name_or_path: a directory; a file of weights, or the prefix of a TensorFlow checkpoint; the
+            name of a model inside the package; one of the published names; or `owner/name` on the
+            hub, with `@revision` or without. What exists on disk wins; then the cache of the hub.
+        configs: the file names of a configuration, the preferred one first.
+
+    Raises:
+        FileNotFoundError: names what was looked for, where, why it is missing, and how to get it.
+        ValueError: several files could be meant; what is named is no regular file; or an index
+            names files outside its directory.
+        OSError: the disk is too small for the download.
+
+    Example:
+        >>> locate("tiny").config.name
+        'config.json'
+    """
+    if _on_disk(name_or_path) is None:
+        choices = [(name, config) for name in WEIGHTS for config in configs]
+        expected = f"{_EXPECTED} beside a configuration ({' or '.join(configs)})"
+        return Source(*_from_hub(str(name_or_path), choices, expected)[:2])
+    path = weights(name_or_path)
+    for name in configs:
+        if (config := path.parent / name).is_file():
+            return Source(path, config)
+    if path.name == _ARRAYS:
+        return Source(path, BUNDLED / "openai-gpt.json")
+    raise FileNotFoundError(
+        f"{path.parent / configs[0]} is missing{_and_so(configs[1:])}: a model is its weights "
+        f"({path.name}) beside its configuration; copy that there too"
+    )
+
+
+@printable_errors()
+def weights(name_or_path: _Path) -> Path:
+    """Return the path of the weights of a model, with or without a configuration; see `locate`.
+
+    Example:
+        >>> weights("tiny").name
+        'model.safetensors'
+    """
+    path = _on_disk(name_or_path)
+    if path is None:
+        return _from_hub(str(name_or_path), [(name,) for name in WEIGHTS], _EXPECTED)[0]
+    if path.is_dir():
+        path = _weights_in(folder.current(path, "model"))
+    elif (saved := folder.current(path.parent, "model") / path.name).is_file():
+        path = saved
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is no regular file: copy what it gives into a file, and name that"
+        )
+    if path.name.endswith(_ARCHIVES):
+        raise FileNotFoundError(_unpack(path))
+    return path
+
+
+def find(name_or_path: _Path, choices: _Choices, optional: Sequence[str] = ()) -> tuple[Path, ...]:
+    """Return the paths of the first complete set of files, and of the optional ones present.
+
+    Args:
+        name_or_path: a directory; a file, which is then the one that is read, with the others of
+            its set beside it (a file of weights stands for its directory); or a name; see `locate`.
+        choices: sets of file names, the preferred one first.
+        optional: names of files that are returned if present.
+
+    Returns:
+        One path for each name of the set, then those of `optional` that are present.
+
+    Raises:
+        FileNotFoundError: no set is complete; the message names what was looked for and where.
+
+    Example:
+        >>> [path.name for path in find("tiny", [("vocab.txt",), ("vocab.json", "merges.txt")])]
+        ['vocab.json', 'merges.txt']
+    """
+    expected = " or ".join("+".join(names) for names in choices)
+    path = _on_disk(name_or_path)
+    if path is None:
+        some = [names for n in range(len(optional), -1, -1) for names in combinations(optional, n)]
+        return _from_hub(str(name_or_path), [(*a, *b) for a in choices for b in some], expected)
+    directory, single = path, None
+    if not path.is_dir():
+        directory = path.parent
+        choices, single = _sets_of(path, choices, expected)
+    directory = folder.current(directory, "tokenizer")
+    for names in choices:
+        files = [single or directory / name for name in names]
+        if all(file.is_file() for file in files):
+            return *files, *(file for name in optional if (file := directory / name).is_file())
+    raise FileNotFoundError(f"directory {str(directory)!r} holds no {expected}; put them there")
+
+
+def _sets_of(path: Path, choices: _Choices, expected: str) -> tuple[_Choices, Path | None]:
+    """Return the sets that a file belongs to, and the file if it replaces one of another name."""
+    if path.name.endswith(_WITH_VOCABULARY) or path.name in (*WEIGHTS, *CONFIGS, _ARRAYS):
+        return choices, None
+    if named := [names for names in choices if path.name in names]:
+        return named, None
+    alone: _Choices = [names for names in choices if len(names) == 1]
+    alike = [names for names in alone if names[0].endswith(path.suffix or " ")]
+    if not (sets := alike or [names for names in alone if names[0].endswith(".txt")]):
+        raise FileNotFoundError(
+            f"{path} is not called {expected}, so that it can't be told what it is"
+        )
+    return sets[:1], path
+
+
+def _on_disk(name_or_path: _Path) -> Path | None:
+    """Return the existing path of a name, on disk or inside the package; else None."""
+    name = os.fspath(name_or_path)
+    path = Path(os.path.expanduser(name))
+    if name and os.path.exists(path):
+        return path
+    if os.path.exists(index := f"{path}.index"):  # the prefix of a TensorFlow checkpoint
+        return Path(index)
+    if path.name == name and os.path.isdir(BUNDLED / name):
+        return BUNDLED / name
+    return None
+
+
+def _weights_in(directory: Path) -> Path:
+    """Return the weights in a directory, of the first format that it has."""
+    for name in WEIGHTS:
+        if (path := directory / name).is_file():
+            return path
+    file = (
+        _only(directory.glob("*.safetensors"))
+        or _tensorflow(directory)
+        or _arrays(directory)
+        or _only(directory.glob("*.npz"))
+    )
+    if file is not None:
+        return file
+    for path in sorted(directory.iterdir()):
+        if path.name.endswith(_ARCHIVES):
+            raise FileNotFoundError(_unpack(path))
+    others = (*WEIGHTS[1:], "a TensorFlow checkpoint", _ARRAYS, "an .npz file")
+    raise FileNotFoundError(
+        f"{directory / WEIGHTS[0]} is missing{_and_so(others)}: copy the weights there, or give "
+        "the path of the directory or file that holds them"
+    )
+
+
+def _tensorflow(directory: Path) -> Path | None:
+    """Return the latest checkpoint by TensorFlow's file `checkpoint`, or else the only one."""
+    note = directory / "checkpoint"
+    if note.is_file():
+        with note.open("rb") as file:
+            text = file.read(_LARGEST_NOTE).decode("utf-8", errors="replace")
+        if latest := re.search(r'^model_checkpoint_path: "([^"\n]+)"', text, re.MULTILINE):
+            prefix = re.split(r"[/\\]", latest[1])[
+                -1
+            ]  # a path on the machine that wrote it: take the name
+            for path in (directory / f"{prefix}.index", directory / prefix):
+                if path.is_file():
+                    return path
+    indexes = directory.glob("*.index")
+    return _only(path for path in indexes if any(directory.glob(f"{path.stem}.data-*")))
+
+
+def _arrays(directory: Path) -> Path | None:
+    """Return the file of the shapes of OpenAI's arrays, unless an .npz file is there instead."""
+    shapes = directory / _ARRAYS
+    chosen = any(directory.glob("params_*.npy")) or not any(directory.glob("*.npz"))
+    return shapes if shapes.is_file() and chosen else None
+
+
+def _only(paths: Iterable[Path]) -> Path | None:
+    files = sorted(path for path in paths if path.is_file())
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files)
+        raise ValueError(f"{files[0].parent} holds {names}: give the path of the one that is meant")
+    return files[0] if files else None
+
+
+def _and_so(names: Sequence[str]) -> str:
+    return f", and so are {', '.join(names)}" if names else ""
+
+
+def _unpack(archive: Path) -> str:
+    how = "unzip" if archive.suffix == ".zip" else "tar xf"
+    return (
+        f"{archive} is an archive: unpack it (cd {archive.parent}; {how} {archive.name}), then "
+        "give the path of the directory that holds its files"
+    )
+
+
+def _from_hub(name: str, choices: _Choices, expected: str) -> tuple[Path, ...]:
+    """Return the first complete set of files, from the hub's cache or else from the network."""
+    bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/"))) or "none"
+    if not _NAME.fullmatch(name) or ".." in name or len(name) > 200:
+        raise FileNotFoundError(
+            f"{name!r} is no directory and no name of a model ('model' or 'owner/model'); give a "
+            f"directory that holds {expected}"
+        )
+    from huggingface_hub import constants
+
+    repository, _, revision = name.partition("@")
+    revision = revision or constants.DEFAULT_REVISION
+    homes = _homes(repository)
+    failures = _hub_client.failures()
+    try:
+        for home in homes:
+            for names in choices:
+                if paths := _hub_client.whole(names, _hub_client.cached(home, revision)):
+                    return paths
+        if constants.HF_HUB_OFFLINE:
+            raise _hub_client.Reason("HF_HUB_OFFLINE is set: unset it to download them")
+        return _hub_client.download(homes[0], revision, choices)
+    except failures as error:
+        if getattr(error, "errno", None) == errno.ENOSPC:
+            raise
+        candidates = [*bundled.split(", "), *PUBLISHED, *PUBLISHED.values()]
+        similar = difflib.get_close_matches(repository.lower(), candidates, n=1, cutoff=0.8)
+        near = f" (is {similar[0]!r} meant?)" if similar and similar[0] not in homes else ""
+        why = _hub_client.why(error, homes[0], revision)
+        raise FileNotFoundError(
+            f"{name!r} is no directory or file, no model inside the package (there: {bundled}), "
+            f"and the hub ({constants.ENDPOINT}, cache {constants.HF_HUB_CACHE}) gave no "
+            f"{expected}: {why}; check the name{near}, or do it by hand: put these files of "
+            f"{constants.ENDPOINT}/{homes[0]} into a directory and load that"
+        ) from error
+
+
+def _homes(repository: str) -> tuple[str, ...]:
+    """Return the names of a repository: the current one, and the one it was published under."""
+    for name, home in PUBLISHED.items():
+        if repository in (name, home):
+            return home, name
+    return (repository,)

@@ -1,0 +1,254 @@
+"""BERT's fine-tuning recipe, as a preemption-safe run."""
+
+import json
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from fnlm import random, tree
+from fnlm.files.checkpoint import replace
+from fnlm.finetune.data import Arrays, Epochs, batches, length_sorted_batches
+from fnlm.train.loop import fit, read_log
+from fnlm.train.optimizers import bert_adam
+from fnlm.train.rows import mask_rows
+from fnlm.train.state import init_state, train_step
+from fnlm.train.transformations import Optimizer, except_bias_and_norm
+from fnlm.tree import Tree
+
+__all__ = ["Recipe", "TextRecipe", "claim_run_directory", "finetune", "mean_loss", "write_results"]
+
+Loss = Callable[..., Tensor]
+_fine_tuning = partial(bert_adam, decay=except_bias_and_norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The hyperparameters of a fine-tuning run, named as in the scripts of pytorch-pretrained-BERT.
+
+    Args:
+        train_batch_size: rows per step.
+        gradient_accumulation_steps: micro-batches per step, to save memory.
+        learning_rate: peak learning rate.
+        num_train_epochs: passes over the rows; 0.5 takes half of them.
+        warmup_proportion: fraction of the steps in the warm-up; then the learning rate decays.
+        weight_decay: decoupled weight-decay coefficient, for all but norms and biases.
+        seed: of new heads, the order of the rows and dropout.
+        checkpoint_every: steps between checkpoints.
+        device: torch device, such as cpu or cuda.
+    """
+
+    train_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 5e-5
+    num_train_epochs: float = 3.0
+    warmup_proportion: float = 0.1
+    weight_decay: float = 0.01
+    seed: int = 42
+    checkpoint_every: int = 500
+    device: str = "cpu"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRecipe(Recipe):
+    """A `Recipe` with the settings of a program that fine-tunes BERT on texts.
+
+    Args:
+        bert_model: directory, file or hub name of a model and its tokenizer.
+        output_dir: directory of the run.
+        do_lower_case: lower-case the text; by default as the model's files or name specify.
+        max_seq_length: maximum number of tokens per row.
+        workers: number of processes that tokenize.
+        cache_dir: directory in which to cache token ids; by default they are not cached.
+    """
+
+    bert_model: str
+    output_dir: Path
+    do_lower_case: bool = False
+    max_seq_length: int = 128
+    workers: int = 1
+    cache_dir: Path | None = None
+
+
+def finetune(
+    loss: Loss,
+    params: Tree,
+    data: Arrays | Epochs,
+    recipe: Recipe,
+    directory: str | Path,
+    *,
+    held_out: Arrays | None = None,
+    optimizer: Callable[..., Optimizer] = _fine_tuning,
+    masked_rows: Mapping[str, int | None] | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[Tree, dict[str, float]]:
+    """Train with BERT's recipe: `bert_adam`, warm-up and linear decay, keyed dropout.
+
+    An interrupted run that is started again with the same arguments resumes from its last
+    checkpoint and ends with the same numbers.
+
+    Args:
+        loss: `loss(params, *batch, key=key) -> []`; a batch has a tensor for each array.
+        params: the initial parameters, which stay unchanged.
+        data: ids, token types, mask and labels; or `Epochs` of these, which set the number of
+            epochs, too.
+        recipe: the hyperparameters.
+        directory: of the run: `state.safetensors`, `log.jsonl`, and `run.json`, which identifies
+            the run.
+        held_out: validation rows, whose mean loss is logged at each checkpoint.
+        optimizer: factory of the optimizer, called with the learning rate and `warmup`, `t_total`
+            and `weight_decay`.
+        masked_rows: rows of tables with zero gradients (see `mask_rows`). With that of `[PAD]`, a
+            run of BERT equals one of pytorch-pretrained-BERT, where it is the `padding_idx`.
+        settings: settings of `loss` and `optimizer`, which identify the run, too.
+
+    Returns:
+        the trained parameters; a dictionary of the number of steps, "global_step", and the mean
+        training loss over the steps between the last two checkpoints, "loss".
+
+    Raises:
+        ValueError: the directory holds a run with other settings, data or initial parameters, and
+            the message names what differs; a batch does not divide into equal micro-batches;
+            `checkpoint_every` is below 1; or `held_out` has no rows.
+    """
+    rows, parts = recipe.train_batch_size, recipe.gradient_accumulation_steps
+    if recipe.checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every must be at least 1, got {recipe.checkpoint_every}")
+    if held_out is not None and not len(held_out[0]):
+        raise ValueError("held_out has no rows: leave it out, or hold some back")
+    if parts < 1 or rows % parts:
+        raise ValueError(
+            f"train_batch_size={rows} must be a multiple of gradient_accumulation_steps={parts}"
+        )
+    order_key, dropout_key = random.split(random.key(recipe.seed))
+    epochs = data if isinstance(data, Epochs) else Epochs.of(data, recipe.num_train_epochs)
+    steps, batch_at = batches(epochs, order_key, rows, recipe.device)
+    optim = optimizer(
+        recipe.learning_rate,
+        warmup=recipe.warmup_proportion,
+        t_total=steps,
+        weight_decay=recipe.weight_decay,
+    )
+    masked = {path: row for path, row in (masked_rows or {}).items() if row is not None}
+    optim = mask_rows(optim, masked)
+    # A copy, as the steps update in place, and loaded parameters may be memory-mapped from a file.
+    params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), recipe.device)
+    fingerprinted = {
+        "data": (np.array(epochs.sizes), *epochs.arrays(0)),
+        "starting parameters": [leaf.cpu().numpy() for leaf in tree.leaves(params)],
+    }
+    may_differ = ("device", "checkpoint_every")  # between a run and its continuation
+    names = [field.name for field in fields(Recipe) if field.name not in may_differ]
+    identity = {name: getattr(recipe, name) for name in names}
+    identity |= {"masked_rows": masked} if masked else {}
+    claim_run_directory(directory, identity | dict(settings or {}), fingerprinted)
+    state = fit(
+        train_step(loss, optim, accumulate=parts, donate=True),
+        init_state(params, optim, dropout_key.to(recipe.device)),
+        batch_at,
+        steps=steps,
+        directory=directory,
+        evaluate=None
+        if held_out is None
+        else lambda state: mean_loss(loss, state.params, held_out, recipe),
+        evaluate_every=recipe.checkpoint_every,
+    )
+    return state.params, {"global_step": steps, "loss": read_log(directory)[-1]["train_loss"]}
+
+
+@torch.no_grad()
+def mean_loss(loss: Loss, params: Tree, arrays: Arrays, recipe: Recipe) -> float:
+    """Return the mean loss over all rows, without dropout.
+
+    Args:
+        loss: `loss(params, *batch)`, a mean over the rows.
+        params: on the recipe's device.
+        arrays: ids, token types, mask and labels.
+        recipe: gives the batch size and the device.
+
+    Raises:
+        ValueError: there are no rows.
+    """
+    if not len(arrays[0]):
+        raise ValueError("arrays have no rows, so no mean loss")
+    # Batches may differ in size, so each mean is weighted by its number of rows.
+    pairs = length_sorted_batches(arrays, recipe.train_batch_size, recipe.device)
+    return sum(len(rows) * float(loss(params, *batch)) for rows, batch in pairs) / len(arrays[0])
+
+
+def write_results(results: dict[str, float], directory: str | Path, name: str) -> str:
+    """Write results to `name`.json and, one per line, to `name`.txt; return the text.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(write_results({"f1": 0.5, "accuracy": 0.75}, folder, "eval_results"), end="")
+    accuracy = 0.75
+    f1 = 0.5
+    """
+    lines = "".join(f"{key} = {results[key]}\n" for key in sorted(results))
+    _write(Path(directory, f"{name}.txt"), lines)
+    _write(Path(directory, f"{name}.json"), json.dumps(results, indent=2, sort_keys=True) + "\n")
+    return lines
+
+
+def claim_run_directory(
+    directory: str | Path,
+    settings: Mapping[str, Any],
+    fingerprinted: Mapping[str, Sequence[npt.NDArray[Any]]],
+) -> None:
+    """Claim a directory for a run, by the settings and checksums in its `run.json`.
+
+    Args:
+        directory: of the run; created if missing.
+        settings: name -> value that JSON can represent.
+        fingerprinted: name -> arrays, of which a checksum is compared.
+
+    Raises:
+        ValueError: the directory holds another run, and the message names what differs; or its
+            `run.json` is damaged.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     claim_run_directory(folder, {"seed": 1}, {"data": [np.zeros(3)]})
+    ...     claim_run_directory(folder, {"seed": 2}, {"data": [np.zeros(3)]})
+    Traceback (most recent call last):
+    ...
+    ValueError: ... holds a run with other seed: give another directory, ...
+    """
+    checksums = dict.fromkeys(fingerprinted, 0)
+    for name, arrays in fingerprinted.items():
+        for array in arrays:
+            checksums[name] = zlib.crc32(np.ascontiguousarray(array).data, checksums[name])
+    text = json.dumps({**settings, **checksums}, indent=2, sort_keys=True) + "\n"
+    path = Path(directory) / "run.json"
+    if path.exists():
+        try:
+            recorded = json.loads(path.read_bytes().decode())
+        except (ValueError, RecursionError):
+            recorded = None
+        if not isinstance(recorded, dict):
+            raise ValueError(
+                f"{path} is damaged, so nobody knows which run is in {directory}: remove the file "
+                "if it is this one, or give another directory"
+            )
+        # Compared as JSON, where a tuple is a list.
+        expected = json.loads(text)
+        differing = [name for name in expected if recorded.get(name) != expected[name]]
+        if differing:
+            raise ValueError(
+                f"{directory} holds a run with other {', '.join(differing)}: give another "
+                "directory, or remove this one to start anew"
+            )
+    _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))

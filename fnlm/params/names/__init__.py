@@ -1,0 +1,1 @@
+"""Tables of the tensor names in other libraries: one module a family."""
