@@ -9,11 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from fnlm.layers import cache as kv
+from fnlm.layers import kv_cache
 from fnlm.layers._inputs import check_ids
 from fnlm.layers.attention import attend, merge_heads, split_heads
-from fnlm.layers.cache import Cache, FixedCache
 from fnlm.layers.dropout import dropout
+from fnlm.layers.kv_cache import Cache, FixedCache
 from fnlm.layers.linear import linear
 from fnlm.layers.mask import check_mask
 
@@ -67,7 +67,7 @@ def attention(
     q, k, v = split_heads(qkv, config.n_head, parts=3)  # [..., H, T, Dh] each
     # Views of qkv would keep q alive for as long as the cache lives.
     k, v = (x.clone(memory_format=torch.contiguous_format) for x in (k, v))
-    kv.check_dtype(past[0], k)
+    kv_cache.check_dtype(past[0], k)
     keys_values = _append_segment(past, (k, v))  # S + T tokens together
     q = q if scale == 1 else q * scale
     context = attend(q, *keys_values, mask, causal=True, rate=config.attn_pdrop, key=keys[0])
@@ -133,8 +133,8 @@ def check(
     check_ids(ids)
     if cache is not None:
         lead, width = tuple(ids.shape[:-1]), config.n_embd // config.n_head
-        kv.check(cache, (layers, *lead, config.n_head, width), ids.device)
-    total = ids.shape[-1] + (0 if isinstance(cache, FixedCache) else kv.length(cache))
+        kv_cache.check(cache, (layers, *lead, config.n_head, width), ids.device)
+    total = ids.shape[-1] + (0 if isinstance(cache, FixedCache) else kv_cache.length(cache))
     if total > config.n_positions:
         raise ValueError(
             f"{total} tokens (with the cached ones) exceed n_positions={config.n_positions}: "

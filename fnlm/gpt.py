@@ -24,13 +24,13 @@ from fnlm import _causal as causal
 from fnlm import heads as task_heads
 from fnlm import random
 from fnlm._causal import KV, KVSegments
-from fnlm.layers import cache as kv
+from fnlm.layers import kv_cache
 from fnlm.layers._inputs import check_broadcastable, check_same_shape
 from fnlm.layers.activation import ACTIVATIONS, gelu_tanh
 from fnlm.layers.attention import causal_mask
-from fnlm.layers.cache import AnyCache, Cache, FixedCache
 from fnlm.layers.dropout import dropout, dropout_keys
 from fnlm.layers.embedding import lookup
+from fnlm.layers.kv_cache import AnyCache, Cache, FixedCache
 from fnlm.layers.mlp import mlp
 from fnlm.layers.norm import layer_norm
 from fnlm.params import io
@@ -232,7 +232,7 @@ def hidden_states(
     config: Config = params["config"]
     embed, blocks = params["embed"], params["blocks"]
     causal.check(config, ids, cache, mask, layers=len(blocks))
-    cache = kv.outside_inference_mode(cache)
+    cache = kv_cache.outside_inference_mode(cache)
     new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0  # [..., T]
     if positions is None:  # padding counts for nothing, so real tokens start at position 0
         positions = causal.positions(cache, new_valid)  # [..., T]
@@ -245,15 +245,17 @@ def hidden_states(
         x = x + lookup(embed["token"], token_types, "token_types")
     x = dropout(x, config.embd_pdrop, embed_key)
     # The queries are the new tokens; the keys are the cached tokens, then the new ones.
-    attention_mask = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])  # [..., 1, T, S + T]
+    attention_mask = causal_mask(
+        kv_cache.valid(cache, new_valid), ids.shape[-1]
+    )  # [..., 1, T, S + T]
     new: list[KV] = []  # for each layer, keys and values [..., H, T, Dh]
     for layer, block in enumerate(blocks):
         layer_keys = block_keys[3 * layer : 3 * layer + 3]  # attention weights, its output, MLP
-        past = kv.past(cache, layer)
+        past = kv_cache.past(cache, layer)
         x, layer_kv = _block(x, block, past, attention_mask, config, layer_keys)
         new.append(layer_kv)
     new_keys, new_values = tuple(k for k, _ in new), tuple(v for _, v in new)
-    return x, kv.append(cache, new_keys, new_values, new_valid)
+    return x, kv_cache.append(cache, new_keys, new_values, new_valid)
 
 
 def apply(

@@ -57,7 +57,7 @@ def register_value(cls: C) -> C:
     tensors alone, not the larger storages that they may be views of.
 
     >>> import io
-    >>> from fnlm.layers.cache import Segment
+    >>> from fnlm.layers.kv_cache import Segment
     >>> torch.save(Segment((torch.ones(2),), ()), file := io.BytesIO())
     >>> torch.load(io.BytesIO(file.getvalue()))
     Segment(keys=(tensor([1., 1.]),), values=())

@@ -223,7 +223,7 @@ def _segments(cache: Any) -> tuple[Segment, ...]:
     raise TypeError(
         "cache must be the Cache that an earlier call returned beside its logits, or a FixedCache "
         f"from init_cache, got {_describe(cache)}; keys and values from elsewhere become a cache "
-        "by fnlm.layers.cache.append(None, keys, values, valid)"
+        "by fnlm.layers.kv_cache.append(None, keys, values, valid)"
     )
 
 
