@@ -9,41 +9,46 @@ Sources: Dai et al. 2019, "Transformer-XL: Attentive Language Models Beyond a Fi
 `ext_len`, memory is cut as in the paper's code (pytorch-pretrained-bert swaps two lengths).
 """
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fnlm import _adaptive_vocabulary as vocabulary
 from fnlm import random
-from fnlm.layers import adaptive_softmax as adaptive
-from fnlm.layers import memory
-from fnlm.layers import relative_attention as relative
+from fnlm.layers import dropout, dropout_keys, layer_norm, linear, memory
 from fnlm.layers._inputs import check_ids, check_same_shape
+from fnlm.layers.adaptive_softmax import (
+    adaptive_embedding,
+    adaptive_log_softmax,
+    adaptive_nll,
+    sampled_nll,
+)
 from fnlm.layers.attention import merge_heads, split_heads
-from fnlm.layers.dropout import dropout, dropout_keys
-from fnlm.layers.linear import linear
 from fnlm.layers.memory import Mems, reset_mems
-from fnlm.layers.norm import layer_norm
+from fnlm.layers.relative_attention import (
+    attend_relative,
+    attention_bias,
+    causal_window_mask,
+    sinusoids,
+)
 from fnlm.params import io
-from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Shapes, Size, one_of
 from fnlm.params.names import transfo_xl as names
-from fnlm.params.spec import Spec
-from fnlm.tree import Tree, register_constant
+from fnlm.params.spec import Spec, heads_among, initialize, norm_spec
+from fnlm.tree import Params, Tree, register_constant
 
 __all__ = [
-    "HEADS", "Config", "Mems", "apply", "hidden_states", "init", "init_mems", "load",
-    "negative_log_likelihood", "reset_mems", "save", "spec",
+    "HEADS", "Config", "Mems", "Params", "apply", "hidden_states", "init", "init_mems", "layers",
+    "load", "negative_log_likelihood", "reset_mems", "save", "spec",
 ]  # fmt: skip
 
 HEADS: tuple[str, ...] = ()
-Params = dict[str, Any]
 Keys = Sequence[Tensor | None]  # dropout keys; None is no dropout
 _OTHER_ATTENTION = "no published model has another, and others fail or change their memory"
 
@@ -90,7 +95,7 @@ class Config(BaseConfig):
     proj_init_std: Scale = 0.01
     init_std: Scale = 0.02
     layer_norm_epsilon: Scale = 1e-12
-    aliases: ClassVar[Mapping[str, str]] = names.ALIASES
+    aliases = names.ALIASES
 
     def __post_init__(self) -> None:
         """Validate the fields, each alone and together."""
@@ -141,7 +146,7 @@ def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     """Return the parameters' shapes, dtypes and initializers; `heads` must be empty."""
-    describe.heads_among(heads, HEADS)
+    heads_among(heads, HEADS)
 
     def weight(*shape: int) -> Spec:
         if config.init == "uniform":
@@ -158,12 +163,12 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
             "out": weight(heads_width, width),
             **(biases if config.untie_r else {}),
         },
-        "norm_1": describe.norm(width),
+        "norm_1": norm_spec(width),
         "mlp": {
             "up": {"weight": weight(width, inner), "bias": Spec((inner,))},
             "down": {"weight": weight(inner, width), "bias": Spec((width,))},
         },
-        "norm_2": describe.norm(width),
+        "norm_2": norm_spec(width),
     }
     embed, softmax = vocabulary.spec(config, weight)
     return {
@@ -182,7 +187,7 @@ def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
     >>> init(config, random.key(0))["embed"]["cluster_1"]["table"].shape
     torch.Size([41, 2])
     """
-    return describe.init(spec(config, heads), key)
+    return initialize(spec(config, heads), key)
 
 
 def _attention(
@@ -195,88 +200,115 @@ def _attention(
     k, v = split_heads(context @ qkv[:, width:], config.n_head, parts=2)  # [..., H, S, Dh] each
     r = split_heads(positions @ weights["relative"], config.n_head)[0]  # [..., H, S + 1, Dh]
     biases = {name: weights[name] for name in ("content_bias", "position_bias")}
-    out = relative.attend_relative(q, k, v, r, mask, **biases, rate=config.dropatt, key=keys[0])
+    out = attend_relative(q, k, v, r, mask, **biases, rate=config.dropatt, key=keys[0])
     return dropout(merge_heads(out) @ weights["out"], config.dropout, keys[1])  # [..., T, D]
 
 
 def _mlp(x: Tensor, up: Tree, down: Tree, rate: float, keys: Keys) -> Tensor:
     """Two-layer MLP with dropout after each layer: [..., D] -> [..., D]."""
-    return dropout(linear(dropout(F.relu(linear(x, **up)), rate, keys[0]), **down), rate, keys[1])
+    x = dropout(torch.relu(linear(x, **up)), rate, keys[0])  # [..., F]
+    return dropout(linear(x, **down), rate, keys[1])  # [..., D]
 
 
 def _block(
-    context: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config, keys: Keys
-) -> Tensor:
+    context: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config,
+    key: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Post-norm transformer block: memory and new tokens [..., S, D] -> new tokens [..., T, D]."""
+    eps, keys = config.layer_norm_epsilon, dropout_keys(key, 4)
     x = context[..., context.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
     x = x + _attention(context, positions, mask, block["attention"], config, keys[:2])
-    x = layer_norm(x, **block["norm_1"], eps=config.layer_norm_epsilon)
+    x = layer_norm(x, **block["norm_1"], eps=eps)
     x = x + _mlp(x, **block["mlp"], rate=config.dropout, keys=keys[2:])
-    return layer_norm(x, **block["norm_2"], eps=config.layer_norm_epsilon)
+    return layer_norm(x, **block["norm_2"], eps=eps)
 
 
 def _pre_norm_block(
-    context: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config, keys: Keys
-) -> Tensor:
+    context: Tensor, positions: Tensor, mask: Tensor, block: Tree, config: Config,
+    key: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Pre-norm transformer block: memory and new tokens [..., S, D] -> new tokens [..., T, D]."""
+    eps, keys = config.layer_norm_epsilon, dropout_keys(key, 4)
     x = context[..., context.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
-    context = layer_norm(context, **block["norm_1"], eps=config.layer_norm_epsilon)
+    context = layer_norm(context, **block["norm_1"], eps=eps)
     x = x + _attention(context, positions, mask, block["attention"], config, keys[:2])
-    normed = layer_norm(x, **block["norm_2"], eps=config.layer_norm_epsilon)
+    normed = layer_norm(x, **block["norm_2"], eps=eps)
     return x + _mlp(normed, **block["mlp"], rate=config.dropout, keys=keys[2:])
+
+
+def _distances(ids: Tensor, total: int, config: Config, like: Tensor, key: Tensor | None) -> Tensor:
+    """Sinusoids of the distances S, ..., 1, 0: [S + 1, D], or with dropout [..., S + 1, D]."""
+    positions = sinusoids(total + 1, config.d_model, config.clamp_len, like.dtype, like.device)
+    if key is None:
+        return positions
+    # Each key has its own mask, so that its rows have an axis of their own.
+    lead = (*key.shape, *(1,) * (ids.ndim - 1 - key.ndim))
+    return dropout(positions.expand(*lead, -1, -1), config.dropout, key)
+
+
+def _states(
+    params: Params, ids: Tensor, mems: Mems | None, *, key: Tensor | None, detach: bool,
+    sparse: bool, keep: int | None = None,
+) -> tuple[tuple[Tensor, ...], Mems]:  # fmt: skip
+    """Return the last `keep` of 1 + L hidden states, embeddings first, and the new memory."""
+    config, blocks = params["config"], params["blocks"]
+    _check(params, ids, mems)
+    mems = init_mems(params, ids.shape[:-1]) if mems is None else mems
+    # The key of the last dropout is that of `hidden_states`.
+    embed_key, position_key, _, *block_keys = dropout_keys(key, 3 + len(blocks))
+    x = adaptive_embedding(ids, vocabulary.embedding_clusters(params), sparse=sparse)
+    x = dropout(x * config.d_model**0.5, config.dropout, embed_key)  # [..., T, D]
+    # The queries are the new tokens; the keys are the memory, then the new tokens.
+    valid = torch.cat([mems.valid, torch.ones_like(ids, dtype=torch.bool)], -1)  # [..., S]
+    new, total = ids.shape[-1], valid.shape[-1]
+    positions = _distances(ids, total, config, x, position_key)
+    window = config.mem_len if config.same_length else None
+    causal = causal_window_mask(new, total, window, x.device)  # [T, S]
+    mask = attention_bias(causal & valid[..., None, None, :], x.dtype)  # [..., 1, T, S]
+    block_fn = _pre_norm_block if config.pre_lnorm else _block
+    shared = params.get("shared")  # u and v of all layers
+    states, contexts = deque([x], maxlen=keep), []
+    for block, past, block_key in zip(blocks, mems.hidden, block_keys, strict=True):
+        weights = block | {"attention": block["attention"] | shared} if shared else block
+        contexts.append(torch.cat([past, x], -2))  # [..., S, D]
+        x = block_fn(contexts[-1], positions, mask, weights, config, block_key)  # [..., T, D]
+        states.append(x)
+    mems, ext_len = Mems(tuple(contexts), valid), config.ext_len  # of S tokens
+    new_mems = memory.update_mems(mems, new, config.mem_len, ext_len=ext_len, detach=detach)
+    return tuple(states), new_mems
 
 
 @checked(Config, spec)
 def hidden_states(
-    params: Params,
-    ids: Tensor,
-    mems: Mems | None = None,
-    *,
-    key: Tensor | None = None,
-    detach: bool = True,
-    sparse: bool = False,
-) -> tuple[Tensor, Mems]:
-    """Return the last hidden states, without the softmax: arguments of `apply`.
+    params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None,
+    detach: bool = True, sparse: bool = False,
+) -> tuple[Tensor, Mems]:  # fmt: skip
+    """Return the hidden states after the last block [..., T, D], and the new memory.
 
-    Returns:
-        hidden states after the last block [..., T, D], and the memory with the new tokens.
+    Arguments of `apply`, without whose softmax they are. With a key, they have a last dropout.
     """
-    config: Config = params["config"]
-    _check(params, ids, mems)
-    mems = init_mems(params, ids.shape[:-1]) if mems is None else mems
-    embed_key, position_key, last_key, *keys = dropout_keys(key, 3 + 4 * len(params["blocks"]))
-    x = adaptive.adaptive_embedding(ids, vocabulary.embedding_clusters(params), sparse=sparse)
-    x = dropout(x * config.d_model**0.5, config.dropout, embed_key)  # [..., T, D]
-    new, total = ids.shape[-1], mems.valid.shape[-1] + ids.shape[-1]
-    positions = relative.sinusoids(total + 1, config.d_model, config.clamp_len, x.dtype, x.device)
-    if position_key is not None:  # each key has its own mask: [S + 1, D] -> [..., S + 1, D]
-        lead = (*position_key.shape, *(1,) * (ids.ndim - 1 - position_key.ndim))
-        positions = dropout(positions.expand(*lead, -1, -1), config.dropout, position_key)
-    valid = torch.cat([mems.valid, torch.ones_like(ids, dtype=torch.bool)], -1)  # [..., S]
-    window = config.mem_len if config.same_length else None
-    causal = relative.causal_window_mask(new, total, window, x.device)  # [T, S]
-    mask = relative.attention_bias(causal & valid[..., None, None, :], x.dtype)  # [..., 1, T, S]
-    block_fn = _pre_norm_block if config.pre_lnorm else _block
-    shared, contexts = params.get("shared"), []  # u and v of all layers; inputs of the blocks
-    for layer, (block, past) in enumerate(zip(params["blocks"], mems.hidden, strict=True)):
-        weights = block | {"attention": block["attention"] | shared} if shared else block
-        contexts.append(torch.cat([past, x], -2))  # [..., S, D]
-        layer_keys = keys[4 * layer : 4 * layer + 4]
-        x = block_fn(contexts[-1], positions, mask, weights, config, layer_keys)  # [..., T, D]
-    mems, ext_len = Mems(tuple(contexts), valid), config.ext_len  # of S tokens
-    new_mems = memory.update_mems(mems, new, config.mem_len, ext_len=ext_len, detach=detach)
-    return dropout(x, config.dropout, last_key), new_mems
+    (x,), new_mems = _states(params, ids, mems, key=key, detach=detach, sparse=sparse, keep=1)
+    last_key = dropout_keys(key, 3)[2]
+    return dropout(x, params["config"].dropout, last_key), new_mems
+
+
+@checked(Config, spec)
+def layers(
+    params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None,
+    detach: bool = True, sparse: bool = False,
+) -> tuple[tuple[Tensor, ...], Mems]:  # fmt: skip
+    """Return the hidden states after every block, L tensors [..., T, D], and the new memory.
+
+    Arguments of `apply`. The last of them is `hidden_states`, without its last dropout.
+    """
+    states, new_mems = _states(params, ids, mems, key=key, detach=detach, sparse=sparse)
+    return states[1:], new_mems
 
 
 def apply(
-    params: Params,
-    ids: Tensor,
-    mems: Mems | None = None,
-    *,
-    key: Tensor | None = None,
-    detach: bool = True,
-    sparse: bool = False,
-) -> tuple[Tensor, Mems]:
+    params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None,
+    detach: bool = True, sparse: bool = False,
+) -> tuple[Tensor, Mems]:  # fmt: skip
     """Return the log-probabilities of the next token at every position.
 
     Args:
@@ -306,19 +338,13 @@ def apply(
     """
     hidden, new_mems = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
     clusters, gates = _softmax(params)
-    return adaptive.adaptive_log_softmax(hidden, clusters, gates), new_mems
+    return adaptive_log_softmax(hidden, clusters, gates), new_mems
 
 
 def negative_log_likelihood(
-    params: Params,
-    ids: Tensor,
-    targets: Tensor,
-    mems: Mems | None = None,
-    *,
-    key: Tensor | None = None,
-    detach: bool = True,
-    sparse: bool = False,
-) -> tuple[Tensor, Mems]:
+    params: Params, ids: Tensor, targets: Tensor, mems: Mems | None = None, *,
+    key: Tensor | None = None, detach: bool = True, sparse: bool = False,
+) -> tuple[Tensor, Mems]:  # fmt: skip
     """Return minus the log-probability of each target, without a tensor [..., T, V].
 
     With a key and `sample_softmax` > 0 it is a sampled-softmax estimate.
@@ -344,8 +370,8 @@ def negative_log_likelihood(
     samples = params["config"].sample_softmax
     if key is not None and samples > 0:
         key = random.fold_in(key, 0)
-        return adaptive.sampled_nll(hidden, targets, clusters[0], samples, key=key), new_mems
-    return adaptive.adaptive_nll(hidden, targets, clusters, gates, sparse=sparse), new_mems
+        return sampled_nll(hidden, targets, clusters[0], samples, key=key), new_mems
+    return adaptive_nll(hidden, targets, clusters, gates, sparse=sparse), new_mems
 
 
 _softmax = checked(Config, spec)(vocabulary.softmax_clusters)
@@ -369,32 +395,15 @@ def load(
     name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
 ) -> Params:  # fmt: skip
-    """Load parameters from a directory, a file or the hub.
-
-    Args:
-        name_or_path: a directory or file in a format of `fnlm.params.io.read`, or a hub name.
-        heads: None or (); Transformer-XL has none.
-        key: unused, as there are no heads.
-        ignore: shell patterns of tensor names in the file that are left out.
-
-    Raises:
-        FileNotFoundError: no such model.
-        ValueError: a tensor is missing, unexpected, of another shape, or unlike the one that the
-            config ties it to; another family's config; a damaged file.
-    """
+    """Load parameters from a directory, a file or the hub: `fnlm.params.io.load` tells how."""
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
-    """Write weights and config.json, with the tensor names of pytorch-pretrained-bert.
+    """Write weights and config.json for another library to read: `fnlm.params.io.save` tells how.
 
-    Args:
-        params: from `init`, `load` or training.
-        directory: created if missing; a model in it is replaced atomically.
-        dialect: "transformers", or "pytorch-pretrained-bert" for a file that library reads, too.
-
-    Raises:
-        ValueError: no such dialect, or a leaf that does not fit the config.
+    `dialect` is "transformers", or "pytorch-pretrained-bert" for a file that library reads, too;
+    both have its names of tensors.
     """
     config_of(params, Config)
     io.save(params, directory, names.FAMILY, spec, dialect)

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Tree = Any
+Params = dict[str, Any]  # the parameters of a model
 Predicate = Callable[[str, Any], bool]
 C = TypeVar("C", bound=type)
 
 __all__ = [
-    "Tree", "cast", "count", "leaves", "map", "map_with_path", "merge", "named_leaves", "norm",
-    "partition", "register_constant", "register_value", "select", "stack", "structure", "to",
-    "unflatten", "unstack",
+    "Params", "Tree", "cast", "count", "leaves", "map", "map_with_path", "merge", "named_leaves",
+    "norm", "partition", "register_constant", "register_value", "select", "stack", "structure",
+    "to", "unflatten", "unstack",
 ]  # fmt: skip
 
 

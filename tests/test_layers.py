@@ -16,8 +16,8 @@ from scipy import special
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from fnlm import _causal as causal
-from fnlm import heads, random
+from fnlm import gpt, heads, random
+from fnlm._causal import Context
 from fnlm.layers import attention
 from fnlm.layers.activation import ACTIVATIONS, gelu_erf, gelu_tanh
 from fnlm.layers.attention import (
@@ -224,8 +224,8 @@ def test_causal_slices_equal_the_whole(size: int, cached: int, drops: bool, seed
     keys = (random.key(seed) if drops else None, None)
 
     def run(x: Tensor) -> Tensor:
-        allowed = causal_mask(valid, x.shape[-2])
-        return causal.attention(x, cast(Any, past), allowed, params, cast(Any, config), keys)[0]
+        context = Context(0, cast(Any, past), causal_mask(valid, x.shape[-2]))
+        return gpt._attention(x, params, context, cast(Any, config), keys)[0]
 
     def number(x: Tensor) -> Tensor:
         return run(x).sin().sum()

@@ -22,8 +22,11 @@ from fnlm.layers.values import extremes
 from fnlm.tree import register_value
 
 __all__ = [
+    "KV",
+    "AnyCache",
     "Cache",
     "FixedCache",
+    "KVSegments",
     "Segment",
     "append",
     "check",
@@ -64,6 +67,8 @@ class FixedCache(NamedTuple):
 
 
 AnyCache = TypeVar("AnyCache", Cache, FixedCache)
+KV = tuple[Tensor, Tensor]  # keys and values of a layer: [..., H, T, Dh] each
+KVSegments = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys, values: [..., H, Si, Dh] each
 
 
 def length(cache: Cache | FixedCache | None) -> int:
@@ -76,9 +81,7 @@ def valid(cache: Cache | FixedCache | None, new: Tensor) -> Tensor:
     return new if cache is None else torch.cat([cache.valid, new], -1)
 
 
-def past(
-    cache: Cache | FixedCache | None, layer: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def past(cache: Cache | FixedCache | None, layer: int) -> KVSegments:
     """Return the segments of a layer's keys, and of its values: [..., H, Si, Dh] each."""
     if cache is None:
         return (), ()
