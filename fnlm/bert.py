@@ -68,7 +68,6 @@ class Config(LabelledConfig):
     depth = "num_hidden_layers"
 
     def __post_init__(self) -> None:
-        """Validate the fields, each alone and together."""
         super().__post_init__()
         multiple_of(self, "hidden_size", "num_attention_heads")
         if (self.pad_token_id or 0) >= self.vocab_size:
@@ -115,13 +114,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
 
 
 def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
-    """Initialize parameters: weights normal with `initializer_range`, biases 0, scales 1.
-
-    >>> config = Config(vocab_size=50, hidden_size=12, num_hidden_layers=2, num_attention_heads=3)
-    >>> params = init(config, random.key(0), heads=["question_answering"])
-    >>> params["heads"]["question_answering"]["weight"].shape
-    torch.Size([12, 2])
-    """
+    """Initialize parameters: weights normal with `initializer_range`, biases 0, scales 1."""
     return initialize(spec(config, heads), key)
 
 
@@ -207,7 +200,9 @@ def apply(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the last hidden states and the pooled output.
+    """Return the last hidden states [..., T, D] and the pooled output [..., D].
+
+    Pooled is the hidden state of the first token, by a linear layer and tanh.
 
     Args:
         params: from `init` or `load`.
@@ -215,9 +210,6 @@ def apply(
         token_types: int64 [..., T], each 0 <= type < K: 0 for text A, 1 for text B; default 0.
         mask: [..., T], nonzero for real tokens, 0 for padding (not attended to), on either side.
         key: turns dropout on; one key, or keys for the leading axes of `ids`.
-
-    Returns:
-        hidden states of the last block [..., T, D]; pooled [..., D], tanh(linear(first token)).
 
     Raises:
         ValueError: more than `max_position_embeddings` tokens; a mask or types of another shape.

@@ -67,7 +67,6 @@ class Config(BaseConfig):
     aliases = names.ALIASES
 
     def __post_init__(self) -> None:
-        """Validate the fields, each alone and together."""
         super().__post_init__()
         multiple_of(self, "n_embd", "n_head")
         one_of("activation_function", self.activation_function, ACTIVATIONS)
@@ -222,7 +221,7 @@ def apply(
     positions: Tensor | None = None, token_types: Tensor | None = None, *,
     key: Tensor | None = None,
 ) -> tuple[Tensor, AnyCache]:  # fmt: skip
-    """Return the logits of the next token at every position.
+    """Return the logits of the next token [..., T, V], and the cache with the new tokens.
 
     Args:
         params: from `init` or `load`.
@@ -233,9 +232,6 @@ def apply(
             cached included.
         token_types: int64 [..., T], token ids whose embeddings are added.
         key: turns dropout on; one key, or one for each of the leading axes of `ids`.
-
-    Returns:
-        logits [..., T, V], and the cache with the new tokens.
 
     Raises:
         ValueError: more than `n_positions` tokens; a cache or mask that does not fit.

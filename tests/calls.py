@@ -910,7 +910,6 @@ def xl_saved(folder: Path) -> Path:
 
 
 XL_MODEL: dict[str, Make] = {
-    "Config.to_dict": lambda _: on(transfo_xl.Config.to_dict, XL_CONFIG),
     "apply": lambda _: on(transfo_xl.apply, XL_PARAMS, IDS, MEMS, key=KEYS, sparse=True),
     "hidden_states": lambda _: on(transfo_xl.hidden_states, XL_PARAMS, IDS, MEMS, detach=False),
     "layers": lambda _: on(transfo_xl.layers, XL_PARAMS, IDS, MEMS, key=KEYS),
@@ -918,7 +917,6 @@ XL_MODEL: dict[str, Make] = {
         transfo_xl.negative_log_likelihood, XL_PARAMS, IDS, IDS, MEMS, key=KEY
     ),
     "init": lambda _: on(transfo_xl.init, XL_CONFIG, KEY),
-    "Config.from_dict": lambda _: on(transfo_xl.Config.from_dict, {"n_token": 9, "cutoffs": [4]}),
     "init_mems": lambda _: on(transfo_xl.init_mems, XL_PARAMS, 3, empty=True),
     "reset_mems": lambda _: on(transfo_xl.reset_mems, MEMS, MASK[:, 0]),
     "spec": lambda _: on(transfo_xl.spec, XL_CONFIG),

@@ -164,7 +164,7 @@ def test_layers_equal_those_of_transformers(family: Family) -> None:
     with torch.no_grad():
         peer = peer_of(family, params)
         theirs = peer(ids, attention_mask=mask, output_hidden_states=True).hidden_states
-        rest = (None, mask)  # token types or a cache, and the mask
+        rest: tuple[Any, ...] = (None, mask)  # token types or a cache, and the mask
         if family is GPT:  # the peer counts padding, too
             rest = (None, mask, torch.arange(ids.shape[-1]))
         if family is GPT2:
@@ -188,7 +188,7 @@ def test_layers_are_the_memory_of_pytorch_pretrained_bert() -> None:
     params, (ids, _) = make_params(family, dtype=torch.float64), make_batch(family)
     module = ppb_transfo_xl(config.to_dict()).double()
     leaves = {name: leaf for name, leaf in params.items() if name != "config"}
-    foreign = rename.to_foreign(leaves, transfo_xl.names.FAMILY.dialects[1])
+    foreign = rename.to_foreign(leaves, TRANSFO_XL.module.names.FAMILY.dialects[1])
     module.load_state_dict(foreign, strict=False)
     made: list[Any] = []
     module.transformer.register_forward_hook(lambda _module, _args, result: made.extend(result))
