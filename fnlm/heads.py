@@ -6,11 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.layers._inputs import check_ids, readable
-from fnlm.layers.dropout import dropout
-from fnlm.layers.embedding import check_range
-from fnlm.layers.linear import linear
-from fnlm.layers.norm import layer_norm
+from fnlm.layers import check_range, dropout, layer_norm, linear
+from fnlm.layers._inputs import check_ids
 from fnlm.params._check import config_of
 from fnlm.params.config import BaseConfig
 from fnlm.tree import Tree
@@ -144,8 +141,7 @@ def choice_logits(
             f"choice_positions has shape {list(positions.shape)}, expected "
             f"{list(hidden.shape[:-2])}: one position for each choice of ids [..., C, T]"
         )
-    if readable(positions):
-        check_range(positions, hidden.shape[-2], "choice_positions")
+    check_range(positions, hidden.shape[-2], "choice_positions")
     index = positions[..., None, None].expand(*positions.shape, 1, hidden.shape[-1])
     pooled = hidden.gather(-2, index.long()).squeeze(-2)  # [..., C, T, D] -> [..., C, D]
     if key is not None:  # one mask [..., 1, D] for all choices

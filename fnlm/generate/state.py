@@ -182,7 +182,7 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
             f"ask for at most {max(limit - length, 0)}, or shorten the prompt"
         )
     if (num_embeddings := _num_embeddings(params)) is not None:
-        check_range(ids if mask is None else ids[mask != 0], num_embeddings)
+        check_range((ids if mask is None else ids[mask != 0]).cpu(), num_embeddings)
 
 
 def _num_embeddings(params: Tree) -> int | None:

@@ -100,24 +100,10 @@ def load(
     """Return a family's parameters from files; the body of every family's `load`.
 
     Args:
-        name_or_path: a directory or a file of any format that `read` knows, beside its config.json
-            (or bert_config.json); the name of a bundled model; or a hub name. A path that exists
-            wins.
-        family: its tables.
-        config_class: its `Config`.
-        spec: its `spec`.
+        name_or_path: a directory, a file that `read` knows, a bundled model or a hub name.
         heads: the heads to load; None takes those of the file.
-        key: initializes requested heads that the file lacks, and a pooler that they need; without
-            it they are an error.
+        key: initializes requested heads that the file lacks, and a pooler that they need.
         ignore: shell patterns of tensor names in the file that are left out.
-
-    Returns:
-        params; where the format allows, tensors are read from disk on first use.
-
-    Raises:
-        FileNotFoundError: no such model.
-        ValueError: a tensor is missing, unexpected, of another shape, or unlike the one that the
-            config ties it to; an ambiguous head; another family's config; a damaged file.
     """
     weights, config = hub.locate(name_or_path)
     tensors = read(weights)
