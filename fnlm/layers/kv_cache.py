@@ -250,14 +250,15 @@ def _describe(x: Any) -> str:
 
 
 def _grow(cache: Cache | FixedCache | None, new: Segment, new_valid: Tensor) -> Cache | FixedCache:
-    if cache is None:
-        return Cache((new,) if new.keys else (), new_valid)
+    """Append a segment of T tokens to a cache of either kind, or start a `Cache` with it."""
     if isinstance(cache, FixedCache):
         return _write(cache, new, new_valid)
-    if not new_valid.shape[-1]:
-        return cache
-    segments, all_valid = (*cache.segments, new), valid(cache, new_valid)  # [..., S + T]
-    return Cache(_compact(segments, all_valid.shape[-1]) if new.keys else (), all_valid)
+    if cache is not None and not new_valid.shape[-1]:
+        return cache  # a segment of no tokens would stay for good
+    segments, all_valid = () if cache is None else cache.segments, valid(cache, new_valid)
+    if not new.keys:  # a model without layers caches only which tokens were real
+        return Cache((), all_valid)
+    return Cache(_compact((*segments, new), all_valid.shape[-1]), all_valid)  # [..., S + T]
 
 
 def _compact(segments: tuple[Segment, ...], tokens: int) -> tuple[Segment, ...]:
