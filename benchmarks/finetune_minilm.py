@@ -44,7 +44,7 @@ from tqdm import tqdm
 from fnlm import bert, random, train, tree
 from fnlm.files.checkpoint import replace as write_whole
 from fnlm.finetune.data import Arrays, predict, tensors
-from fnlm.layers.dropout import dropout, dropout_keys
+from fnlm.layers import dropout, dropout_keys
 from fnlm.params import rename, spec
 from fnlm.params.names.bert import FAMILY
 from fnlm.tasks import glue, squad
@@ -140,7 +140,7 @@ def start(work: Work, seed: int) -> bert.Params:
     new = {name: described[name] for name in ("pooler", "heads") if name not in base}
     if work.head == ANSWER:
         new.pop("pooler", None)
-    return {**spec.init(new, random.key(seed)), **base, "config": config}
+    return {**spec.initialize(new, random.key(seed)), **base, "config": config}
 
 
 def ours(params: bert.Params, work: Work, plan: Plan, steps: int, key: Tensor) -> Side:
@@ -168,8 +168,10 @@ def ours(params: bert.Params, work: Work, plan: Plan, steps: int, key: Tensor) -
 
 
 def same_bits(key: Tensor, layers: int) -> Callable[..., Tensor]:
-    """Make torch's dropout one that takes its keys as fnlm's BERT does, site after site."""
-    keys = iter((*dropout_keys(key, 1 + 3 * layers), random.fold_in(key, 0)))
+    """Make torch's dropout one that takes its keys as fnlm's BERT does, one after the other."""
+    embed_key, *block_keys = dropout_keys(key, 1 + layers)
+    within = [part for block_key in block_keys for part in dropout_keys(block_key, 3)]
+    keys = iter((embed_key, *within, random.fold_in(key, 0)))
 
     def drop(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
         return dropout(x, p, next(keys))

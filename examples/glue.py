@@ -69,7 +69,7 @@ def load(flags: Flags) -> bert.Params:
         return bert.load(flags.bert_model, heads=[HEAD], key=key)
     config = replace(params["config"], num_labels=outputs)
     new = {name: bert.spec(config, [HEAD])[name] for name in ("pooler", "heads")}
-    return {**spec.init(new, key), **params, "config": config}
+    return {**spec.initialize(new, key), **params, "config": config}
 
 
 def compare(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,59 +1,74 @@
-"""Parameters of an adaptive vocabulary: their specs, and the clusters that the layers take.
+"""An adaptive vocabulary: its part of a config, its parameters, its embedding and its softmax.
 
 Tied weights are one leaf used twice: the softmax has leaves only for what it does not share with
 the embedding. With `div_val` 1 all clusters are rows of one table, in `cluster_0`.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from itertools import accumulate, pairwise
-from typing import Any, Protocol
+from typing import Any, Self
 
-from fnlm.layers.adaptive_softmax import Cluster
-from fnlm.params.config import short
+from torch import Tensor
+
+from fnlm import random
+from fnlm.layers import Cluster, adaptive_embedding, adaptive_log_softmax, adaptive_nll, sampled_nll
+from fnlm.params.config import BaseConfig, Scale, Shapes, Size, short
 from fnlm.params.spec import Spec
-from fnlm.tree import Tree
+from fnlm.tree import Params, Tree
 
 __all__ = [
-    "check",
-    "cutoffs_of",
-    "embedding_clusters",
-    "softmax_clusters",
-    "spec",
-    "tied_projections",
-]
-
+    "AdaptiveConfig", "cutoffs_of", "embed", "embedding_clusters", "log_probs", "nll",
+    "softmax_clusters", "spec", "tied_projections",
+]  # fmt: skip
 
 MOST_CLUSTERS = 1000  # bounds the leaves that a damaged file can ask for
 
 
-class _Vocabulary(Protocol):
-    """The config fields used here, by their published names."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdaptiveConfig(BaseConfig):
+    """The fields of a config that describe an adaptive vocabulary.
 
-    @property
-    def n_token(self) -> int: ...
-    @property
-    def cutoffs(self) -> tuple[int, ...]: ...
-    @property
-    def d_model(self) -> int: ...
-    @property
-    def d_embed(self) -> int: ...
-    @property
-    def div_val(self) -> int: ...
-    @property
-    def tie_weight(self) -> bool: ...
-    @property
-    def tie_projs(self) -> tuple[bool, ...] | None: ...
-    @property
-    def proj_share_all_but_first(self) -> bool: ...
-    @property
-    def proj_same_dim(self) -> bool: ...
-    @property
-    def proj_init_std(self) -> float: ...
-    @property
-    def sample_softmax(self) -> int: ...
+    `tie_projs` None follows `proj_share_all_but_first`; with `proj_same_dim` False (lm1b),
+    embeddings as wide as the model have no projection. A plain softmax has `cutoffs=()` and
+    `div_val=1`.
+    """
+
+    n_token: Size = 267735
+    cutoffs: tuple[int, ...] = (20000, 40000, 200000)
+    d_model: Size = 1024
+    d_embed: Size = 1024
+    div_val: Size = 4
+    proj_share_all_but_first: bool = True
+    proj_same_dim: bool = True
+    tie_projs: tuple[bool, ...] | None = None
+    tie_weight: bool = True
+    proj_init_std: Scale = 0.01
+    sample_softmax: int = -1
+
+    def __post_init__(self) -> None:
+        """Validate the fields, each alone and together."""
+        super().__post_init__()
+        for shared in (True, False):  # normalize `tie_projs` that a flag expresses
+            if self.tie_projs == (False, *[shared] * len(self.cutoffs)):
+                object.__setattr__(self, "proj_share_all_but_first", shared)
+                object.__setattr__(self, "tie_projs", None)
+        _check(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], shapes: Shapes | None = None) -> Self:
+        """Make a config from a config.json, with its cutoffs or those of its file's tables."""
+        if shapes and "cutoffs" not in values:
+            values = {**values, "cutoffs": cutoffs_of(shapes)}
+        return super().from_dict(values, shapes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the file's unknown keys, as pytorch-pretrained-bert reads them."""
+        ties = list(tied_projections(self))
+        return super().to_dict() | {"cutoffs": list(self.cutoffs), "tie_projs": ties}
 
 
-def check(config: _Vocabulary) -> None:
+def _check(config: AdaptiveConfig) -> None:
     """Validate the fields of the vocabulary; raise ValueError that names the field."""
     clusters = len(config.cutoffs) + 1
     bounds = (0, *config.cutoffs, config.n_token)
@@ -103,12 +118,12 @@ def cutoffs_of(shapes: Mapping[str, tuple[int, ...]]) -> list[int]:
     return list(accumulate(rows))[:-1]
 
 
-def tied_projections(config: _Vocabulary) -> tuple[bool, ...]:
+def tied_projections(config: AdaptiveConfig) -> tuple[bool, ...]:
     """Return, for each cluster, whether softmax and embedding share the projection."""
     return config.tie_projs or (False, *[config.proj_share_all_but_first] * len(config.cutoffs))
 
 
-def spec(config: _Vocabulary, weight: Any) -> tuple[Tree, Tree]:
+def spec(config: AdaptiveConfig, weight: Any) -> tuple[Tree, Tree]:
     """Return the specs of the embedding and of the softmax.
 
     Args:
@@ -137,6 +152,30 @@ def spec(config: _Vocabulary, weight: Any) -> tuple[Tree, Tree]:
     if gates := len(config.cutoffs):
         softmax["gates"] = {"table": weight(gates, config.d_embed), "bias": Spec((gates,))}
     return embed, softmax
+
+
+def embed(params: Params, ids: Tensor, *, sparse: bool = False) -> Tensor:
+    """Return the embeddings of ids: [...] -> [..., D]."""
+    return adaptive_embedding(ids, embedding_clusters(params), sparse=sparse)
+
+
+def log_probs(params: Params, hidden: Tensor) -> Tensor:
+    """Return the log-probability of every token: [..., D] -> [..., V]."""
+    return adaptive_log_softmax(hidden, *softmax_clusters(params))
+
+
+def nll(
+    params: Params, hidden: Tensor, targets: Tensor, *, key: Tensor | None, sparse: bool = False
+) -> Tensor:
+    """Return minus the log-probability of each target: [..., D] and [...] -> [...].
+
+    With a key and `sample_softmax` > 0 it is a sampled-softmax estimate.
+    """
+    clusters, gates = softmax_clusters(params)
+    samples = params["config"].sample_softmax
+    if key is not None and samples > 0:
+        return sampled_nll(hidden, targets, clusters[0], samples, key=random.fold_in(key, 0))
+    return adaptive_nll(hidden, targets, clusters, gates, sparse=sparse)
 
 
 def embedding_clusters(params: Tree) -> list[Cluster]:
@@ -175,16 +214,16 @@ def softmax_clusters(params: Tree) -> tuple[list[Cluster], Cluster | None]:
     return clusters, Cluster(softmax["gates"]["table"], softmax["gates"]["bias"])
 
 
-def _width(config: _Vocabulary, i: int) -> int:
+def _width(config: AdaptiveConfig, i: int) -> int:
     """Return the embedding width of a cluster."""
     return config.d_embed // config.div_val**i  # E, E / div_val, E / div_val^2, ...
 
 
-def _is_projected(config: _Vocabulary, i: int) -> bool:
+def _is_projected(config: AdaptiveConfig, i: int) -> bool:
     same = _width(config, i) == config.d_model
     return not (same and (config.div_val == 1 or not config.proj_same_dim))
 
 
-def _projection(config: _Vocabulary, i: int, source: Tree) -> Any:
+def _projection(config: AdaptiveConfig, i: int, source: Tree) -> Any:
     """Return the projection [E, D] of a cluster; None where E = D needs none."""
     return source[f"cluster_{i}"]["projection"] if _is_projected(config, i) else None

@@ -1,8 +1,7 @@
 """OpenAI GPT: a causal transformer with post-norm blocks, learned positions and a tied output.
 
-Dimensions: B batch (any leading axes), T new tokens, S cached tokens, V vocabulary (BPE
-tokens, then special tokens), N positions, D width, H heads, Dh = D / H width of a head, L layers, C
-choices.
+Dimensions: B batch (any leading axes), T new tokens, S cached tokens, V vocabulary (BPE tokens,
+then special ones), N positions, D width, H heads, Dh = D / H width of a head, L layers, C choices.
 
 Sources: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training";
 openai/finetune-transformer-lm, `train.py`; pytorch-pretrained-bert 0.6.2, `modeling_openai.py`.
@@ -12,43 +11,32 @@ immutable key-value cache.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fnlm import _causal as causal
-from fnlm import heads as task_heads
-from fnlm import random
-from fnlm._causal import KV, KVSegments
-from fnlm.layers import cache as kv
-from fnlm.layers._inputs import check_broadcastable, check_same_shape
-from fnlm.layers.activation import ACTIVATIONS, gelu_tanh
-from fnlm.layers.attention import causal_mask
-from fnlm.layers.cache import AnyCache, Cache, FixedCache
-from fnlm.layers.dropout import dropout, dropout_keys
-from fnlm.layers.embedding import lookup
-from fnlm.layers.mlp import mlp
-from fnlm.layers.norm import layer_norm
+from fnlm import _causal, random
+from fnlm._causal import Context, Sizes, attend_cached
+from fnlm.heads import choice_logits, head_params, output_table, tied_logits
+from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, gelu_tanh, layer_norm, linear, mlp
+from fnlm.layers.attention import merge_heads, split_heads
+from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
 from fnlm.params import io
-from fnlm.params import spec as describe
 from fnlm.params._check import checked, config_of
-from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, one_of
+from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import gpt as names
-from fnlm.params.spec import Spec
-from fnlm.tree import Tree, register_constant
+from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
+from fnlm.tree import Params, Tree, register_constant
 
 __all__ = [
-    "HEADS", "Cache", "Config", "FixedCache", "apply", "double_heads", "extend_vocabulary",
-    "hidden_states", "init", "init_cache", "load", "save", "spec",
+    "HEADS", "Cache", "Config", "FixedCache", "Params", "apply", "double_heads",
+    "extend_vocabulary", "hidden_states", "init", "init_cache", "layers", "load", "save", "spec",
 ]  # fmt: skip
 
 HEADS = ("multiple_choice",)
-Params = dict[str, Any]
-Keys = Sequence[Tensor | None]  # dropout keys; None is no dropout
 
 # The activations that `afn` may name; GPT's "gelu" is the tanh approximation.
 _AFN = {"gelu": gelu_tanh, **{name: ACTIVATIONS[name] for name in ("relu", "silu", "swish")}}
@@ -79,13 +67,11 @@ class Config(BaseConfig):
     summary_activation: str | None = None
     summary_first_dropout: Rate = 0.1
     tie_word_embeddings: bool = True
-    aliases: ClassVar[Mapping[str, str]] = names.ALIASES
+    aliases = names.ALIASES
 
     def __post_init__(self) -> None:
-        """Validate the fields, each alone and together."""
         super().__post_init__()
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+        multiple_of(self, "n_embd", "n_head")
         one_of("afn", self.afn, _AFN)
         if self.summary_activation:
             one_of("summary_activation", self.summary_activation, ACTIVATIONS)
@@ -96,8 +82,14 @@ class Config(BaseConfig):
         return self.vocab_size + self.n_special
 
 
+def _sizes(params: Params) -> Sizes:
+    config: Config = params["config"]
+    layers, head_width = len(params["blocks"]), config.n_embd // config.n_head
+    return Sizes(layers, config.n_head, head_width, config.n_positions)
+
+
 def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> FixedCache:
-    """Return an empty key-value cache of fixed capacity, for compiled decoding.
+    """Return an empty key-value cache of fixed shapes, for compiled decoding.
 
     Without one, `apply` starts a cache that grows.
 
@@ -106,14 +98,11 @@ def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> Fix
         batch: B, or all leading axes.
         capacity: tokens it can hold, at most `n_positions`.
 
-    Returns:
-        a cache that keeps its shapes as tokens are appended.
-
     Raises:
         ValueError: capacity is more than `n_positions`.
     """
-    config, table = config_of(params, Config), params["embed"]["token"]
-    return causal.fixed_cache(config, table, batch, capacity, layers=len(params["blocks"]))
+    config_of(params, Config)
+    return _causal.init_cache(_sizes(params), params["embed"]["token"], batch, capacity)
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
@@ -122,32 +111,26 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     Raises:
         ValueError: a head is not one of `HEADS`.
     """
-    width, std = config.n_embd, config.initializer_range
+    rows, width, std = config.total_tokens_embeddings, config.n_embd, config.initializer_range
+    inner, square = 4 * width, linear_spec(width, width, std)
     block = {
-        "attention": {
-            "qkv": describe.linear(width, 3 * width, std),
-            "out": describe.linear(width, width, std),
-        },
-        "norm_1": describe.norm(width),
-        "mlp": {
-            "up": describe.linear(width, 4 * width, std),
-            "down": describe.linear(4 * width, width, std),
-        },
-        "norm_2": describe.norm(width),
+        "attention": {"qkv": linear_spec(width, 3 * width, std), "out": square},
+        "norm_1": norm_spec(width),
+        "mlp": {"up": linear_spec(width, inner, std), "down": linear_spec(inner, width, std)},
+        "norm_2": norm_spec(width),
     }
     tree: Tree = {
         "config": config,
         "embed": {
-            "token": Spec((config.total_tokens_embeddings, width), "normal", std),
+            "token": Spec((rows, width), "normal", std),
             "position": Spec((config.n_positions, width), "normal", std),
         },
         "blocks": (block,) * config.n_layer,
     }
     if not config.tie_word_embeddings:
-        rows = config.total_tokens_embeddings
         tree["output"] = {"table": Spec((rows, width), "normal", std)}
-    if describe.heads_among(heads, HEADS):
-        tree["heads"] = {"multiple_choice": describe.linear(width, 1, std)}
+    if heads_among(heads, HEADS):
+        tree["heads"] = {"multiple_choice": linear_spec(width, 1, std)}
     return tree
 
 
@@ -159,7 +142,7 @@ def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
     >>> params["blocks"][0]["attention"]["qkv"]["weight"].shape
     torch.Size([12, 36])
     """
-    return describe.init(spec(config, heads), key)
+    return initialize(spec(config, heads), key)
 
 
 def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
@@ -170,12 +153,8 @@ def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
 
     Args:
         params: from `init` or `load`; not changed.
-        n_special: special tokens in all; their ids are `vocab_size` to
-            `vocab_size + n_special - 1`.
+        n_special: special tokens in all, with the ids from `vocab_size`.
         key: the new embeddings are drawn from it, normal with `initializer_range`.
-
-    Returns:
-        parameters with that `n_special` in their config.
 
     Raises:
         ValueError: `n_special` is negative.
@@ -186,87 +165,94 @@ def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
     (3, torch.Size([53, 12]))
     """
     config = dataclasses.replace(config_of(params, Config), n_special=n_special)
+    rows = config.total_tokens_embeddings
 
     def extended(table: Tensor, key: Tensor) -> Tensor:
-        table = table[: config.total_tokens_embeddings]
-        shape = (config.total_tokens_embeddings - len(table), config.n_embd)
-        new_rows = random.normal(key, shape).to(table) * config.initializer_range
-        return torch.cat([table, new_rows])  # [V, D]
+        new = random.normal(key, (max(rows - len(table), 0), config.n_embd)).to(table)
+        return torch.cat([table[:rows], new * config.initializer_range])  # [V, D]
 
     embed = params["embed"] | {"token": extended(params["embed"]["token"], key)}
     params = params | {"config": config, "embed": embed}
     if config.tie_word_embeddings:
         return params
-    output_key = random.fold_in(key, 0)
-    return params | {"output": {"table": extended(params["output"]["table"], output_key)}}
+    output = extended(params["output"]["table"], random.fold_in(key, 0))
+    return params | {"output": {"table": output}}
+
+
+def _attention(
+    x: Tensor, weights: Tree, context: Context, config: Config, keys: Sequence[Tensor | None]
+) -> tuple[Tensor, KV]:
+    """Causal multi-head self-attention, cached tokens included: [..., T, D] -> the same."""
+    qkv = linear(x, **weights["qkv"])  # [..., T, 3 D]
+    q, k, v = split_heads(qkv, config.n_head, parts=3)  # [..., H, T, Dh] each
+    out, new = attend_cached(q, k, v, context, rate=config.attn_pdrop, key=keys[0])
+    out = linear(merge_heads(out), **weights["out"])  # [..., H, T, Dh] -> [..., T, D]
+    return dropout(out, config.resid_pdrop, keys[1]), new
 
 
 def _block(
-    x: Tensor, block: Tree, past: KVSegments, mask: Tensor, config: Config, keys: Keys
+    x: Tensor, block: Tree, context: Context, config: Config, key: Tensor | None
 ) -> tuple[Tensor, KV]:
     """Post-norm transformer block: x [..., T, D] -> the same, with the new keys and values."""
-    weights, eps = block["attention"], config.layer_norm_epsilon
-    attention_out, new = causal.attention(x, past, mask, weights, config, keys[:2])
-    x = layer_norm(x + attention_out, **block["norm_1"], eps=eps)  # norm(x + attention(x))
+    eps = config.layer_norm_epsilon
+    *attention_keys, mlp_key = dropout_keys(key, 3)
+    # norm(x + attention(x))
+    attention_out, new = _attention(x, block["attention"], context, config, attention_keys)
+    x = layer_norm(x + attention_out, **block["norm_1"], eps=eps)
+    # norm(x + mlp(x))
     mlp_out = mlp(x, **block["mlp"], activation=_AFN[config.afn])  # D -> 4 D -> D
-    mlp_out = dropout(mlp_out, config.resid_pdrop, keys[2])
-    return layer_norm(x + mlp_out, **block["norm_2"], eps=eps), new  # norm(x + mlp(x))
+    mlp_out = dropout(mlp_out, config.resid_pdrop, mlp_key)
+    return layer_norm(x + mlp_out, **block["norm_2"], eps=eps), new
+
+
+def _states(
+    params: Params, ids: Tensor, cache: AnyCache | None, mask: Tensor | None,
+    positions: Tensor | None, token_types: Tensor | None, *, key: Tensor | None,
+    keep: int | None = None,
+) -> tuple[tuple[Tensor, ...], AnyCache]:  # fmt: skip
+    """Return the last `keep` of 1 + L hidden states, embeddings first, and the new cache."""
+    config, blocks = params["config"], params["blocks"]
+    embed_key, *block_keys = dropout_keys(key, 1 + len(blocks))
+    tokens = _causal.begin(ids, cache, mask, positions, _sizes(params))
+    x = _causal.embed(params["embed"], ids, tokens.positions, token_types)  # [..., T, D]
+    x = dropout(x, config.embd_pdrop, embed_key)
+    return _causal.run(_block, x, blocks, tokens, config, block_keys, keep=keep)
 
 
 @checked(Config, spec)
 def hidden_states(
-    params: Params,
-    ids: Tensor,
-    cache: AnyCache | None = None,
-    mask: Tensor | None = None,
-    positions: Tensor | None = None,
-    token_types: Tensor | None = None,
-    *,
+    params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
+    positions: Tensor | None = None, token_types: Tensor | None = None, *,
     key: Tensor | None = None,
-) -> tuple[Tensor, AnyCache]:
-    """Return the last hidden states, without the output layer: arguments of `apply`.
+) -> tuple[Tensor, AnyCache]:  # fmt: skip
+    """Return the hidden states after the last block [..., T, D], and the new cache.
 
-    Returns:
-        hidden states after the last block [..., T, D], and the cache with the new tokens.
+    Arguments of `apply`, without whose output layer they are.
     """
-    config: Config = params["config"]
-    embed, blocks = params["embed"], params["blocks"]
-    causal.check(config, ids, cache, mask, layers=len(blocks))
-    cache = kv.outside_inference_mode(cache)
-    new_valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0  # [..., T]
-    if positions is None:  # padding counts for nothing, so real tokens start at position 0
-        positions = causal.positions(cache, new_valid)  # [..., T]
-    check_broadcastable(ids.shape, positions=positions)
-    *block_keys, embed_key = dropout_keys(key, 3 * len(blocks) + 1)
-    x = lookup(embed["token"], ids)  # [..., T, D]
-    x = x + lookup(embed["position"], positions, "positions")
-    if token_types is not None:  # they are ids of the same table as the tokens
-        check_same_shape(ids.shape, token_types=token_types)
-        x = x + lookup(embed["token"], token_types, "token_types")
-    x = dropout(x, config.embd_pdrop, embed_key)
-    # The queries are the new tokens; the keys are the cached tokens, then the new ones.
-    attention_mask = causal_mask(kv.valid(cache, new_valid), ids.shape[-1])  # [..., 1, T, S + T]
-    new: list[KV] = []  # for each layer, keys and values [..., H, T, Dh]
-    for layer, block in enumerate(blocks):
-        layer_keys = block_keys[3 * layer : 3 * layer + 3]  # attention weights, its output, MLP
-        past = kv.past(cache, layer)
-        x, layer_kv = _block(x, block, past, attention_mask, config, layer_keys)
-        new.append(layer_kv)
-    new_keys, new_values = tuple(k for k, _ in new), tuple(v for _, v in new)
-    return x, kv.append(cache, new_keys, new_values, new_valid)
+    (x,), new_cache = _states(params, ids, cache, mask, positions, token_types, key=key, keep=1)
+    return x, new_cache
+
+
+@checked(Config, spec)
+def layers(
+    params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
+    positions: Tensor | None = None, token_types: Tensor | None = None, *,
+    key: Tensor | None = None,
+) -> tuple[tuple[Tensor, ...], AnyCache]:  # fmt: skip
+    """Return the hidden states after every block, L tensors [..., T, D], and the new cache.
+
+    Arguments of `apply`. The last of them is `hidden_states`.
+    """
+    states, new_cache = _states(params, ids, cache, mask, positions, token_types, key=key)
+    return states[1:], new_cache
 
 
 def apply(
-    params: Params,
-    ids: Tensor,
-    cache: AnyCache | None = None,
-    mask: Tensor | None = None,
-    positions: Tensor | None = None,
-    token_types: Tensor | None = None,
-    *,
+    params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
+    positions: Tensor | None = None, token_types: Tensor | None = None, *,
     key: Tensor | None = None,
-) -> tuple[Tensor, AnyCache]:
-    """Return the logits of the next token at every position.
+) -> tuple[Tensor, AnyCache]:  # fmt: skip
+    """Return the logits of the next token [..., T, V], and the cache with the new tokens.
 
     Args:
         params: from `init` or `load`.
@@ -277,9 +263,6 @@ def apply(
             cached included.
         token_types: int64 [..., T], token ids whose embeddings are added.
         key: turns dropout on; one key, or one for each of the leading axes of `ids`.
-
-    Returns:
-        logits [..., T, V], and the cache with the new tokens.
 
     Raises:
         ValueError: more than `n_positions` tokens; a cache or mask that does not fit.
@@ -294,96 +277,52 @@ def apply(
     >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
     True
     """
-    hidden, new_cache = hidden_states(
-        params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
-    )
-    return task_heads.tied_logits(hidden, task_heads.output_table(params)), new_cache
+    hidden, new_cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key)
+    return tied_logits(hidden, output_table(params)), new_cache
 
 
 def double_heads(
-    params: Params,
-    ids: Tensor,
-    choice_positions: Tensor,
-    cache: AnyCache | None = None,
-    mask: Tensor | None = None,
-    *,
-    positions: Tensor | None = None,
-    token_types: Tensor | None = None,
-    key: Tensor | None = None,
-) -> tuple[Tensor, Tensor, AnyCache]:
-    """Return the logits of the next tokens and a score for each choice.
+    params: Params, ids: Tensor, choice_positions: Tensor, cache: AnyCache | None = None,
+    mask: Tensor | None = None, *, positions: Tensor | None = None,
+    token_types: Tensor | None = None, key: Tensor | None = None,
+) -> tuple[Tensor, Tensor, AnyCache]:  # fmt: skip
+    """Return language-model logits [..., C, T, V], choice logits [..., C], and the new cache.
 
     Args:
         params: with the head "multiple_choice".
         ids: int64 [..., C, T].
-        choice_positions: int64 [..., C], the token whose hidden state is scored: most
-            often a special one, at the end.
+        choice_positions: int64 [..., C], the token that is scored, often a special one at the end.
         cache: as for `apply`, like the other arguments.
-
-    Returns:
-        language-model logits [..., C, T, V], choice logits [..., C], and the cache with the new
-        tokens.
 
     Raises:
         KeyError: the parameters have no such head.
     """
-    head, config = task_heads.find(params, "multiple_choice", Config), params["config"]
-    hidden, new_cache = hidden_states(
-        params, ids, cache, positions=positions, token_types=token_types, mask=mask, key=key
-    )
-    lm_logits = task_heads.tied_logits(hidden, task_heads.output_table(params))  # [..., C, T, V]
-    head_key = None if key is None else random.fold_in(key, 0)
-    choice_logits = task_heads.choice_logits(
-        hidden,
-        choice_positions,
-        **head,
+    head, config = head_params(params, "multiple_choice", Config), params["config"]
+    hidden, new_cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key)
+    lm_logits = tied_logits(hidden, output_table(params))  # [..., C, T, V]
+    scores = choice_logits(
+        hidden, choice_positions, **head, rate=config.summary_first_dropout,
         activation=ACTIVATIONS.get(config.summary_activation or ""),
-        rate=config.summary_first_dropout,
-        key=head_key,
-    )  # [..., C]
-    return lm_logits, choice_logits, new_cache
+        key=None if key is None else random.fold_in(key, 0),
+    )  # fmt: skip  # [..., C]
+    return lm_logits, scores, new_cache
 
 
 def load(
-    name_or_path: str | Path,
-    *,
-    heads: Sequence[str] | None = None,
-    key: Tensor | None = None,
+    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),
-) -> Params:
-    """Load parameters from a directory, a file or the hub.
+) -> Params:  # fmt: skip
+    """Load parameters from a directory, a file or the hub: `fnlm.params.io.load` tells how.
 
-    Args:
-        name_or_path: a directory or a file of any format that `fnlm.params.io.read` knows, OpenAI's
-            release of NumPy arrays among them, beside its config.json; or a hub name. A path that
-            exists wins.
-        heads: the heads to load; None takes those of the file.
-        key: initializes requested heads that the file lacks; without it they are an error.
-        ignore: shell patterns of tensor names in the file that are left out.
-
-    Returns:
-        params; where the format allows, tensors are read from disk on first use.
-
-    Raises:
-        FileNotFoundError: no such model.
-        ValueError: a tensor is missing, unexpected or of another shape; another family's config; a
-            damaged file.
+    OpenAI's release of NumPy arrays is one of the formats.
     """
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
-    """Write weights and config.json in the format of another library.
+    """Write weights and config.json for another library to read: `fnlm.params.io.save` tells how.
 
-    Args:
-        params: from `init`, `load` or training.
-        directory: created if missing; a model in it is replaced atomically.
-        dialect: "transformers" writes model.safetensors, "pytorch-pretrained-bert"
-            pytorch_model.bin. The first knows no `n_special`, so its config.json counts special
-            tokens in `vocab_size`.
-
-    Raises:
-        ValueError: no such dialect, or a leaf that does not fit it or the config.
+    `dialect` is "transformers" or "pytorch-pretrained-bert", which counts special tokens apart.
     """
     config_of(params, Config)
     io.save(params, directory, names.FAMILY, spec, dialect)

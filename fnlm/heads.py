@@ -6,23 +6,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.layers._inputs import check_ids, readable
-from fnlm.layers.dropout import dropout
-from fnlm.layers.embedding import check_range
-from fnlm.layers.linear import linear
-from fnlm.layers.norm import layer_norm
+from fnlm.layers import check_range, dropout, layer_norm, linear
+from fnlm.layers._inputs import check_ids
 from fnlm.params._check import config_of
 from fnlm.params.config import BaseConfig
 from fnlm.tree import Tree
 
-__all__ = ["choice_logits", "find", "output_table", "tied_logits", "masked_lm_logits"]
+__all__ = [
+    "choice_logits",
+    "head_params",
+    "masked_lm_logits",
+    "output_table",
+    "pooler_params",
+    "tied_logits",
+]
 
 # The leaves of a head.
 _LINEAR = ("weight", "bias")
 _TRANSFORMED = ("transform.weight", "transform.bias", "norm.scale", "norm.bias", "bias")
 
 
-def find(params: dict[str, Any], name: str, kind: type[BaseConfig]) -> Tree:
+def head_params(params: dict[str, Any], name: str, kind: type[BaseConfig]) -> Tree:
     """Return the parameters of a head.
 
     Args:
@@ -47,6 +51,23 @@ def find(params: dict[str, Any], name: str, kind: type[BaseConfig]) -> Tree:
         if leaf not in (head.get(branch, ()) if branch else head):
             raise ValueError(f"params have no leaf heads.{name}.{path}: the head is not whole")
     return head
+
+
+def pooler_params(params: dict[str, Any], kind: type[BaseConfig]) -> Tree:
+    """Return the parameters of the pooler: arguments of `head_params`.
+
+    Raises:
+        TypeError: not parameters of that family.
+        KeyError: no pooler.
+    """
+    config_of(params, kind)
+    pooler = params.get("pooler", {})
+    if any(leaf not in pooler for leaf in _LINEAR):
+        raise KeyError(
+            "params have no 'pooler', as the file had none: use `hidden_states`, or name a head "
+            "that needs it in load(..., heads=(...), key=key)"
+        )
+    return pooler
 
 
 def output_table(params: dict[str, Any]) -> Tensor:
@@ -120,8 +141,7 @@ def choice_logits(
             f"choice_positions has shape {list(positions.shape)}, expected "
             f"{list(hidden.shape[:-2])}: one position for each choice of ids [..., C, T]"
         )
-    if readable(positions):
-        check_range(positions, hidden.shape[-2], "choice_positions")
+    check_range(positions, hidden.shape[-2], "choice_positions")
     index = positions[..., None, None].expand(*positions.shape, 1, hidden.shape[-1])
     pooled = hidden.gather(-2, index.long()).squeeze(-2)  # [..., C, T, D] -> [..., C, D]
     if key is not None:  # one mask [..., 1, D] for all choices

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 Tree = Any
+Params = dict[str, Any]  # the parameters of a model
 Predicate = Callable[[str, Any], bool]
 C = TypeVar("C", bound=type)
 
 __all__ = [
-    "Tree", "cast", "count", "leaves", "map", "map_with_path", "merge", "named_leaves", "norm",
-    "partition", "register_constant", "register_value", "select", "stack", "structure", "to",
-    "unflatten", "unstack",
+    "Params", "Tree", "cast", "count", "leaves", "map", "map_with_path", "merge", "named_leaves",
+    "norm", "partition", "register_constant", "register_value", "select", "stack", "structure",
+    "to", "unflatten", "unstack",
 ]  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def register_value(cls: C) -> C:
     tensors alone, not the larger storages that they may be views of.
 
     >>> import io
-    >>> from fnlm.layers.cache import Segment
+    >>> from fnlm.layers.kv_cache import Segment
     >>> torch.save(Segment((torch.ones(2),), ()), file := io.BytesIO())
     >>> torch.load(io.BytesIO(file.getvalue()))
     Segment(keys=(tensor([1., 1.]),), values=())

@@ -22,6 +22,7 @@ from fnlm import (
     gpt,
     gpt2,
     heads,
+    layers,
     pipeline,
     random,
     train,
@@ -33,24 +34,9 @@ from fnlm.files import hub, numpy, safetensors, tensorflow, torch_pickle
 from fnlm.files.checkpoint import Checkpoint, half_written, replace
 from fnlm.files.folder import current, directory_of, replace_files
 from fnlm.generate import state as reading
-from fnlm.layers import (
-    activation,
-    adaptive_softmax,
-    attention,
-    cache,
-    dropout,
-    embedding,
-    linear,
-    mask,
-    memory,
-    mlp,
-    norm,
-    precision,
-    relative_attention,
-    values,
-)
+from fnlm.layers import kv_cache, memory, values
 from fnlm.params import io, layout, module, rename, spec
-from fnlm.params.config import BaseConfig, one_of, read_json
+from fnlm.params.config import BaseConfig, multiple_of, one_of, read_json
 from fnlm.params.names import bert as bert_names
 from fnlm.params.names.gpt2 import FAMILY
 from fnlm.tasks import (
@@ -179,11 +165,11 @@ def all_logits(params: Any) -> Tensor:
 
 
 def square(params: Any, x: Tensor) -> Tensor:
-    return (linear.linear(x, **params["up"]) ** 2).mean()
+    return (layers.linear(x, **params["up"]) ** 2).mean()
 
 
 def square_with_key(params: Any, x: Tensor, *, key: Tensor) -> Tensor:
-    return square(params, dropout.dropout(x, 0.5, key))
+    return square(params, layers.dropout(x, 0.5, key))
 
 
 STEP = train.train_step(square_with_key, train.adamw(0.1), accumulate=3)
@@ -262,6 +248,11 @@ FOREIGN = rename.to_foreign(UNTIED, FAMILY.dialects[0])
 NESTED = dict(tree.named_leaves(UNTIED))
 TENSORFLOW = ROOT / "tests" / "fixtures" / "tensorflow" / "partitioned"
 PARAMETERS: dict[str, Make] = {
+    "config.LabelledConfig.from_dict": lambda _: on(
+        bert.Config.from_dict, {"id2label": {"0": "no"}}
+    ),
+    "config.LabelledConfig.to_dict": lambda _: on(bert.Config.to_dict, BERT.config),
+    "config.multiple_of": lambda _: on(multiple_of, GPT2.config, "n_embd", "n_head"),
     "config.BaseConfig.from_dict": lambda _: on(gpt2.Config.from_dict, {"n_embd": 24, "new": [1]}),
     "config.BaseConfig.from_json_file": lambda folder: on(
         gpt2.Config.from_json_file, config_there(folder)
@@ -295,9 +286,9 @@ PARAMETERS: dict[str, Make] = {
     "rename.nest": lambda _: on(rename.nest, NESTED),
     "rename.untied": lambda _: on(rename.untied, FAMILY),
     "rename.fit": lambda _: on(rename.fit, NESTED, NESTED, FAMILY, "here"),
-    "spec.linear": lambda _: on(spec.linear, 3, 4, 0.1),
-    "spec.norm": lambda _: on(spec.norm, 3),
-    "spec.init": lambda _: on(spec.init, SPEC, KEY),
+    "spec.linear_spec": lambda _: on(spec.linear_spec, 3, 4, 0.1),
+    "spec.norm_spec": lambda _: on(spec.norm_spec, 3),
+    "spec.initialize": lambda _: on(spec.initialize, SPEC, KEY),
     "spec.heads_among": lambda _: on(spec.heads_among, "a", ["a", "b"]),
     "spec.meta": lambda _: on(spec.meta, SPEC),
     "spec.size": lambda _: on(spec.size, SPEC),
@@ -347,36 +338,36 @@ def called(made: tuple[Callable[..., Any], Any]) -> Any:
 HALF = torch.ones(1, 5, 5, dtype=torch.bool).tril()
 WIDE = random.normal(KEY, (3, 5, 36))
 LAYERS: dict[str, Make] = {
-    "activation.gelu_erf": lambda _: on(activation.gelu_erf, X),
-    "activation.gelu_tanh": lambda _: on(activation.gelu_tanh, X),
-    "attention.split_heads": lambda _: on(attention.split_heads, X, 2, 3),
-    "attention.merge_heads": lambda _: on(attention.merge_heads, X),
-    "attention.causal_mask": lambda _: on(attention.causal_mask, MASK, 4),
-    "attention.padding_bias": lambda _: on(attention.padding_bias, MASK, torch.float64),
-    "attention.attend": lambda _: on(
-        attention.attend, X, (X[:, :2], X[:, 2:]), (X[:, :2], X[:, 2:]), HALF, rate=0.2, key=KEY
+    "gelu_erf": lambda _: on(layers.gelu_erf, X),
+    "gelu_tanh": lambda _: on(layers.gelu_tanh, X),
+    "split_heads": lambda _: on(layers.split_heads, X, 2, 3),
+    "merge_heads": lambda _: on(layers.merge_heads, X),
+    "causal_mask": lambda _: on(layers.causal_mask, MASK, 4),
+    "padding_bias": lambda _: on(layers.padding_bias, MASK, torch.float64),
+    "attend": lambda _: on(
+        layers.attend, X, (X[:, :2], X[:, 2:]), (X[:, :2], X[:, 2:]), HALF, rate=0.2, key=KEY
     ),
-    "cache.check": lambda _: on(cache.check, grown(), (2, 3, 3, 12), IDS.device),
-    "cache.check_dtype": lambda _: on(cache.check_dtype, (X,), X),
-    "cache.outside_inference_mode": lambda _: on(cache.outside_inference_mode, grown()),
-    "cache.length": lambda _: on(cache.length, grown()),
-    "cache.valid": lambda _: on(cache.valid, grown(), MASK),
-    "cache.past": lambda _: on(cache.past, grown(), 1),
-    "cache.append": lambda _: on(cache.append, grown(), *grown().segments[-1], MASK[:, :1]),
-    "cache.take_rows": lambda _: on(cache.take_rows, grown(), torch.tensor([2, 0, 2])),
-    "cache.truncate": lambda _: on(cache.truncate, grown(), 2),
-    "dropout.dropout": lambda _: on(dropout.dropout, X, 0.4, KEYS),
-    "dropout.keep_mask": lambda _: on(dropout.keep_mask, X.shape, 0.4, KEYS),
-    "dropout.apply_mask": lambda _: on(dropout.apply_mask, X, X > 0, 0.4),
-    "dropout.dropout_keys": lambda _: on(dropout.dropout_keys, KEYS, 4),
-    "embedding.lookup": lambda _: on(embedding.lookup, PARAMS["embed"]["token"], IDS),
-    "embedding.check_range": lambda _: on(embedding.check_range, IDS, 41),
+    "kv_cache.check": lambda _: on(kv_cache.check, grown(), (2, 3, 3, 12), IDS.device),
+    "kv_cache.check_dtype": lambda _: on(kv_cache.check_dtype, (X,), X),
+    "kv_cache.outside_inference_mode": lambda _: on(kv_cache.outside_inference_mode, grown()),
+    "kv_cache.length": lambda _: on(kv_cache.length, grown()),
+    "kv_cache.valid": lambda _: on(kv_cache.valid, grown(), MASK),
+    "kv_cache.past": lambda _: on(kv_cache.past, grown(), 1),
+    "kv_cache.append": lambda _: on(kv_cache.append, grown(), *grown().segments[-1], MASK[:, :1]),
+    "kv_cache.take_rows": lambda _: on(kv_cache.take_rows, grown(), torch.tensor([2, 0, 2])),
+    "kv_cache.truncate": lambda _: on(kv_cache.truncate, grown(), 2),
+    "dropout": lambda _: on(layers.dropout, X, 0.4, KEYS),
+    "keep_mask": lambda _: on(layers.keep_mask, X.shape, 0.4, KEYS),
+    "apply_mask": lambda _: on(layers.apply_mask, X, X > 0, 0.4),
+    "dropout_keys": lambda _: on(layers.dropout_keys, KEYS, 4),
+    "lookup": lambda _: on(layers.lookup, PARAMS["embed"]["token"], IDS),
+    "check_range": lambda _: on(layers.check_range, IDS, 41),
     "values.extremes": lambda _: on(values.extremes, IDS),
-    "linear.linear": lambda _: on(linear.linear, X, **LINEAR),
-    "mask.check_mask": lambda _: on(mask.check_mask, MASK),
-    "precision.at_least_float32": lambda _: on(precision.at_least_float32, X.half()),
-    "mlp.mlp": lambda _: on(mlp.mlp, X, LINEAR, BACK, activation=torch.tanh),
-    "norm.layer_norm": lambda _: on(norm.layer_norm, X, X[0, 0], X[0, 1], eps=1e-3),
+    "linear": lambda _: on(layers.linear, X, **LINEAR),
+    "check_mask": lambda _: on(layers.check_mask, MASK),
+    "at_least_float32": lambda _: on(layers.at_least_float32, X.half()),
+    "mlp": lambda _: on(layers.mlp, X, LINEAR, BACK, activation=torch.tanh),
+    "layer_norm": lambda _: on(layers.layer_norm, X, X[0, 0], X[0, 1], eps=1e-3),
 }
 MODEL: dict[str, Make] = {
     "init_cache": lambda _: on(gpt2.init_cache, PARAMS, 3, 9),
@@ -385,6 +376,7 @@ MODEL: dict[str, Make] = {
     "hidden_states": lambda _: on(
         gpt2.hidden_states, PARAMS, IDS, token_types=IDS, key=KEYS, mask=MASK
     ),
+    "layers": lambda _: on(gpt2.layers, PARAMS, IDS, token_types=IDS, key=KEYS, mask=MASK),
     "apply": lambda _: on(gpt2.apply, PARAMS, IDS, mask=MASK, positions=IDS % 7, key=KEY),
     "apply with a cache": lambda _: on(
         torch.no_grad()(gpt2.apply), PARAMS, IDS, grown(), mask=MASK
@@ -424,6 +416,7 @@ GPT_MODEL: dict[str, Make] = {
     "init": lambda _: on(gpt.init, GPT.config, KEY, gpt.HEADS),
     "extend_vocabulary": lambda _: on(gpt.extend_vocabulary, GPT_PARAMS, 3, KEY),
     "hidden_states": lambda _: on(gpt.hidden_states, GPT_PARAMS, IDS, token_types=IDS, key=KEYS),
+    "layers": lambda _: on(gpt.layers, GPT_PARAMS, IDS, token_types=IDS, key=KEYS),
     "apply": lambda _: on(gpt.apply, GPT_PARAMS, IDS, mask=MASK, positions=IDS % 7, key=KEY),
     "apply with a cache": lambda _: on(
         gpt.apply, GPT_PARAMS, IDS, gpt.init_cache(GPT_PARAMS, 3, 9), mask=MASK
@@ -440,11 +433,9 @@ def gpt_saved(folder: Path) -> Path:
     return folder / "gpt"
 
 
-BERT_TASKS = ("apply", "layers", "pretraining", *bert.HEADS)
+BERT_TASKS = ("apply", "hidden_states", "layers", "pretraining", *bert.HEADS)
 BERT_MODEL: dict[str, Make] = {
     **{name: partial(bert_task, name) for name in BERT_TASKS},
-    "Config.from_dict": lambda _: on(bert.Config.from_dict, {"id2label": {"0": "no"}}),
-    "Config.to_dict": lambda _: on(bert.Config.to_dict, BERT.config),
     "spec": lambda _: on(bert.spec, BERT.config, bert.HEADS),
     "init": lambda _: on(bert.init, BERT.config, KEY, bert.HEADS),
     "load": lambda folder: on(bert.load, bert_saved(folder), heads=bert.HEADS[:1]),
@@ -498,7 +489,7 @@ def row_loss(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
 
 
 def row_squares(params: Any, *batch: Tensor) -> Tensor:
-    return linear.linear(batch[0] / 36, **params["up"])
+    return layers.linear(batch[0] / 36, **params["up"])
 
 
 def finetuned(folder: Path) -> Example:
@@ -860,7 +851,8 @@ WRITER: dict[str, Make] = {
 }
 WORDS_HEAD: dict[str, Any] = BERT_PARAMS["heads"]["masked_lm"]
 HEADS: dict[str, Make] = {
-    "find": lambda _: on(heads.find, BERT_PARAMS, "masked_lm", bert.Config),
+    "pooler_params": lambda _: on(heads.pooler_params, BERT_PARAMS, bert.Config),
+    "head_params": lambda _: on(heads.head_params, BERT_PARAMS, "masked_lm", bert.Config),
     "output_table": lambda _: on(heads.output_table, PARAMS),
     "masked_lm_logits": lambda _: on(
         heads.masked_lm_logits,
@@ -883,37 +875,27 @@ BIASES = XL_PARAMS["blocks"][0]["attention"]
 BY_HEAD = random.normal(KEY, (3, 7, 10))
 DISTANCES = random.normal(KEY, (3, 8, 10))
 XL_LAYERS: dict[str, Make] = {
-    "adaptive_softmax.adaptive_embedding": lambda _: on(
-        adaptive_softmax.adaptive_embedding,
+    "adaptive_embedding": lambda _: on(
+        layers.adaptive_embedding,
         IDS,
         vocabulary.embedding_clusters(XL_PARAMS),
         sparse=True,
     ),
-    "adaptive_softmax.adaptive_log_softmax": lambda _: on(
-        adaptive_softmax.adaptive_log_softmax, STATES, CLUSTERS, GATES
-    ),
-    "adaptive_softmax.adaptive_nll": lambda _: on(
-        adaptive_softmax.adaptive_nll, STATES, IDS, CLUSTERS, GATES, sparse=True
-    ),
-    "adaptive_softmax.draw_words": lambda _: on(adaptive_softmax.draw_words, KEYS, 9, 41),
-    "adaptive_softmax.sampled_nll": lambda _: on(
-        adaptive_softmax.sampled_nll, STATES, IDS % 11, CLUSTERS[0], 4, key=KEYS
-    ),
-    "memory.zero_mems": lambda _: on(memory.zero_mems, X, 2, (3, 5, 12)),
+    "adaptive_log_softmax": lambda _: on(layers.adaptive_log_softmax, STATES, CLUSTERS, GATES),
+    "adaptive_nll": lambda _: on(layers.adaptive_nll, STATES, IDS, CLUSTERS, GATES, sparse=True),
+    "draw_words": lambda _: on(layers.draw_words, KEYS, 9, 41),
+    "sampled_nll": lambda _: on(layers.sampled_nll, STATES, IDS % 11, CLUSTERS[0], 4, key=KEYS),
+    "zero_mems": lambda _: on(layers.zero_mems, X, 2, (3, 5, 12)),
     "memory.check": lambda _: on(memory.check, MEMS, X, 2, (3,), 36),
-    "memory.update_mems": lambda _: on(memory.update_mems, MEMS, 3, 4, ext_len=1),
-    "relative_attention.sinusoids": lambda _: on(relative_attention.sinusoids, 7, 6, 3),
-    "relative_attention.causal_window_mask": lambda _: on(
-        relative_attention.causal_window_mask, 3, 7, 4
-    ),
-    "relative_attention.attention_bias": lambda _: on(
-        relative_attention.attention_bias, HALF, torch.float64
-    ),
-    "relative_attention.relative_shift": lambda _: on(relative_attention.relative_shift, DISTANCES),
-    "relative_attention.attend_relative": lambda _: on(
-        relative_attention.attend_relative,
+    "update_mems": lambda _: on(layers.update_mems, MEMS, 3, 4, ext_len=1),
+    "sinusoids": lambda _: on(layers.sinusoids, 7, 6, 3),
+    "causal_window_mask": lambda _: on(layers.causal_window_mask, 3, 7, 4),
+    "attention_bias": lambda _: on(layers.attention_bias, HALF, torch.float64),
+    "relative_shift": lambda _: on(layers.relative_shift, DISTANCES),
+    "attend_relative": lambda _: on(
+        layers.attend_relative,
         *(BY_HEAD, BY_HEAD, BY_HEAD, DISTANCES),
-        relative_attention.attention_bias(relative_attention.causal_window_mask(7, 7), X.dtype),
+        layers.attention_bias(layers.causal_window_mask(7, 7), X.dtype),
         content_bias=BIASES["content_bias"],
         position_bias=BIASES["position_bias"],
         rate=0.2,
@@ -928,14 +910,13 @@ def xl_saved(folder: Path) -> Path:
 
 
 XL_MODEL: dict[str, Make] = {
-    "Config.to_dict": lambda _: on(transfo_xl.Config.to_dict, XL_CONFIG),
     "apply": lambda _: on(transfo_xl.apply, XL_PARAMS, IDS, MEMS, key=KEYS, sparse=True),
     "hidden_states": lambda _: on(transfo_xl.hidden_states, XL_PARAMS, IDS, MEMS, detach=False),
+    "layers": lambda _: on(transfo_xl.layers, XL_PARAMS, IDS, MEMS, key=KEYS),
     "negative_log_likelihood": lambda _: on(
         transfo_xl.negative_log_likelihood, XL_PARAMS, IDS, IDS, MEMS, key=KEY
     ),
     "init": lambda _: on(transfo_xl.init, XL_CONFIG, KEY),
-    "Config.from_dict": lambda _: on(transfo_xl.Config.from_dict, {"n_token": 9, "cutoffs": [4]}),
     "init_mems": lambda _: on(transfo_xl.init_mems, XL_PARAMS, 3, empty=True),
     "reset_mems": lambda _: on(transfo_xl.reset_mems, MEMS, MASK[:, 0]),
     "spec": lambda _: on(transfo_xl.spec, XL_CONFIG),

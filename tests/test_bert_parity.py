@@ -402,7 +402,7 @@ GOLDEN = Path(__file__).parent / "golden" / "bert.json"
         (
             lambda p: bert.apply({k: v for k, v in p.items() if k != "pooler"}, IDS),
             KeyError,
-            ["pooler", "layers", "load"],
+            ["pooler", "hidden_states", "load"],
         ),
         *(
             (

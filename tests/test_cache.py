@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from fnlm import gpt2, tree
-from fnlm.layers import cache as kv
+from fnlm.layers import kv_cache
 
 N = GPT2.config.n_positions
 
@@ -124,9 +124,9 @@ def test_segments_stay_few_and_tokens_are_copied_seldom(sizes: list[int]) -> Non
         new = torch.arange(total, total + size, dtype=torch.float32).view(1, 1, size, 1)
         before = {x.data_ptr() for x in tree.leaves(cache.segments)} if cache else set()
         old = cache
-        cache = kv.append(cache, (new,), (new,), torch.ones(1, size, dtype=torch.bool))
+        cache = kv_cache.append(cache, (new,), (new,), torch.ones(1, size, dtype=torch.bool))
         total += size
-        assert torch.cat(kv.past(cache, 0)[0], -2).flatten().tolist() == list(range(total))
+        assert torch.cat(kv_cache.past(cache, 0)[0], -2).flatten().tolist() == list(range(total))
         for segment in cache.segments:
             if old is not None and segment.keys[0].data_ptr() not in before | {new.data_ptr()}:
                 for token in segment.keys[0].flatten().int().tolist():
@@ -142,18 +142,18 @@ def test_truncate_equals_a_fresh_prefill(tokens: int) -> None:
     with torch.no_grad():
         _, cache = gpt2.apply(params, ids[:, :6])
         _, cache = gpt2.apply(params, ids[:, 6:9], cache)
-        cut = kv.truncate(cache, tokens)
+        cut = kv_cache.truncate(cache, tokens)
         found, _ = gpt2.apply(params, ids[:, 9:], cut)
         expected, _ = gpt2.apply(params, torch.cat([ids[:, :tokens], ids[:, 9:]], 1))
     torch.testing.assert_close(found, expected[:, tokens:], atol=1e-5, rtol=1e-5)
-    assert kv.length(cut) == tokens and kv.length(cache) == 9
+    assert kv_cache.length(cut) == tokens and kv_cache.length(cache) == 9
 
 
 def test_truncate_names_the_limit() -> None:
     _, cache = gpt2.apply(make_params(GPT2), torch.zeros(1, 4).long())
     for tokens in (-1, 5):
         with pytest.raises(ValueError, match=f"from 0 to 4.*got {tokens}"):
-            kv.truncate(cache, tokens)
+            kv_cache.truncate(cache, tokens)
 
 
 def test_take_rows_reorders_hypotheses() -> None:
@@ -163,7 +163,7 @@ def test_take_rows_reorders_hypotheses() -> None:
     with torch.no_grad():
         _, cache = gpt2.apply(params, ids[:, :5], mask=mask[:, :5])
         _, cache = gpt2.apply(params, ids[:, 5:6], cache)
-        found, _ = gpt2.apply(params, ids[rows, 6:], kv.take_rows(cache, rows))
+        found, _ = gpt2.apply(params, ids[rows, 6:], kv_cache.take_rows(cache, rows))
         expected, _ = gpt2.apply(params, ids[:, 6:], cache)
     torch.testing.assert_close(found, expected[rows], atol=1e-5, rtol=1e-5)
 

@@ -19,13 +19,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fnlm import gpt2, transfo_xl, tree
 from fnlm.generate import State
-from fnlm.layers import cache as kv
+from fnlm.layers import kv_cache
 
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 PARAMS = make_params(GPT2)
 IDS, MASK = make_batch(GPT2, 3, 14)
 WAY = make_params(GPT2, seed=5)
-AXES: dict[str, Any] = {"cache": 0, "fixed": kv.FixedCache._make(((0, 0), (0, 0), 0, None))}
+AXES: dict[str, Any] = {"cache": 0, "fixed": kv_cache.FixedCache._make(((0, 0), (0, 0), 0, None))}
 KINDS = pytest.mark.parametrize("kind", AXES)
 TARGETS = "embed", "blocks", "norm"  # parts of the parameters that the logits depend on
 
@@ -122,12 +122,12 @@ def test_threads_that_fork_one_cache_get_their_own_tokens() -> None:
         own = tokens(number)
         for n in range(rounds):
             if number == 0:
-                begun: Any = kv.append(None, tokens(-1), tokens(-1), real)
-                shared["cache"] = kv.append(begun, tokens(-2), tokens(-2), real)
+                begun: Any = kv_cache.append(None, tokens(-1), tokens(-1), real)
+                shared["cache"] = kv_cache.append(begun, tokens(-2), tokens(-2), real)
             gate.wait(60)
-            fork = kv.append(shared["cache"], own, own, real)
+            fork = kv_cache.append(shared["cache"], own, own, real)
             gate.wait(60)
-            seen = [torch.cat(x, -2) for layer in range(layers) for x in kv.past(fork, layer)]
+            seen = [torch.cat(x, -2) for layer in range(layers) for x in kv_cache.past(fork, layer)]
             if not all(x[0, 0, :, 0].tolist() == [-1, -2, number] for x in seen):
                 foreign.add(n)
 
@@ -224,14 +224,14 @@ def mems_of(tokens: int) -> transfo_xl.Mems:
 VALUES: dict[str, Callable[[], Any]] = {
     "cache": forked,
     "cache of one row and token": lambda: gpt2.apply(PARAMS, IDS[:1, :1])[1],
-    "cache cut in a segment": lambda: kv.truncate(forked(), 3),
-    "chosen rows": lambda: kv.take_rows(forked(), torch.tensor([1])),
+    "cache cut in a segment": lambda: kv_cache.truncate(forked(), 3),
+    "chosen rows": lambda: kv_cache.take_rows(forked(), torch.tensor([1])),
     "a slice of rows": lambda: tree.map(lambda x: x[:1], forked()),
-    "segment": lambda: kv.truncate(forked(), 3).segments[0],
-    "cache without tokens": lambda: kv.truncate(forked(), 0),
+    "segment": lambda: kv_cache.truncate(forked(), 3).segments[0],
+    "cache without tokens": lambda: kv_cache.truncate(forked(), 0),
     "fixed cache": lambda: made("fixed"),
     "mems": lambda: mems_of(13),
-    "state": lambda: State(kv.truncate(forked(), 3), gpt2.apply(PARAMS, IDS)[0][:, -1]),
+    "state": lambda: State(kv_cache.truncate(forked(), 3), gpt2.apply(PARAMS, IDS)[0][:, -1]),
 }
 
 

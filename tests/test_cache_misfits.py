@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fnlm import bert, random, transfo_xl, tree
 from fnlm.generate import State, generate, take_rows
-from fnlm.layers import cache as kv
+from fnlm.layers import kv_cache
 
 IDS, MASK = make_batch(GPT2, 2, 9)
 XL = make_params(TRANSFO_XL)
@@ -46,7 +46,9 @@ STRANGE: dict[str, tuple[Change, type[Exception], list[str]]] = {
     ),
     "segments": (lambda logits, cache: cache.segments, TypeError, ["Cache", "'Segment'"]),
     "pairs in a cache": (
-        lambda logits, cache: kv.Cache(tuple(zip(*cache.segments[0], strict=True)), cache.valid),
+        lambda logits, cache: kv_cache.Cache(
+            tuple(zip(*cache.segments[0], strict=True)), cache.valid
+        ),
         TypeError,
         ["Cache"],
     ),
@@ -198,7 +200,7 @@ def test_the_remedies_of_the_errors_work(family: Family) -> None:
     expected, _ = apply(params, IDS[:, 4:], cache)
     pairs = tuple(zip(*cache.segments[0], strict=True))
     keys, values = zip(*pairs, strict=True)
-    again = kv.append(None, keys, values, cache.valid)
+    again = kv_cache.append(None, keys, values, cache.valid)
     assert apply(params, IDS[:, 4:], again)[0].equal(expected)
     low = tree.cast(cache, torch.bfloat16)
     back = apply(params, IDS[:, 4:], tree.cast(low, torch.float32))[0]
@@ -216,7 +218,10 @@ def test_double_heads_give_their_cache(fixed: bool, family: Family) -> None:
     rest, later, grown = module.double_heads(params, ids[..., 5:], at - 5, cache)
     torch.testing.assert_close(torch.cat([first, rest], -2), lm, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(later, choice, atol=1e-5, rtol=1e-5)
-    assert type(grown) is (kv.FixedCache if fixed else kv.Cache) and kv.length(whole) == 9
+    assert (
+        type(grown) is (kv_cache.FixedCache if fixed else kv_cache.Cache)
+        and kv_cache.length(whole) == 9
+    )
 
 
 # Parameters with another number of blocks than their config says.
@@ -259,7 +264,9 @@ def test_a_cache_of_fewer_or_more_layers(count: int, family: Family) -> None:
         found, _ = module.apply(params, IDS[:, 5:], cache)
         torch.testing.assert_close(found, expected[:, 5:], atol=1e-5, rtol=1e-5)
     rows = torch.tensor([1, 1])
-    found, _ = module.apply(params, IDS[rows, 5:], kv.take_rows(kv.truncate(whole, 5), rows))
+    found, _ = module.apply(
+        params, IDS[rows, 5:], kv_cache.take_rows(kv_cache.truncate(whole, 5), rows)
+    )
     torch.testing.assert_close(found, expected[rows, 5:], atol=1e-5, rtol=1e-5)
     other = module.apply(make_params(family), IDS[:, :5])[1]
     if count != len(make_params(family)["blocks"]):
@@ -311,11 +318,11 @@ def test_no_tokens_change_nothing(fixed: bool, family: Family) -> None:
 def test_caches_of_no_tokens_and_no_rows(family: Family) -> None:
     params, apply = make_params(family), family.module.apply
     expected, cache = apply(params, IDS)
-    none = kv.truncate(cache, 0)
-    some = kv.take_rows(none, torch.tensor([1, 0, 1]))
+    none = kv_cache.truncate(cache, 0)
+    some = kv_cache.take_rows(none, torch.tensor([1, 0, 1]))
     logits, _ = apply(params, IDS[torch.tensor([1, 0, 1])], some)
     torch.testing.assert_close(logits, expected[[1, 0, 1]], atol=1e-5, rtol=1e-5)
-    rowless = kv.take_rows(cache, torch.zeros(0, dtype=torch.int64))
+    rowless = kv_cache.take_rows(cache, torch.zeros(0, dtype=torch.int64))
     logits, grown = apply(params, IDS[:0, :3], rowless)
     assert logits.shape == (0, 3, 41) and grown.valid.shape == (0, 12)
     assert apply(params, IDS[:0])[0].shape == (0, 9, 41)
@@ -325,9 +332,9 @@ def test_what_has_no_rows_or_no_first_tokens_is_named() -> None:
     params = make_params(GPT2)
     logits, cache = GPT2.module.apply(params, IDS)
     fixed = GPT2.module.init_cache(params, 2, 9)
-    said(TypeError, ["Cache", "float32 [2, 9, 41]"], kv.take_rows, logits, torch.tensor([0]))
-    said(TypeError, ["truncate", "FixedCache"], kv.truncate, fixed, 2)
-    said(TypeError, ["truncate", "a tuple of"], kv.truncate, (logits, cache), 2)
+    said(TypeError, ["Cache", "float32 [2, 9, 41]"], kv_cache.take_rows, logits, torch.tensor([0]))
+    said(TypeError, ["truncate", "FixedCache"], kv_cache.truncate, fixed, 2)
+    said(TypeError, ["truncate", "a tuple of"], kv_cache.truncate, (logits, cache), 2)
     said(TypeError, ["mask", "Transformer-XL"], generate, transfo_xl.apply, XL, IDS, 2, mask=MASK)
 
 
@@ -335,6 +342,9 @@ def test_rows_of_a_fixed_cache() -> None:
     params, rows = make_params(GPT2), torch.tensor([1, 1, 0])
     expected, _ = GPT2.module.apply(params, IDS)
     _, cache = GPT2.module.apply(params, IDS[:, :5], GPT2.module.init_cache(params, 2, 9))
-    for chosen in (kv.take_rows(cache, rows), take_rows(State(cache, expected[:, -1]), rows).cache):
+    for chosen in (
+        kv_cache.take_rows(cache, rows),
+        take_rows(State(cache, expected[:, -1]), rows).cache,
+    ):
         found, _ = GPT2.module.apply(params, IDS[rows, 5:], chosen)
         torch.testing.assert_close(found, expected[rows, 5:], atol=1e-5, rtol=1e-5)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from scipy import special
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+from torch.fx.experimental.proxy_tensor import make_fx
 
-from fnlm import _causal as causal
-from fnlm import heads, random
+from fnlm import gpt, heads, random
+from fnlm._causal import Context
 from fnlm.layers import attention
 from fnlm.layers.activation import ACTIVATIONS, gelu_erf, gelu_tanh
 from fnlm.layers.attention import (
@@ -224,8 +225,8 @@ def test_causal_slices_equal_the_whole(size: int, cached: int, drops: bool, seed
     keys = (random.key(seed) if drops else None, None)
 
     def run(x: Tensor) -> Tensor:
-        allowed = causal_mask(valid, x.shape[-2])
-        return causal.attention(x, cast(Any, past), allowed, params, cast(Any, config), keys)[0]
+        context = Context(0, cast(Any, past), causal_mask(valid, x.shape[-2]))
+        return gpt._attention(x, params, context, cast(Any, config), keys)[0]
 
     def number(x: Tensor) -> Tensor:
         return run(x).sin().sum()
@@ -295,6 +296,22 @@ def test_lookup_names_what_is_out_of_range() -> None:
         lookup(table, torch.ones(2))
     check_range(torch.tensor([0, 8]), 9)
     check_range(torch.zeros(0, dtype=torch.int64), 9)
+
+
+def test_values_are_checked_in_a_batch_and_not_in_a_graph() -> None:
+    """Under vmap the whole batch is read; what is traced is neither read nor kept in the graph."""
+
+    def checked(ids: Tensor) -> Tensor:
+        check_range(ids, 9)
+        return ids + 1
+
+    ids = torch.tensor([[1, 8], [9, 0]])
+    assert vmap(checked)(ids[:1]).tolist() == [[2, 9]]
+    with pytest.raises(IndexError, match="from 0 to 9"):
+        vmap(vmap(checked))(ids)
+    graph = make_fx(checked)(ids)
+    assert [node.op for node in graph.graph.nodes] == ["placeholder", "call_function", "output"]
+    assert graph(ids).equal(ids + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

@@ -25,7 +25,7 @@ def spec_of(family: Family, heads: tuple[str, ...] | None = None) -> Any:
 @each_family
 def test_init_and_meta_have_the_shapes_and_types_described(family: Family) -> None:
     described = spec_of(family)
-    params, shapes = spec.init(described, random.key(0)), spec.meta(described)
+    params, shapes = spec.initialize(described, random.key(0)), spec.meta(described)
     for made in (params, shapes):
         assert [path for path, _ in tree.named_leaves(made)] == [
             path for path, _ in tree.named_leaves(described)
@@ -41,7 +41,7 @@ def test_init_and_meta_have_the_shapes_and_types_described(family: Family) -> No
 @each_family
 def test_leaves_start_as_described(family: Family) -> None:
     described = spec_of(family)
-    params = spec.init(described, random.key(1))
+    params = spec.initialize(described, random.key(1))
     for (path, s), x in zip(tree.named_leaves(described), tree.leaves(params), strict=True):
         if s.start == "normal":
             assert stats.kstest(x.flatten().numpy() / s.std, "norm").pvalue > 1e-4, path
@@ -51,22 +51,22 @@ def test_leaves_start_as_described(family: Family) -> None:
 
 @each_family
 def test_every_leaf_has_numbers_of_its_own(family: Family) -> None:
-    params = spec.init(spec_of(family), random.key(2))
+    params = spec.initialize(spec_of(family), random.key(2))
     firsts = [x.flatten()[:8] for x in tree.leaves(params) if x.unique().numel() > 1]
     assert len({tuple(x.tolist()) for x in firsts}) == len(firsts)
 
 
 @each_family
 def test_a_head_changes_no_other_leaf(family: Family) -> None:
-    bare = dict(tree.named_leaves(spec.init(spec_of(family, ()), random.key(3))))
-    full = dict(tree.named_leaves(spec.init(spec_of(family), random.key(3))))
+    bare = dict(tree.named_leaves(spec.initialize(spec_of(family, ()), random.key(3))))
+    full = dict(tree.named_leaves(spec.initialize(spec_of(family), random.key(3))))
     assert bare.keys() < full.keys() if family.module.HEADS else bare.keys() == full.keys()
     assert all(full[path].equal(x) for path, x in bare.items())
 
 
 def test_init_follows_the_key_and_the_type() -> None:
     described = {"w": Spec((3, 5), "normal", 0.5, torch.bfloat16), "b": Spec((3,), "ones")}
-    a, b, c = (spec.init(described, random.key(seed)) for seed in (0, 0, 1))
+    a, b, c = (spec.initialize(described, random.key(seed)) for seed in (0, 0, 1))
     assert a["w"].equal(b["w"]) and not a["w"].equal(c["w"])
     assert a["w"].dtype == torch.bfloat16 and a["b"].dtype == torch.float32
 
@@ -85,7 +85,7 @@ def test_published_sizes(name: str, sizes: tuple[int, int], millions: float) -> 
 
 
 def test_check_lists_every_problem() -> None:
-    described = {"up": spec.linear(3, 4, 0.1), "norm": spec.norm(4)}
+    described = {"up": spec.linear_spec(3, 4, 0.1), "norm": spec.norm_spec(4)}
     params = tree.map(lambda s: torch.zeros(s.shape), described)
     spec.check(described, params)
     spec.check(described, tree.cast(params, torch.float16))

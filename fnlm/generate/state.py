@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fnlm import tree
-from fnlm.layers import cache as kv
+from fnlm.layers import kv_cache
 from fnlm.layers.embedding import check_range
 from fnlm.layers.mask import check_mask
 from fnlm.tree import Tree, register_value
@@ -99,8 +99,8 @@ def take_rows(state: State, rows: Tensor) -> State:
         rows: int64 [n], rows may repeat.
     """
     logits = state.logits.index_select(0, rows)
-    if isinstance(state.cache, kv.Cache):
-        return State(kv.take_rows(state.cache, rows), logits)
+    if isinstance(state.cache, kv_cache.Cache):
+        return State(kv_cache.take_rows(state.cache, rows), logits)
     return State(tree.map(lambda x: x.index_select(0, rows) if x.ndim else x, state.cache), logits)
 
 
@@ -182,7 +182,7 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
             f"ask for at most {max(limit - length, 0)}, or shorten the prompt"
         )
     if (num_embeddings := _num_embeddings(params)) is not None:
-        check_range(ids if mask is None else ids[mask != 0], num_embeddings)
+        check_range((ids if mask is None else ids[mask != 0]).cpu(), num_embeddings)
 
 
 def _num_embeddings(params: Tree) -> int | None:

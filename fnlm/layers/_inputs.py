@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["check_broadcastable", "check_ids", "check_same_shape", "readable"]
+__all__ = ["check_broadcastable", "check_ids", "check_same_shape"]
 
 
 def check_ids(ids: Tensor, name: str = "ids") -> None:
@@ -70,17 +70,3 @@ def check_broadcastable(shape: Sequence[int], **others: Tensor) -> None:
                 f"{name} has shape {list(x.shape)}, which can't be broadcast to that of ids, "
                 f"{list(shape)}"
             )
-
-
-def readable(x: Tensor) -> bool:
-    """Return whether values can be read at once: on CPU, and not while tracing.
-
-    >>> readable(torch.tensor([1])), readable(torch.tensor([1], device="meta"))
-    (True, False)
-    """
-    traced = torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(x)
-    modes = torch._C._TorchDispatchModeKey
-    traced = traced or any(
-        torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE)
-    )
-    return x.device.type == "cpu" and not traced

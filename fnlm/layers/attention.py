@@ -55,7 +55,7 @@ def causal_mask(valid: Tensor, new: int) -> Tensor:
     total = valid.shape[-1]
     index = torch.arange(total, device=valid.device)
     causal = index <= index[total - new :, None]  # [T, S + T]
-    return rearrange(valid, "... s -> ... 1 1 s") & causal  # [..., 1, T, S + T]
+    return valid[..., None, None, :] & causal  # [..., 1, T, S + T]
 
 
 def padding_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -26,7 +26,7 @@ def dropout(x: Tensor, rate: float, key: Tensor | None) -> Tensor:
     >>> dropout(torch.ones(8), 0.5, random.key(0)).unique()
     tensor([0., 2.])
     """
-    keep = keep_mask(tuple(x.shape), rate, key)
+    keep = keep_mask(x.shape, rate, key)
     return x if keep is None else apply_mask(x, keep, rate)
 
 

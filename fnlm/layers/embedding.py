@@ -22,8 +22,8 @@ def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
 
     Raises:
         TypeError: ids are not integers.
-        IndexError: an id is out of range (on CPU; elsewhere call `check_range` first, which
-            synchronizes).
+        IndexError: an id is out of range (on CPU; elsewhere call `check_range(ids.cpu(), N)`
+            first, which synchronizes).
 
     >>> lookup(torch.eye(3), torch.tensor([2]))
     tensor([[0., 0., 1.]])
@@ -47,16 +47,16 @@ def lookup(table: Tensor, ids: Tensor, name: str = "ids") -> Tensor:
 def check_range(ids: Tensor, limit: int, name: str = "ids") -> None:
     """Raise IndexError, naming value and limit, unless 0 <= ids < limit everywhere.
 
-    It reads values: on an accelerator it synchronizes.
+    Values are read where that costs nothing: not while a graph is traced, and not on an
+    accelerator, where `check_range(ids.cpu(), limit)` reads them and synchronizes.
 
     >>> check_range(torch.tensor([1, 5]), 5)
     Traceback (most recent call last):
     IndexError: ids must be at least 0 and less than 5; got values from 1 to 5
     """
-    if not ids.numel():
-        return
-    low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= limit:
+    bounds = extremes(ids)
+    if bounds and not 0 <= bounds[0] <= bounds[1] < limit:
         raise IndexError(
-            f"{name} must be at least 0 and less than {limit}; got values from {low} to {high}"
+            f"{name} must be at least 0 and less than {limit}; got values "
+            f"from {bounds[0]} to {bounds[1]}"
         )

@@ -5,6 +5,8 @@ from torch import Tensor
 
 __all__ = ["extremes"]
 
+_MODES = torch._C._TorchDispatchModeKey
+
 
 def extremes(x: Tensor) -> tuple[int, int] | None:
     """Return the minimum and maximum, or None where they cannot be read at once.
@@ -20,6 +22,10 @@ def extremes(x: Tensor) -> tuple[int, int] | None:
     ((1, 4), None)
     """
     if torch.compiler.is_compiling() or x.device.type != "cpu" or not x.numel():
+        return None
+    # A graph that is being traced would keep the reading.
+    modes = (torch._C._get_dispatch_mode(mode) for mode in (_MODES.PROXY, _MODES.FAKE))
+    if any(mode is not None for mode in modes):
         return None
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)

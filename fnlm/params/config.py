@@ -24,7 +24,10 @@ from typing import (
     get_type_hints,
 )
 
-__all__ = ["BaseConfig", "Count", "Rate", "Scale", "Shapes", "Size", "one_of", "read_json"]
+__all__ = [
+    "BaseConfig", "Count", "LabelledConfig", "Rate", "Scale", "Shapes", "Size", "multiple_of",
+    "one_of", "read_json",
+]  # fmt: skip
 
 Shapes = Mapping[str, tuple[int, ...]]
 MOST_BYTES = 2**22  # of a config.json: names of a hundred thousand classes are less
@@ -132,6 +135,42 @@ class BaseConfig:
     def to_json_file(self, path: str | Path) -> None:
         """Write `to_json_string()` to a file."""
         Path(path).write_text(self.to_json_string(), encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LabelledConfig(BaseConfig):
+    """A config with a number of classes, by default that of the names or heads of its file."""
+
+    num_labels: Size = 2
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], shapes: Shapes | None = None) -> Self:
+        """Make a config from a config.json; `num_labels` follows its names or the file's heads."""
+        labels = values.get("id2label")
+        if not isinstance(labels, dict | None):
+            raise ValueError(f"id2label must be an object of names, got {type(labels).__name__}")
+        heads = ("sequence_classification", "token_classification")
+        sizes = [n for head in heads for n in (shapes or {}).get(f"heads.{head}.bias", ())]
+        counts = [len(labels)] if labels else sizes
+        return super().from_dict(({"num_labels": counts[0]} if counts else {}) | values, shapes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields and the file's unknown keys, without label names that do not fit."""
+        values = super().to_dict()
+        if len(values.get("id2label") or values.get("label2id") or ()) != self.num_labels:
+            values = {k: v for k, v in values.items() if k not in ("id2label", "label2id")}
+        return values
+
+
+def multiple_of(config: BaseConfig, name: str, divisor: str) -> None:
+    """Raise ValueError unless one field of a config is a multiple of another.
+
+    >>> from fnlm import gpt2
+    >>> multiple_of(gpt2.Config(n_embd=12, n_head=3), "n_embd", "n_head")
+    """
+    value, parts = getattr(config, name), getattr(config, divisor)
+    if value % parts:
+        raise ValueError(f"{name}={value} must be a multiple of {divisor}={parts}")
 
 
 def one_of(name: str, value: Any, known: Iterable[str]) -> None:

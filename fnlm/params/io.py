@@ -97,7 +97,14 @@ def load(
     key: Tensor | None,
     ignore: Iterable[str] | None = (),
 ) -> Tree:
-    """Return a family's parameters from files; the body of every family's documented `load`."""
+    """Return a family's parameters from files; the body of every family's `load`.
+
+    Args:
+        name_or_path: a directory, a file that `read` knows, a bundled model or a hub name.
+        heads: the heads to load; None takes those of the file.
+        key: initializes requested heads that the file lacks, and a pooler that they need.
+        ignore: shell patterns of tensor names in the file that are left out.
+    """
     weights, config = hub.locate(name_or_path)
     tensors = read(weights)
     return assemble(
@@ -200,7 +207,7 @@ def save(
     tokenizer: folder.Files | None = None,
     owned: Iterable[str] = (),
 ) -> list[str]:
-    """Write weights and config.json; the body of every family's documented `save`.
+    """Write weights and config.json; the body of every family's `save`.
 
     The folder then holds one model: weights of earlier saves go, whoever wrote them, by the names
     that `load` looks for. What was written is checked as `load` does before it takes their place.
@@ -388,6 +395,6 @@ def _new_parts(
     # Optional parts of the body (BERT's pooler) that these heads need, and the file lacks as well.
     body = {path.split(".")[0] for path in leaves}
     parts = {part: expected[part] for part in family.optional if part in {*expected} - body}
-    fresh = describe.init({"heads": missing, **parts}, key)
+    fresh = describe.initialize({"heads": missing, **parts}, key)
     dtype = next((x.dtype for x in leaves.values()), torch.float32)
     return dict(tree.named_leaves(tree.cast(fresh, dtype)))

@@ -18,7 +18,10 @@ from torch import Tensor
 from fnlm import random, tree
 from fnlm.tree import Tree
 
-__all__ = ["Spec", "check", "heads_among", "init", "linear", "listed", "meta", "norm", "size"]
+__all__ = [
+    "Spec", "check", "heads_among", "initialize", "linear_spec", "listed", "meta", "norm_spec",
+    "size",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,17 +37,17 @@ class Spec:
     dtype: torch.dtype = torch.float32
 
 
-def linear(inputs: int, outputs: int, std: float) -> dict[str, Spec]:
+def linear_spec(inputs: int, outputs: int, std: float) -> dict[str, Spec]:
     """Return specs of x @ weight + bias: normal weight [inputs, outputs], zero bias [outputs]."""
     return {"weight": Spec((inputs, outputs), "normal", std), "bias": Spec((outputs,))}
 
 
-def norm(width: int) -> dict[str, Spec]:
+def norm_spec(width: int) -> dict[str, Spec]:
     """Return the specs of a layer norm [width]: scale of ones, bias of zeros."""
     return {"scale": Spec((width,), "ones"), "bias": Spec((width,))}
 
 
-def init(spec: Tree, key: Tensor) -> Tree:
+def initialize(spec: Tree, key: Tensor) -> Tree:
     """Initialize the leaves of an abstract tree.
 
     Args:
@@ -52,7 +55,7 @@ def init(spec: Tree, key: Tensor) -> Tree:
         key: the key of each leaf is folded from it and the leaf's path, so that adding a head
             changes no other leaf.
 
-    >>> init({"weight": Spec((2, 3), "normal", 0.02)}, random.key(0))["weight"].shape
+    >>> initialize({"weight": Spec((2, 3), "normal", 0.02)}, random.key(0))["weight"].shape
     torch.Size([2, 3])
     """
 
@@ -98,7 +101,7 @@ def meta(spec: Tree) -> Tree:
 def size(spec: Tree) -> int:
     """Return the number of parameters of an abstract tree.
 
-    >>> size(linear(3, 4, std=0.02))
+    >>> size(linear_spec(3, 4, std=0.02))
     16
     """
     return sum(math.prod(s.shape) for s in tree.leaves(spec))

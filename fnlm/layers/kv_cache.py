@@ -22,8 +22,11 @@ from fnlm.layers.values import extremes
 from fnlm.tree import register_value
 
 __all__ = [
+    "KV",
+    "AnyCache",
     "Cache",
     "FixedCache",
+    "KVSegments",
     "Segment",
     "append",
     "check",
@@ -64,6 +67,8 @@ class FixedCache(NamedTuple):
 
 
 AnyCache = TypeVar("AnyCache", Cache, FixedCache)
+KV = tuple[Tensor, Tensor]  # keys and values of a layer: [..., H, T, Dh] each
+KVSegments = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # keys, values: [..., H, Si, Dh] each
 
 
 def length(cache: Cache | FixedCache | None) -> int:
@@ -76,9 +81,7 @@ def valid(cache: Cache | FixedCache | None, new: Tensor) -> Tensor:
     return new if cache is None else torch.cat([cache.valid, new], -1)
 
 
-def past(
-    cache: Cache | FixedCache | None, layer: int
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def past(cache: Cache | FixedCache | None, layer: int) -> KVSegments:
     """Return the segments of a layer's keys, and of its values: [..., H, Si, Dh] each."""
     if cache is None:
         return (), ()
@@ -223,7 +226,7 @@ def _segments(cache: Any) -> tuple[Segment, ...]:
     raise TypeError(
         "cache must be the Cache that an earlier call returned beside its logits, or a FixedCache "
         f"from init_cache, got {_describe(cache)}; keys and values from elsewhere become a cache "
-        "by fnlm.layers.cache.append(None, keys, values, valid)"
+        "by fnlm.layers.kv_cache.append(None, keys, values, valid)"
     )
 
 
@@ -247,14 +250,15 @@ def _describe(x: Any) -> str:
 
 
 def _grow(cache: Cache | FixedCache | None, new: Segment, new_valid: Tensor) -> Cache | FixedCache:
-    if cache is None:
-        return Cache((new,) if new.keys else (), new_valid)
+    """Append a segment of T tokens to a cache of either kind, or start a `Cache` with it."""
     if isinstance(cache, FixedCache):
         return _write(cache, new, new_valid)
-    if not new_valid.shape[-1]:
-        return cache
-    segments, all_valid = (*cache.segments, new), valid(cache, new_valid)  # [..., S + T]
-    return Cache(_compact(segments, all_valid.shape[-1]) if new.keys else (), all_valid)
+    if cache is not None and not new_valid.shape[-1]:
+        return cache  # a segment of no tokens would stay for good
+    segments, all_valid = () if cache is None else cache.segments, valid(cache, new_valid)
+    if not new.keys:  # a model without layers caches only which tokens were real
+        return Cache((), all_valid)
+    return Cache(_compact((*segments, new), all_valid.shape[-1]), all_valid)  # [..., S + T]
 
 
 def _compact(segments: tuple[Segment, ...], tokens: int) -> tuple[Segment, ...]:
