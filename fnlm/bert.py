@@ -360,14 +360,14 @@ def _check(config: Config, ids: Tensor, token_types: Tensor | None, mask: Tensor
 
 
 def load(
-    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
+    name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
 ) -> Params:  # fmt: skip
     """Load parameters from a directory, a file or the hub.
 
     Args:
         name_or_path: a directory or a file of any format that `fnlm.params.io.read` knows, beside
-            its config.json or bert_config.json; or a hub name. A path that exists wins.
+            its config.json or bert_config.json; a hub name, or a `Source` of `hub.locate`.
         heads: the heads to load; None takes those of the file.
         key: initializes requested heads that the file lacks, and a pooler that they need; without
             it they are an error.

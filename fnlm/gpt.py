@@ -345,7 +345,7 @@ def double_heads(
 
 
 def load(
-    name_or_path: str | Path,
+    name_or_path: io.NameOrPath,
     *,
     heads: Sequence[str] | None = None,
     key: Tensor | None = None,
@@ -355,8 +355,8 @@ def load(
 
     Args:
         name_or_path: a directory or a file of any format that `fnlm.params.io.read` knows, OpenAI's
-            release of NumPy arrays among them, beside its config.json; or a hub name. A path that
-            exists wins.
+            release of NumPy arrays among them, beside its config.json; a hub name, or a `Source`
+            of `hub.locate`. A path that exists wins.
         heads: the heads to load; None takes those of the file.
         key: initializes requested heads that the file lacks; without it they are an error.
         ignore: shell patterns of tensor names in the file that are left out.

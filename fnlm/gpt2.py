@@ -312,7 +312,7 @@ def double_heads(
 
 
 def load(
-    name_or_path: str | Path,
+    name_or_path: io.NameOrPath,
     *,
     heads: Sequence[str] | None = None,
     key: Tensor | None = None,
@@ -322,7 +322,8 @@ def load(
 
     Args:
         name_or_path: a directory or a file of any format that `fnlm.params.io.read` knows, beside
-            its config.json; the name of a bundled model; or a hub name. A path that exists wins.
+            its config.json; the name of a bundled model; a hub name; or a `Source` of
+            `hub.locate`. A path that exists wins.
         heads: the heads to load; None takes those of the file.
         key: initializes requested heads that the file lacks; without it they are an error.
         ignore: shell patterns of tensor names in the file that are left out.

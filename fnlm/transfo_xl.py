@@ -366,13 +366,13 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
 
 
 def load(
-    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
+    name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
 ) -> Params:  # fmt: skip
     """Load parameters from a directory, a file or the hub.
 
     Args:
-        name_or_path: a directory or file in a format of `fnlm.params.io.read`, or a hub name.
+        name_or_path: a directory, a file that `fnlm.params.io.read` knows, a hub name, a `Source`.
         heads: None or (); Transformer-XL has none.
         key: unused, as there are no heads.
         ignore: shell patterns of tensor names in the file that are left out.

@@ -18,6 +18,7 @@ from fnlm import (
     bert,
     checkpoints,
     cli,
+    families,
     finetune,
     gpt,
     gpt2,
@@ -286,9 +287,7 @@ PARAMETERS: dict[str, Make] = {
     "rename.for_heads": lambda _: on(rename.for_heads, bert_names.FAMILY, ["multiple_choice"]),
     "rename.classify": lambda _: on(rename.classify, "h.3.ln_1.bias", FAMILY),
     "rename.account": lambda _: on(rename.account, FOREIGN, FAMILY),
-    "rename.without_absent": lambda _: on(
-        rename.without_absent, make_params(BERT), ["embed.token"], bert_names.FAMILY
-    ),
+    "rename.dialect_named": lambda _: on(rename.dialect_named, "transformers", FAMILY),
     "rename.dialect_of": lambda _: on(rename.dialect_of, list(FOREIGN), FAMILY),
     "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
     "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
@@ -309,7 +308,9 @@ FILES: dict[str, Make] = {
     "tensorflow.can_read": lambda _: on(tensorflow.can_read, TENSORFLOW),
     "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
     "hub.locate": lambda folder: on(hub.locate, saved(folder)),
-    "hub.weights": lambda folder: on(hub.weights, saved(folder)),
+    "hub.Source.directory": lambda folder: on(
+        vars(hub.Source)["directory"].fget, hub.locate(saved(folder))
+    ),
     "torch_pickle.read": lambda folder: on(torch_pickle.read, stored(folder, "w.bin")),
     "torch_pickle.can_read": lambda folder: on(torch_pickle.can_read, stored(folder, "w.bin")),
     "torch_pickle.write": writes(torch_pickle.write, FOREIGN),
@@ -840,6 +841,15 @@ PROGRAM: dict[str, Make] = {
     "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
     "run": lambda _: on(cli.run, str, finetune.Recipe, ["--seed", "3"]),
 }
+REGISTER: dict[str, Make] = {
+    "find": lambda _: on(families.find, "gpt2"),
+    "causal": lambda _: on(families.causal),
+    "Record.module": lambda _: on(vars(families.Record)["module"].fget, families.find("bert")),
+    "Record.names": lambda _: on(vars(families.Record)["names"].fget, families.find("bert")),
+    "Record.tokenizer_module": lambda _: on(
+        vars(families.Record)["tokenizer_module"].fget, families.find("bert")
+    ),
+}
 CHECKPOINTS: dict[str, Make] = {
     "check_vocabulary": lambda _: on(checkpoints.check_vocabulary, "tiny", 9, 9),
     "family_of": lambda folder: on(checkpoints.family_of, saved(folder)),
@@ -850,7 +860,10 @@ WRITER: dict[str, Make] = {
     "load": lambda folder: on(
         pipeline.load,
         saved(folder),
-        seen=lambda made: (made.name, made.params, made.begin, made.eos),
+        seen=lambda made: (made.record.name, made.params, made.begin, made.eos),
+    ),
+    "Pipeline.family": lambda folder: on(
+        vars(pipeline.Pipeline)["family"].fget, pipeline.load(saved(folder))
     ),
     "Pipeline.apply": lambda folder: on(
         pipeline.load(saved(folder)).apply, pipeline.load(saved(folder)).params, IDS
@@ -951,6 +964,7 @@ TABLE: dict[str, Make] = {
         "params": PARAMETERS,
         "layers": LAYERS | XL_LAYERS,
         "heads": HEADS,
+        "families": REGISTER,
         "checkpoints": CHECKPOINTS,
         "pipeline": WRITER,
         "bert": BERT_MODEL,
