@@ -12,20 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fnlm import tree
+from fnlm.families import FAMILIES as RECORDS
 from fnlm.params import rename
 from fnlm.params.names import bert as bert_names
-from fnlm.params.names import gpt as gpt_names
 from fnlm.params.names import gpt2 as gpt2_names
-from fnlm.params.names import transfo_xl as transfo_xl_names
 from fnlm.params.rename import Dialect, Rule
 
 BY_NAME = {family.name: family for family in FAMILIES}
-TABLES = {
-    "bert": bert_names.FAMILY,
-    "gpt": gpt_names.FAMILY,
-    "gpt2": gpt2_names.FAMILY,
-    "transfo_xl": transfo_xl_names.FAMILY,
-}
+TABLES: dict[str, rename.Family] = {name: record.names for name, record in RECORDS.items()}
 EVERY = [(family, dialect) for family in FAMILIES for dialect in TABLES[family.name].dialects]
 each = pytest.mark.parametrize(
     ("family", "dialect"), EVERY, ids=[f"{f.name}-{d.name}" for f, d in EVERY]

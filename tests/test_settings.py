@@ -15,10 +15,11 @@ from test_transfo_xl_parity import make_config, make_pair
 from torch import Tensor
 
 from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm.families import FAMILIES as RECORDS
 from fnlm.params.rename import Family
 
-TABLES: dict[str, Family] = {family.name: family.module.names.FAMILY for family in FAMILIES}
-CONFIGS: dict[str, Any] = {family.name: family.module.Config for family in FAMILIES}
+TABLES: dict[str, Family] = {name: record.names for name, record in RECORDS.items()}
+CONFIGS: dict[str, Any] = {name: record.module.Config for name, record in RECORDS.items()}
 IDS = torch.randint(40, (2, 3, 6), generator=torch.Generator().manual_seed(1))
 AT = torch.tensor([[5, 3, 0], [1, 2, 4]])
 
@@ -338,12 +339,10 @@ WRONG: dict[str, Any] = {
     "pruned_heads": {"0": [1]}, "quantization_config": {"bits": 8}, "summary_type": "mean",
     "position_embedding_type": "relative_key", "summary_last_dropout": 0.1,
 }  # fmt: skip
-REFUSED = [
-    (family, (), key) for family in FAMILIES for key in family.module.names.FAMILY.required
-] + [
+REFUSED = [(family, (), key) for family in FAMILIES for key in family.names.required] + [
     (family, (head,), key)
     for family in FAMILIES
-    for head, keys in family.module.names.FAMILY.required_by_head.items()
+    for head, keys in family.names.required_by_head.items()
     for key in keys
 ]
 
@@ -352,7 +351,7 @@ REFUSED = [
 def test_a_refused_key_is_refused_by_name(
     family: Any, heads: Any, key: str, tmp_path: Path
 ) -> None:
-    module, tables = family.module, family.module.names.FAMILY
+    module, tables = family.module, family.names
     params = module.init(family.config, random.key(0), heads)
     module.save(params, tmp_path)
     path = tmp_path / "config.json"
