@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from conftest import ROOT
-from families import BERT, GPT, GPT2, TRANSFO_XL, make_batch, make_params
+from families import BERT, DERIVED, GPT, GPT2, TRANSFO_XL, Family, make_batch, make_params
 from torch import Tensor, nn
 from torch.func import grad
 
@@ -955,6 +955,34 @@ XL_MODEL: dict[str, Make] = {
     "load": lambda folder: on(transfo_xl.load, xl_saved(folder)),
     "save": writes(transfo_xl.save, XL_PARAMS),
 }
+
+
+def model_saved(family: Family, folder: Path) -> Path:
+    family.module.save(make_params(family), folder / "model")
+    return folder / "model"
+
+
+def with_mask(function: Callable[..., Any], params: Any, _: Path) -> Example:
+    return on(function, params, IDS, None, MASK)
+
+
+def rows_of(family: Family) -> dict[str, Make]:
+    """Make the rows of a family that has none above, and the functions of GPT-2."""
+    module, params = family.module, make_params(family)
+    rows: dict[str, Make] = {
+        "spec": lambda _: on(module.spec, family.config),
+        "init": lambda _: on(module.init, family.config, KEY),
+        "init_cache": lambda _: on(module.init_cache, params, 3, 8),
+        "load": lambda folder: on(module.load, model_saved(family, folder)),
+        "save": writes(module.save, params),
+    }
+    for name in ("apply", "hidden_states", "layers"):
+        if function := getattr(module, name, None):
+            rows[name] = partial(with_mask, function, params)
+    return rows
+
+
+ROWS: dict[str, dict[str, Make]] = {family.name: rows_of(family) for family in DERIVED}
 TABLE: dict[str, Make] = {
     f"fnlm.{part}.{name}": make
     for part, rows in {
@@ -979,6 +1007,7 @@ TABLE: dict[str, Make] = {
         "tasks": TASKS,
         "tasks.language_model": LANGUAGE,
         "cli": PROGRAM,
+        **ROWS,
     }.items()
     for name, make in rows.items()
 }

@@ -121,15 +121,13 @@ TRANSFO_XL = _row(
 )
 
 # A family of the register that has no row above has the functions of GPT-2.
-_WRITTEN = (GPT2, GPT, BERT, TRANSFO_XL)
-FAMILIES = (
-    *_WRITTEN,
-    *(
-        _row(name, _causal(record.module))
-        for name, record in families.FAMILIES.items()
-        if name not in {family.name for family in _WRITTEN}
-    ),
+WRITTEN = (GPT2, GPT, BERT, TRANSFO_XL)
+DERIVED = tuple(
+    _row(name, _causal(record.module))
+    for name, record in families.FAMILIES.items()
+    if name not in {family.name for family in WRITTEN}
 )
+FAMILIES = (*WRITTEN, *DERIVED)
 VARIANTS = [(family, name) for family in FAMILIES for name in family.tasks]
 IDS = [f"{family.name}-{name}" for family, name in VARIANTS]
 

@@ -148,6 +148,18 @@ def test_prefixes_are_those_of_the_dialect() -> None:
     assert sorted(foreign) == ["b.bias", "model.layer_0.weight"]
 
 
+def test_a_prefix_may_hold_the_name_of_a_wrapper() -> None:
+    """As "model.decoder." does: wrappers leave "model." in front of other names."""
+    toy = TOY._replace(prefix="model.decoder.")
+    family, x = TOY_FAMILY._replace(dialects=(toy,)), torch.ones(3, 2)
+    written = rename.to_foreign({"layers": ({"w": x.mT},)}, toy)
+    assert list(written) == ["model.decoder.layer_0.weight"]
+    for name in (*written, "decoder.layer_0.weight", "module.model.decoder.layer_0.weight"):
+        found, unexpected = rename.from_foreign({name: x}, family, "here")
+        assert list(found) == ["layers.0.w"] and not unexpected
+    assert rename.classify("encoder.layer_0.weight", family).kind == "unknown"
+
+
 def test_the_prefix_may_go_where_there_is_no_head() -> None:
     toy = TOY._replace(bare=True)
     leaves = {"layers": ({"w": torch.ones(2, 3)},)}

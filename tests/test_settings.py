@@ -5,7 +5,7 @@ import json
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import pytest
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
 from fnlm.families import FAMILIES as RECORDS
+from fnlm.params.config import Rate
 from fnlm.params.rename import Family
 
 TABLES: dict[str, Family] = {name: record.names for name, record in RECORDS.items()}
@@ -107,15 +108,20 @@ OF_A_FAMILY = {
 }
 
 
+def config_class(name: str) -> Any:
+    """The config of transformers of a family, by its model_type."""
+    return type(hf().AutoConfig.for_model(TABLES[name].name))
+
+
 def peer_keys(name: str) -> set[str]:
     """All keys that a peer writes into a config.json of the family."""
     if name == "transfo_xl":
         with quiet():
             keys = set(ppb().TransfoXLConfig(50).to_dict())
     else:
-        kind = getattr(hf(), PEERS[name].config)
+        kind = config_class(name)
         keys = {*kind().to_dict(), *(f.name for f in dataclasses.fields(kind)), *kind.attribute_map}
-    return keys | {*EARLIER, *OF_A_FAMILY[name]}
+    return keys | {*EARLIER, *OF_A_FAMILY.get(name, ())}
 
 
 KEYS = [(name, key) for name in TABLES for key in sorted(peer_keys(name))]
@@ -138,7 +144,7 @@ def test_every_key_of_the_peers_is_heeded_harmless_or_refused(name: str, key: st
     assert len(homes(name, key)) == 1, f"{key} is in {homes(name, key) or 'no table'}"
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [*PEERS, "transfo_xl"])
 def test_every_field_is_shown_to_count_or_said_not_to(name: str) -> None:
     """No field escapes the tests below."""
     fields = {field.name for field in dataclasses.fields(CONFIGS[name])} - {"extra"}
@@ -256,10 +262,16 @@ def test_fields_of_transfo_xl_that_the_ancestor_lacks_count() -> None:
     assert not sampled.allclose(whole, atol=1e-2)
 
 
+def rates_of(kind: type) -> set[str]:
+    """The fields of a config that are rates of dropouts."""
+    types = get_type_hints(kind, include_extras=True)
+    return {name for name, field_type in types.items() if field_type == Rate}
+
+
 RATES = [
     (family, key)
     for family in FAMILIES
-    for key in sorted(DRAWN[family.name])
+    for key in sorted(DRAWN.get(family.name, rates_of(CONFIGS[family.name])))
     if key not in ("init", "init_range", "init_std", "proj_init_std", "initializer_range")
 ]
 
@@ -272,7 +284,7 @@ def test_a_rate_counts_where_there_is_a_key(family: Any, key: str) -> None:
         changed = dataclasses.replace(family.config, **{key: rate})
         made = params | {"config": changed}
         task = {"bert": "sequence_classification", "transfo_xl": "apply"}
-        run = family.tasks[task.get(family.name, "double_heads")]
+        run = family.tasks[task.get(family.name, [*family.tasks][-1])]
         return [x for x in tree.leaves(run(made, IDS[0], key=seed)) if x.is_floating_point()]
 
     def equal(a: list[Tensor], b: list[Tensor]) -> bool:

@@ -15,7 +15,7 @@ import einops
 from torch import Tensor
 
 from fnlm.params._path import head_of
-from fnlm.params._trainers import COUNTERS, STATES, TRAINING, WRAPPERS
+from fnlm.params._trainers import COUNTERS, STATES, TRAINING, without_wrappers
 from fnlm.tree import Tree, named_leaves
 
 __all__ = [
@@ -118,7 +118,7 @@ def dialect_named(name: str, family: Family) -> Dialect:
 
 def dialect_of(names: Iterable[str], family: Family) -> Dialect:
     """Return the dialect that matches most of the names, the first one of equals."""
-    names = [WRAPPERS.sub("", name) for name in names]
+    names = [without_wrappers(name) for name in names]
     return max(
         family.dialects, key=lambda dialect: sum(_match(n, dialect) is not None for n in names)
     )
@@ -327,7 +327,7 @@ def nearest(name: str, names: list[str]) -> str:
 
 
 def _match_any(name: str, family: Family) -> Match | None:
-    short = WRAPPERS.sub("", name)
+    short = without_wrappers(name)
     return next((match for d in family.dialects if (match := _match(short, d))), None)
 
 
@@ -339,7 +339,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 def _match(name: str, dialect: Dialect) -> Match | None:
     """Return the meaning of a name without wrappers in one dialect."""
-    short = name.removeprefix(dialect.prefix)
+    short = name.removeprefix(without_wrappers(dialect.prefix))
     if short in dialect.ties:
         return Match("tie", dialect.ties[short])
     if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):
