@@ -4,6 +4,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read by huggingface_hub when it 
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from packaging.version import Version  # noqa: E402
 
 # The gate is repeatable and its machine may be slow: no clock, the same examples every time.
 hypothesis.settings.register_profile("gate", deadline=None, derandomize=True)
@@ -108,6 +110,34 @@ def tally(record_property: Callable[[str, object], None]) -> Callable[..., None]
         record_property("tally", (what, dict(counts)))
 
     return add
+
+
+# The tokenizer files of OpenAI GPT that transformers writes have another normalizer up to some 5.x,
+# with other ids; those versions also read old lists of added tokens and settings otherwise.
+NEWER_TRANSFORMERS = Version("5.23")
+ASK_NEWER_TRANSFORMERS = {
+    "test_tokenize_folders.py::test_the_newer_form_wins_where_both_agree[gpt]",
+    "test_tokenize_folders.py::test_forms_that_disagree_are_both_named[gpt]",
+    "test_tokenize_folders.py::test_the_file_that_was_named_is_read[gpt]",
+    "test_tokenize_added.py::test_the_peers_folders_give_the_peers_ids[gpt]",
+    "test_tokenize_added.py::test_our_folders_give_our_ids_to_the_peer[gpt]",
+    "test_tokenize_added.py::test_offsets_of_added_tokens_are_where_they_stand[gpt]",
+    "test_tokenize_added.py::test_old_lists_of_added_tokens",
+    "test_tokenize_settings.py::test_a_setting_gives_the_peers_ids_or_is_refused_by_name[bert]",
+    "test_tokenize_settings.py::test_a_field_gives_the_peers_ids_or_is_refused_by_name[gpt]",
+    "test_tokenize_settings.py::test_every_field_of_a_tokenizer_json_is_in_the_table[gpt]",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what an old peer answers otherwise: `make test-lowest` tries fnlm, not the peer."""
+    found = version("transformers")
+    if Version(found) >= NEWER_TRANSFORMERS:
+        return
+    for item in items:
+        if item.nodeid.rpartition("/")[2] in ASK_NEWER_TRANSFORMERS:
+            reason = f"transformers {found} answers otherwise than {NEWER_TRANSFORMERS}"
+            item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

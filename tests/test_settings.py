@@ -1,6 +1,7 @@
 """Every key of the peers' configs is heeded, harmless or refused, and is what it is said to be."""
 
 import dataclasses
+import inspect
 import json
 from functools import cache
 from pathlib import Path
@@ -120,7 +121,8 @@ def peer_keys(name: str) -> set[str]:
             keys = set(ppb().TransfoXLConfig(50).to_dict())
     else:
         kind = config_class(name)
-        keys = {*kind().to_dict(), *(f.name for f in dataclasses.fields(kind)), *kind.attribute_map}
+        keys = {*kind().to_dict(), *inspect.signature(kind).parameters, *kind.attribute_map}
+        keys -= {"kwargs"}
     return keys | {*EARLIER, *OF_A_FAMILY.get(name, ())}
 
 
