@@ -1,19 +1,21 @@
 """Language models as pure functions over explicit parameter trees, on PyTorch through `torch.func`.
 
-Public modules: `bert`, `gpt`, `gpt2` and `transfo_xl` (the families), `checkpoints`, `files`,
-`finetune`, `generate`, `heads`, `layers`, `params`, `pipeline`, `random`, `tasks`, `tokenize`,
-`train`, `transforms`, `tree`. Each is imported when it is first asked for: `import fnlm`, then
-`fnlm.gpt2.load("tiny")`.
+Public modules: the families (`fnlm.families` lists them: `bert`, `gpt2`, ...), `checkpoints`,
+`families`, `files`, `finetune`, `generate`, `heads`, `layers`, `params`, `pipeline`, `random`,
+`tasks`, `tokenize`, `train`, `transforms`, `tree`. Each is imported when it is first asked for:
+`import fnlm`, then `fnlm.gpt2.load("tiny")`.
 """
 
 import importlib
 from types import ModuleType
 
+from fnlm.families import FAMILIES as _FAMILIES
+
 __version__ = "0.1.0"
 
-_MODULES = frozenset(
-    "bert checkpoints files finetune generate gpt gpt2 heads layers params pipeline random tasks "
-    "tokenize train transfo_xl transforms tree".split()
+_MODULES = _FAMILIES.keys() | frozenset(
+    "checkpoints families files finetune generate heads layers params pipeline random tasks "
+    "tokenize train transforms tree".split()
 )
 
 

@@ -311,7 +311,7 @@ def _classify(params: Params, x: Tensor, head: Tree, key: Tensor | None) -> Tens
 
 
 def load(
-    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
+    name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
 ) -> Params:  # fmt: skip
     """Load parameters from a directory, a file or the hub: `fnlm.params.io.load` tells how."""

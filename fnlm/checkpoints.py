@@ -4,22 +4,21 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm import families, random, tree
+from fnlm.families import FAMILIES, Record
 from fnlm.files import _archive, folder, hub
 from fnlm.files._text import printable
 from fnlm.files.checkpoint import Checkpoint, Entry
+from fnlm.files.hub import NameOrPath, Source
 from fnlm.params import io, rename
 from fnlm.params.config import BaseConfig
 
-__all__ = ["FAMILIES", "check_vocabulary", "convert", "family_of", "inspect"]
-
-FAMILIES = {"bert": bert, "gpt": gpt, "gpt2": gpt2, "transfo_xl": transfo_xl}
+__all__ = ["check_vocabulary", "convert", "family_of", "inspect"]
 
 # Files of a tokenizer that are carried along, under the names that every reader knows.
 _VOCABULARIES = {
@@ -40,18 +39,18 @@ _VOCABULARIES = {
 class _Account(NamedTuple):
     """The meaning of a checkpoint's names to a family."""
 
-    family: str  # module name
+    record: Record
     matches: dict[str, rename.Match]
 
     def count(self, *kinds: str) -> int:
         return sum(match.kind in kinds for match in self.matches.values())
 
 
-def family_of(path: str | Path) -> str:
+def family_of(path: NameOrPath) -> str:
     """Return the family of a checkpoint: the module of fnlm that knows the names of its tensors.
 
     Args:
-        path: a file or directory of any format, a bundled model or a hub name.
+        path: a file or directory of any format, a bundled model, a hub name, or a `hub.Source`.
 
     Raises:
         ValueError: the file is damaged, or of no known format or family.
@@ -60,11 +59,11 @@ def family_of(path: str | Path) -> str:
     >>> family_of("tiny")
     'gpt2'
     """
-    checkpoint = io.read(hub.weights(path))
+    checkpoint = io.read(hub.locate(path, config_required=False).weights)
     account = _account(checkpoint)
     if not account.count("leaf", "tie"):
         raise ValueError(f"{checkpoint.path} holds no tensor that fnlm knows: see fnlm inspect")
-    return account.family
+    return account.record.name
 
 
 def check_vocabulary(name: str | Path, found: int, wanted: int, *, padded: bool = True) -> None:
@@ -81,7 +80,7 @@ def check_vocabulary(name: str | Path, found: int, wanted: int, *, padded: bool 
 
 
 def inspect(
-    path: str | Path,
+    path: NameOrPath,
     *,
     heads: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
@@ -90,7 +89,7 @@ def inspect(
     """Yield a report on a checkpoint, line by line: its tensors, its family, and what would load.
 
     Args:
-        path: a file or directory of any format, a bundled model or a hub name.
+        path: as for `family_of`.
         heads: as in every family's `load`, like `ignore`.
         seed: of the key with which heads that the file lacks would be initialized.
 
@@ -98,7 +97,8 @@ def inspect(
         ValueError: the file is damaged, or of no known format.
         FileNotFoundError: no such file.
     """
-    checkpoint = io.read(hub.weights(path))
+    source = hub.locate(path, config_required=False)
+    checkpoint = io.read(source.weights)
     account = _account(checkpoint)
     rows = [("name", "type", "shape", "size", "read as")]
     for name, entry in checkpoint.entries.items():
@@ -114,14 +114,14 @@ def inspect(
     yield f"\n{checkpoint.path}: {checkpoint.format}, {len(checkpoint)} tensors, "
     yield f"{numbers:,} numbers, {size}\n"
     options = {"heads": heads, "ignore": ignore, "key": _key(seed)}
-    yield from _verdict(path, checkpoint, account, options)
+    yield from _verdict(source, checkpoint, account, options)
 
 
 def convert(
-    source: str | Path,
+    source: NameOrPath,
     target: str | Path,
     *,
-    to: str = "transformers",
+    dialect: str = "transformers",
     config: str | Path | None = None,
     family: str | None = None,
     dtype: str | None = None,
@@ -132,11 +132,11 @@ def convert(
     """Write a checkpoint in another form, and yield a report on it, line by line.
 
     Args:
-        source: a file or directory of any format, a bundled model or a hub name.
+        source: as for `family_of`.
         target: a directory, made if need be; a name that ends in .bin or .safetensors is that of
             the weights, with the config beside it. The vocabulary found beside the source goes
             with them.
-        to: the library whose form is written, "transformers" or "pytorch-pretrained-bert".
+        dialect: the library whose form is written, "transformers" or "pytorch-pretrained-bert".
         config: the model's configuration file; by default the one beside the source, or, where the
             family is named and there is none, that of its published model.
         family: module of the family; by default the one that knows the names of the tensors.
@@ -150,33 +150,35 @@ def convert(
             it is a link to somewhere else.
         FileNotFoundError: no such file.
     """
-    if family is not None:
-        _module(family)
-    weights, beside = _source(source, required=config is None and family is None)
-    checkpoint = io.read(weights)
-    account = _account(checkpoint, family)
+    record = None if family is None else families.find(family)
+    source = hub.locate(source, config_required=config is None and family is None)
+    checkpoint = io.read(source.weights)
+    account = _account(checkpoint, record)
     if not account.count("leaf", "tie"):
         what = f"of family {family!r}" if family else "that fnlm knows"
-        raise ValueError(f"{weights} holds no tensor {what}: fnlm inspect shows what it holds")
-    module = _module(account.family)
-    tables = module.names.FAMILY
+        raise ValueError(
+            f"{source.weights} holds no tensor {what}: fnlm inspect shows what it holds"
+        )
+    module, tables = account.record.module, account.record.names
+    rename.dialect_named(dialect, tables)
     settings: BaseConfig = module.Config()  # of the published model
-    if config_file := Path(config) if config is not None else beside and _inside(beside):
-        settings = io.config_from(config_file, tables, module.Config, checkpoint, heads)
+    if config is not None or source.config.is_file():
+        described = Path(config) if config is not None else _inside(source.config)
+        settings = io.config_from(described, tables, module.Config, checkpoint, heads)
     with tqdm(
         total=account.count("leaf", "tie"), unit=" tensors", leave=False, disable=None
     ) as bar:
         watched = _watched(checkpoint, bar, dtype)
         params = io.assemble(
             watched, settings, tables, module.spec,
-            source=str(weights), heads=heads, key=_key(seed), ignore=ignore,
+            source=str(source.weights), heads=heads, key=_key(seed), ignore=ignore,
         )  # fmt: skip
         not_finite = [
             f"{path} has {count:,} values that are not finite\n"
             for path, leaf in tree.named_leaves(params)
             if (count := int((~leaf.isfinite()).sum()))
         ]
-    yield f"read {weights} ({checkpoint.format}) as {account.family}: "
+    yield f"read {source.weights} ({checkpoint.format}) as {account.record.name}: "
     yield f"{tree.count(params):,} parameters in {account.count('leaf')} tensors; not needed: "
     yield f"{account.count('training')} of a trainer, {account.count('buffer', 'tie')} others"
     ignored = account.count("unknown")  # by the caller's patterns: others are errors
@@ -185,37 +187,18 @@ def convert(
     directory, file = Path(target), None
     if directory.suffix in (".bin", ".safetensors"):
         directory, file = directory.parent, directory.name
-    vocabulary = _vocabulary(folder.current(folder.directory_of(weights), "tokenizer"))
+    vocabulary = _vocabulary(folder.current(folder.directory_of(source.weights), "tokenizer"))
     written = io.save(
-        params, directory, tables, module.spec, to,
+        params, directory, tables, module.spec, dialect,
         file=file, tokenizer=vocabulary, owned=_VOCABULARIES.values() if vocabulary else (),
     )  # fmt: skip
     yield f"wrote {', '.join(written)} in {directory}\n"
 
 
-def _source(source: str | Path, *, required: bool) -> tuple[Path, Path | None]:
-    """Return weights and the config beside them, at once: a hub may change in between."""
-    try:
-        return hub.locate(source)
-    except FileNotFoundError:
-        weights = hub.weights(source)
-        if required:
-            raise
-        return weights, None
-
-
-def _module(family: str) -> ModuleType:
-    if family not in FAMILIES:
-        raise ValueError(f"family={family!r} is not one of {', '.join(FAMILIES)}")
-    return FAMILIES[family]
-
-
-def _account(checkpoint: Checkpoint, family: str | None = None) -> _Account:
-    """Return the account of the family that knows the most names."""
-    accounts = []
-    for name in FAMILIES if family is None else [family]:
-        table = _module(name).names.FAMILY
-        accounts.append(_Account(name, rename.account(checkpoint, table)))
+def _account(checkpoint: Checkpoint, record: Record | None = None) -> _Account:
+    """Return the account of the family that knows the most names, or of one that is given."""
+    records = FAMILIES.values() if record is None else [record]
+    accounts = [_Account(record, rename.account(checkpoint, record.names)) for record in records]
     return max(accounts, key=lambda account: account.count("leaf", "tie"))
 
 
@@ -229,23 +212,23 @@ def _reading(match: rename.Match) -> str:
 
 
 def _verdict(
-    path: str | Path, checkpoint: Checkpoint, account: _Account, options: dict[str, Any]
+    source: Source, checkpoint: Checkpoint, account: _Account, options: dict[str, Any]
 ) -> Iterator[str]:
-    recognized = account.count("leaf", "tie", "buffer")
+    name, recognized = account.record.name, account.count("leaf", "tie", "buffer")
     if not recognized:
         yield f"family: unknown, by 0 of {len(checkpoint)} names\n"
         return
-    yield f"family: {account.family}, by {recognized} of {len(checkpoint)} names\n"
+    yield f"family: {name}, by {recognized} of {len(checkpoint)} names\n"
     if skipped := account.count("training"):
         yield f"of a trainer: {skipped} tensors, never read as parameters\n"
     try:
-        params = _module(account.family).load(path, **options)
+        params = account.record.module.load(source, **options)
     except (ValueError, OSError) as error:
-        yield f"fnlm.{account.family}.load refuses it: {error}\n"
+        yield f"fnlm.{name}.load refuses it: {error}\n"
         return
     heads = ", ".join(params.get("heads", {})) or "none"
     count = tree.count(params)
-    yield f"fnlm.{account.family}.load reads {count:,} parameters; heads: {heads}\n"
+    yield f"fnlm.{name}.load reads {count:,} parameters; heads: {heads}\n"
 
 
 def _watched(checkpoint: Checkpoint, bar: "tqdm[None]", dtype: str | None) -> Checkpoint:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import jsonargparse
 
+from fnlm import families
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -124,7 +126,7 @@ def _exit_code(program: str, work: Callable[[], None]) -> int:
     except KeyboardInterrupt:
         print(f"\n{program}: interrupted", file=sys.stderr)
         return 130  # as shells have it: 128 and the number of the signal
-    except (ValueError, LookupError, TypeError, OSError) as error:
+    except (ValueError, LookupError, TypeError, OSError, ImportError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         line = as_flags(" ".join(str(text).split()), program.removeprefix("fnlm "))
         print(_shown(f"{program}: {line}"), file=sys.stderr)
@@ -149,7 +151,7 @@ def generate(
     """Yield the generated text piece by piece, the prompt first.
 
     Args:
-        model: of GPT-2, GPT or Transformer-XL, for `fnlm.pipeline.load`.
+        model: of a causal family, for `fnlm.pipeline.load`.
         prompt: text to continue; an empty one starts a new text, which GPT cannot.
         max_new_tokens: the most tokens of a text; GPT-2 may end one earlier by <|endoftext|>.
         temperature: 0 takes the most likely token each time.
@@ -265,7 +267,7 @@ def convert(
     from fnlm import checkpoints
 
     yield from checkpoints.convert(
-        source, target, to=to, config=config, family=family, dtype=dtype,
+        source, target, dialect=to, config=config, family=family, dtype=dtype,
         heads=heads, ignore=ignore or (), seed=seed,
     )  # fmt: skip
 
@@ -275,7 +277,8 @@ def _parser() -> jsonargparse.ArgumentParser:
     commands = parser.add_subcommands()
     generator = jsonargparse.ArgumentParser(description="Generate text with a language model.")
     add = generator.add_argument
-    add("model", type=str, help="directory, .safetensors file, bundled model or hub name")
+    titles = ", ".join(record.title for record in families.causal())
+    add("model", type=str, help=f"directory, file, bundled model or hub name, of: {titles}")
     add("--prompt", type=str, help="text to continue; by default a new text is started")
     add("--max_new_tokens", type=int, default=60, help="the most tokens of a text")
     add("--temperature", type=float, default=1.0, help="0 takes the most likely token each time")
@@ -293,9 +296,11 @@ def _parser() -> jsonargparse.ArgumentParser:
     add = converter.add_argument
     add("source", type=str, help="file or directory of any format, or hub name")
     add("target", type=str, help="directory, or file that ends in .safetensors or .bin")
-    add("--to", choices=["transformers", "pytorch-pretrained-bert"], default="transformers")
+    dialects = "transformers, pytorch-pretrained-bert, or another that the family has"
+    add("--to", type=str, default="transformers", help=f"the form that is written: {dialects}")
     add("--config", type=str, help="configuration file; by default the one beside the source")
-    add("--family", type=str, help="bert, gpt, gpt2 or transfo_xl; by default found by the names")
+    known = ", ".join(families.FAMILIES)
+    add("--family", type=str, help=f"one of {known}; by default found by the names")
     types = ["float32", "float16", "bfloat16", "float64"]
     add("--dtype", choices=types, help="cast to this type; by default nothing is cast")
     _add_reading(converter)

@@ -279,7 +279,7 @@ def double_heads(
 
 
 def load(
-    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
+    name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),
 ) -> Params:  # fmt: skip
     """Load parameters from a directory, a file, the package or the hub: see `fnlm.params.io`."""

@@ -1,38 +1,41 @@
 """A causal language model with its tokenizer: all that text generation needs, for any family.
 
-GPT-2 begins and ends a text with <|endoftext|>. Transformer-XL begins each line with <eos>, and a
-text has any number of lines. GPT has no such token: it needs a prompt and ends nowhere.
+Which token begins a text, ends one or ends a line is in the register, `fnlm.families`: GPT-2 begins
+and ends a text with <|endoftext|>; Transformer-XL begins each line with <eos>, and a text has any
+number of lines; GPT has no such token: it needs a prompt and ends nowhere.
 """
 
 from collections.abc import Iterable, Iterator
-from importlib import import_module
 from itertools import takewhile
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fnlm import checkpoints
+from fnlm import checkpoints, families
+from fnlm.families import Record
+from fnlm.files import hub
+from fnlm.files.hub import NameOrPath
 from fnlm.params.layout import for_decoding
 from fnlm.tree import Tree, cast
 
 __all__ = ["Pipeline", "load"]
 
-# The causal families, and the token at the beginning of a text or line.
-_BEGINNINGS = {"gpt": None, "gpt2": "<|endoftext|>", "transfo_xl": "<eos>"}
-
 
 class Pipeline(NamedTuple):
     """A causal language model with its tokenizer."""
 
-    name: str  # of the family: "gpt", "gpt2" or "transfo_xl"
-    family: ModuleType
+    record: Record  # of the family
     params: Tree
     tokenizer: Any
     begin: int | None  # id at the beginning of a text or line; None if the vocabulary has none
     eos: int | None  # end-of-sequence id; None if texts have no end
+
+    @property
+    def family(self) -> ModuleType:
+        """The module of the family."""
+        return self.record.module
 
     def apply(
         self, params: Tree, ids: Tensor, cache: Any = None, **data: Any
@@ -51,32 +54,31 @@ class Pipeline(NamedTuple):
         Raises:
             ValueError: the prompt is empty and the vocabulary has no token that begins a text.
         """
-        if self.name == "transfo_xl":
-            prompt = prompt.replace("\n", f" {_BEGINNINGS[self.name]} ")
+        if newline := self.record.newline:
+            prompt = prompt.replace("\n", f" {newline} ")
         if ids := self.tokenizer.encode(prompt):
             return list(ids)
         if self.begin is None:
-            raise ValueError(
-                f"the vocabulary has no {_BEGINNINGS[self.name] or 'token'} to start from: "
-                "give a prompt"
-            )
+            token = self.record.begin or "token"
+            raise ValueError(f"the vocabulary has no {token} to start from: give a prompt")
         return [self.begin]
 
     def decode(self, tokens: Iterable[Tensor | int]) -> Iterator[str]:
         """Yield the text of a stream of ids, up to `eos`, as soon as it is certain."""
         ids = takewhile(lambda token_id: token_id != self.eos, map(int, tokens))
-        if self.name != "transfo_xl":
+        if self.record.newline is None:
             yield from self.tokenizer.decode_stream(ids)
             return
         for token_id in ids:
             yield "\n" if token_id == self.begin else f"{self.tokenizer.decode([token_id])} "
 
 
-def load(name_or_path: str | Path, *, dtype: str = "float32") -> Pipeline:
+def load(name_or_path: NameOrPath, *, dtype: str = "float32") -> Pipeline:
     """Load a causal language model of any family with its tokenizer, laid out for decoding.
 
     Args:
-        name_or_path: a directory, a file beside its vocabulary, a bundled model or a hub name.
+        name_or_path: a directory, a file beside its vocabulary, a bundled model, a hub name, or a
+            `hub.Source`. Weights and vocabulary are of one directory, or of one commit on the hub.
         dtype: of the arithmetic, such as "float32" or "bfloat16".
 
     Raises:
@@ -84,24 +86,31 @@ def load(name_or_path: str | Path, *, dtype: str = "float32") -> Pipeline:
         FileNotFoundError: no such model, or it has no vocabulary.
 
     >>> pipeline = load("tiny")
-    >>> pipeline.name, "".join(pipeline.decode(pipeline.encode("The king")))
+    >>> pipeline.record.name, "".join(pipeline.decode(pipeline.encode("The king")))
     ('gpt2', 'The king')
     """
-    name = checkpoints.family_of(name_or_path)
-    if name not in _BEGINNINGS:
+    source = hub.locate(name_or_path)
+    record = families.find(checkpoints.family_of(source))
+    if not record.is_causal:
         raise ValueError(
-            f"{name_or_path}: {name} is not a causal language model: it cannot generate text"
+            f"{source.weights}: {record.name} is not a causal language model: it cannot generate "
+            "text"
         )
-    family = import_module(f"fnlm.{name}")
-    path = Path(name_or_path)
-    folder = path.parent if path.is_file() else name_or_path
-    tokenizer = import_module(f"fnlm.tokenize.{name}").load(folder)
-    params = family.load(name_or_path)
-    num_tokens = getattr(params["config"], "n_token", 0) or len(params["embed"]["token"])
-    padded = name != "transfo_xl"  # an adaptive softmax has no rows to spare
-    checkpoints.check_vocabulary(name_or_path, tokenizer.vocab_size, num_tokens, padded=padded)
-    token = _BEGINNINGS[name]
-    has_begin = token is not None and (name != "gpt2" or token in tokenizer.special)
-    begin = tokenizer.tokens_to_ids([token])[0] if has_begin else None
+    tokenizer = record.tokenizer_module.load(source)
+    params = record.module.load(source)
+    checkpoints.check_vocabulary(
+        str(source.weights.parent),
+        tokenizer.vocab_size,
+        getattr(params["config"], record.vocab_size),
+        padded=record.may_pad,
+    )
     params = for_decoding(cast(params, getattr(torch, dtype)))
-    return Pipeline(name, family, params, tokenizer, begin, begin if name == "gpt2" else None)
+    begin, eos = (_id_of(token, tokenizer) for token in (record.begin, record.eos))
+    return Pipeline(record, params, tokenizer, begin, eos)
+
+
+def _id_of(token: str | None, tokenizer: Any) -> int | None:
+    """Return the id of a token, or None if the vocabulary does not have it as a special one."""
+    if token is None or token not in getattr(tokenizer, "special", (token,)):
+        return None
+    return int(tokenizer.tokens_to_ids([token])[0])

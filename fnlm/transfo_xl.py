@@ -315,7 +315,7 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
 
 
 def load(
-    name_or_path: str | Path, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
+    name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
 ) -> Params:  # fmt: skip
     """Load parameters from a directory, a file or the hub: `fnlm.params.io.load` tells how."""

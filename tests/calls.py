@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from conftest import ROOT
-from families import BERT, GPT, GPT2, TRANSFO_XL, make_batch, make_params
+from families import BERT, DERIVED, GPT, GPT2, TRANSFO_XL, Family, make_batch, make_params
 from torch import Tensor, nn
 from torch.func import grad
 
@@ -18,6 +18,7 @@ from fnlm import (
     bert,
     checkpoints,
     cli,
+    families,
     finetune,
     gpt,
     gpt2,
@@ -277,9 +278,7 @@ PARAMETERS: dict[str, Make] = {
     "rename.for_heads": lambda _: on(rename.for_heads, bert_names.FAMILY, ["multiple_choice"]),
     "rename.classify": lambda _: on(rename.classify, "h.3.ln_1.bias", FAMILY),
     "rename.account": lambda _: on(rename.account, FOREIGN, FAMILY),
-    "rename.without_absent": lambda _: on(
-        rename.without_absent, make_params(BERT), ["embed.token"], bert_names.FAMILY
-    ),
+    "rename.dialect_named": lambda _: on(rename.dialect_named, "transformers", FAMILY),
     "rename.dialect_of": lambda _: on(rename.dialect_of, list(FOREIGN), FAMILY),
     "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
     "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
@@ -300,7 +299,9 @@ FILES: dict[str, Make] = {
     "tensorflow.can_read": lambda _: on(tensorflow.can_read, TENSORFLOW),
     "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
     "hub.locate": lambda folder: on(hub.locate, saved(folder)),
-    "hub.weights": lambda folder: on(hub.weights, saved(folder)),
+    "hub.Source.directory": lambda folder: on(
+        vars(hub.Source)["directory"].fget, hub.locate(saved(folder))
+    ),
     "torch_pickle.read": lambda folder: on(torch_pickle.read, stored(folder, "w.bin")),
     "torch_pickle.can_read": lambda folder: on(torch_pickle.can_read, stored(folder, "w.bin")),
     "torch_pickle.write": writes(torch_pickle.write, FOREIGN),
@@ -831,6 +832,15 @@ PROGRAM: dict[str, Make] = {
     "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
     "run": lambda _: on(cli.run, str, finetune.Recipe, ["--seed", "3"]),
 }
+REGISTER: dict[str, Make] = {
+    "find": lambda _: on(families.find, "gpt2"),
+    "causal": lambda _: on(families.causal),
+    "Record.module": lambda _: on(vars(families.Record)["module"].fget, families.find("bert")),
+    "Record.names": lambda _: on(vars(families.Record)["names"].fget, families.find("bert")),
+    "Record.tokenizer_module": lambda _: on(
+        vars(families.Record)["tokenizer_module"].fget, families.find("bert")
+    ),
+}
 CHECKPOINTS: dict[str, Make] = {
     "check_vocabulary": lambda _: on(checkpoints.check_vocabulary, "tiny", 9, 9),
     "family_of": lambda folder: on(checkpoints.family_of, saved(folder)),
@@ -841,7 +851,10 @@ WRITER: dict[str, Make] = {
     "load": lambda folder: on(
         pipeline.load,
         saved(folder),
-        seen=lambda made: (made.name, made.params, made.begin, made.eos),
+        seen=lambda made: (made.record.name, made.params, made.begin, made.eos),
+    ),
+    "Pipeline.family": lambda folder: on(
+        vars(pipeline.Pipeline)["family"].fget, pipeline.load(saved(folder))
     ),
     "Pipeline.apply": lambda folder: on(
         pipeline.load(saved(folder)).apply, pipeline.load(saved(folder)).params, IDS
@@ -923,6 +936,34 @@ XL_MODEL: dict[str, Make] = {
     "load": lambda folder: on(transfo_xl.load, xl_saved(folder)),
     "save": writes(transfo_xl.save, XL_PARAMS),
 }
+
+
+def model_saved(family: Family, folder: Path) -> Path:
+    family.module.save(make_params(family), folder / "model")
+    return folder / "model"
+
+
+def with_mask(function: Callable[..., Any], params: Any, _: Path) -> Example:
+    return on(function, params, IDS, None, MASK)
+
+
+def rows_of(family: Family) -> dict[str, Make]:
+    """Make the rows of a family that has none above, and the functions of GPT-2."""
+    module, params = family.module, make_params(family)
+    rows: dict[str, Make] = {
+        "spec": lambda _: on(module.spec, family.config),
+        "init": lambda _: on(module.init, family.config, KEY),
+        "init_cache": lambda _: on(module.init_cache, params, 3, 8),
+        "load": lambda folder: on(module.load, model_saved(family, folder)),
+        "save": writes(module.save, params),
+    }
+    for name in ("apply", "hidden_states", "layers"):
+        if function := getattr(module, name, None):
+            rows[name] = partial(with_mask, function, params)
+    return rows
+
+
+ROWS: dict[str, dict[str, Make]] = {family.name: rows_of(family) for family in DERIVED}
 TABLE: dict[str, Make] = {
     f"fnlm.{part}.{name}": make
     for part, rows in {
@@ -932,6 +973,7 @@ TABLE: dict[str, Make] = {
         "params": PARAMETERS,
         "layers": LAYERS | XL_LAYERS,
         "heads": HEADS,
+        "families": REGISTER,
         "checkpoints": CHECKPOINTS,
         "pipeline": WRITER,
         "bert": BERT_MODEL,
@@ -946,6 +988,7 @@ TABLE: dict[str, Make] = {
         "tasks": TASKS,
         "tasks.language_model": LANGUAGE,
         "cli": PROGRAM,
+        **ROWS,
     }.items()
     for name, make in rows.items()
 }

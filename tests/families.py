@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm import bert, families, gpt, gpt2, random, transfo_xl, tree
+from fnlm.params import rename
 from fnlm.tree import Tree
 
 Task = Callable[..., Any]  # task(params, ids [*lead, T], mask [*lead, T], *, key=None) -> tensors
@@ -22,6 +23,19 @@ class Family(NamedTuple):
     config: Any  # small and awkward: 3 heads, width 36, unusual eps
     tasks: dict[str, Task]  # every model variant, as a function of params and data
     others: tuple[Any, ...] = ()  # configs that have other leaves
+
+    @property
+    def names(self) -> rename.Family:
+        """The table of foreign names."""
+        return families.FAMILIES[self.name].names
+
+
+def _row(name: str, tasks: dict[str, Task], *changes: dict[str, Any]) -> Family:
+    """Make the row of a family of the register; changes of its config give it other leaves."""
+    record = families.FAMILIES[name]
+    config = record.module.Config(**record.small)
+    others = tuple(dataclasses.replace(config, **change) for change in changes)
+    return Family(name, record.module, config, tasks, others)
 
 
 def _causal(module: ModuleType) -> dict[str, Task]:
@@ -42,46 +56,12 @@ def _causal(module: ModuleType) -> dict[str, Task]:
         last = torch.full_like(choices[..., 0], ids.shape[-1] - 2)
         return module.double_heads(params, choices, last, mask=masks, key=key)[:2]
 
-    return {"hidden_states": hidden, "apply": lm, "double_heads": double}
+    tasks: dict[str, Task] = {"hidden_states": hidden, "apply": lm, "double_heads": double}
+    return {name: task for name, task in tasks.items() if hasattr(module, name)}
 
 
-GPT2 = Family(
-    "gpt2",
-    gpt2,
-    gpt2.Config(
-        vocab_size=41,
-        n_positions=24,
-        n_ctx=24,
-        n_embd=36,
-        n_layer=2,
-        n_head=3,
-        layer_norm_epsilon=1e-3,
-        embd_pdrop=0.2,
-        attn_pdrop=0.3,
-        resid_pdrop=0.1,
-    ),
-    _causal(gpt2),
-)
-GPT2 = GPT2._replace(others=(dataclasses.replace(GPT2.config, tie_word_embeddings=False),))
-
-GPT = Family(
-    "gpt",
-    gpt,
-    gpt.Config(
-        vocab_size=41,
-        n_positions=24,
-        n_ctx=24,
-        n_embd=36,
-        n_layer=2,
-        n_head=3,
-        layer_norm_epsilon=1e-3,
-        embd_pdrop=0.2,
-        attn_pdrop=0.3,
-        resid_pdrop=0.1,
-    ),
-    _causal(gpt),
-)
-GPT = GPT._replace(others=(dataclasses.replace(GPT.config, tie_word_embeddings=False),))
+GPT2 = _row("gpt2", _causal(gpt2), {"tie_word_embeddings": False})
+GPT = _row("gpt", _causal(gpt), {"tie_word_embeddings": False})
 
 
 def _bert(name: str) -> Task:
@@ -102,36 +82,13 @@ def _bert_multiple_choice(
     return bert.multiple_choice(params, choices, choices % 2, masks, key=key)
 
 
-BERT = Family(
+_BERT_TASKS = (
+    "apply", "layers", "pretraining", "masked_lm", "next_sentence_prediction",
+    "sequence_classification", "token_classification", "question_answering",
+)  # fmt: skip
+BERT = _row(
     "bert",
-    bert,
-    bert.Config(
-        vocab_size=41,
-        hidden_size=36,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=20,
-        hidden_dropout_prob=0.1,
-        attention_probs_dropout_prob=0.3,
-        max_position_embeddings=24,
-        layer_norm_eps=1e-3,
-    ),
-    {
-        "multiple_choice": _bert_multiple_choice,
-        **{
-            name: _bert(name)
-            for name in (
-                "apply",
-                "layers",
-                "pretraining",
-                "masked_lm",
-                "next_sentence_prediction",
-                "sequence_classification",
-                "token_classification",
-                "question_answering",
-            )
-        },
-    },
+    {"multiple_choice": _bert_multiple_choice, **{name: _bert(name) for name in _BERT_TASKS}},
 )
 
 
@@ -153,40 +110,29 @@ def _xl_losses(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: An
     return losses if mask is None else losses * mask
 
 
-XL_CONFIG = transfo_xl.Config(
-    n_token=41,
-    cutoffs=(11, 24),
-    d_model=36,
-    d_embed=20,
-    n_head=3,
-    d_head=10,
-    d_inner=20,
-    div_val=2,
-    n_layer=2,
-    mem_len=5,
-    clamp_len=4,
-    dropout=0.2,
-    dropatt=0.3,
-    layer_norm_epsilon=1e-3,
-)
-TRANSFO_XL = Family(
+TRANSFO_XL = _row(
     "transfo_xl",
-    transfo_xl,
-    XL_CONFIG,
     {
         "hidden_states": _xl_hidden,
         "apply": _xl_segments,
         "negative_log_likelihood": _xl_losses,
     },
-    others=(dataclasses.replace(XL_CONFIG, untie_r=False, tie_weight=False),),
+    {"untie_r": False, "tie_weight": False},
 )
 
-FAMILIES = (GPT2, GPT, BERT, TRANSFO_XL)
+# A family of the register that has no row above has the functions of GPT-2.
+WRITTEN = (GPT2, GPT, BERT, TRANSFO_XL)
+DERIVED = tuple(
+    _row(name, _causal(record.module))
+    for name, record in families.FAMILIES.items()
+    if name not in {family.name for family in WRITTEN}
+)
+FAMILIES = (*WRITTEN, *DERIVED)
 VARIANTS = [(family, name) for family in FAMILIES for name in family.tasks]
 IDS = [f"{family.name}-{name}" for family, name in VARIANTS]
 
 # What a file can hold: a family and heads that one class of `transformers` has.
-FILES = [(f, heads) for f in FAMILIES for heads in f.module.names.FAMILY.architectures]
+FILES = [(f, heads) for f in FAMILIES for heads in f.names.architectures]
 FILE_IDS = ["-".join([f.name, *heads]) for f, heads in FILES]
 
 
@@ -212,7 +158,7 @@ def make_batch(
 ) -> tuple[Tensor, Tensor]:
     """Make ids [rows, length] and a mask: rows whole, left-padded and right-padded in turn."""
     generator = torch.Generator().manual_seed(seed)
-    words = getattr(family.config, "n_token", None) or family.config.vocab_size
+    words = getattr(family.config, families.FAMILIES[family.name].vocab_size)
     ids = torch.randint(words, (rows, length), generator=generator)
     mask = torch.ones(rows, length, dtype=torch.bool)
     mask[1::3, :2] = False

@@ -117,7 +117,7 @@ def ours(model: Model) -> Case:
 
 def theirs(model: Model, **options: Any) -> Case:
     """The same function under the peer's names, its parameters and directions likewise."""
-    same, table = ours(model), model.family.module.names.FAMILY
+    same, table = ours(model), model.family.names
     config = same.params["config"]
     if model.family is GPT:  # its peer counts words and special tokens together
         config = replace(config, vocab_size=config.total_tokens_embeddings)

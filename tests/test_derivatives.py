@@ -57,13 +57,18 @@ def number(outputs: Any) -> Tensor:
     return sum((x.sin() + x * x).sum() / max(x.numel(), 1) for x in tree.leaves(outputs))
 
 
+def sizes_of(family: Family) -> dict[str, Any]:
+    """The sizes of a small model, of one block."""
+    return SMALL.get(family.name, {family.config.depth: 1})
+
+
 def model(family: Family, task: str, lead: Sequence[int] = (), length: int = 5, seed: int = 0) -> \
         tuple[Function, Tree]:  # fmt: skip
     """A small model as a function of parameters and the number of an example, and parameters.
 
     Examples [*lead, T] are padded on one side or the other; an odd seed turns dropout on.
     """
-    family = family._replace(config=replace(family.config, **SMALL[family.name]))
+    family = family._replace(config=replace(family.config, **sizes_of(family)))
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(WORDS, (2, *lead, length), generator=generator)
     mask = torch.arange(length) >= torch.tensor([1, 0]).view(2, *[1] * len(lead), 1)

@@ -36,7 +36,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fam
 
 def foreign(family: Family, dialect: str, heads: tuple[str, ...] = ()) -> Tensors:
     leaves = {k: v for k, v in with_heads(family, heads).items() if k != "config"}
-    (found,) = (d for d in family.module.names.FAMILY.dialects if d.name == dialect)
+    (found,) = (d for d in family.names.dialects if d.name == dialect)
     return {name: x.contiguous() for name, x in rename.to_foreign(leaves, found).items()}
 
 
@@ -181,7 +181,7 @@ WRAPPERS = (
 
 @each_family
 def test_no_name_of_a_family_is_a_wrappers(family: Family) -> None:
-    for dialect in family.module.names.FAMILY.dialects:
+    for dialect in family.names.dialects:
         for rule in dialect.rules:
             assert not {*re.split(r"[./]", rule.theirs)} & {*WRAPPERS}
 
@@ -193,8 +193,8 @@ def test_wrappers_prefixes_are_a_kind(family: Family, form: str, tmp_path: Path)
     rng = chance.Random(0)
     wanted = with_heads(family, ())
     for number in range(12):
-        weights = foreign(family, rng.choice(["transformers", "pytorch-pretrained-bert"]))
-        (prefix,) = {d.prefix for d in family.module.names.FAMILY.dialects[:2]}
+        weights = foreign(family, rng.choice([d.name for d in family.names.dialects[:2]]))
+        (prefix,) = {d.prefix for d in family.names.dialects[:2]}
         bare = rng.randrange(2)
         before = "".join(f"{w}." for w in rng.choices(WRAPPERS, k=rng.randrange(1, 4)))
         inside = f".{rng.choice(WRAPPERS)}." if rng.randrange(2) else "."
@@ -627,7 +627,7 @@ def test_shapes_are_compared_before_a_tensor_is_read(tmp_path: Path) -> None:
     for form in ("bin", "npz", "index"):
         weights = foreign(GPT2, "transformers")
         weights["transformer.ln_f.bias"] = torch.ones(7)
-        file = io.read(hub.weights(put(tmp_path / form, GPT2, weights, form)))
+        file = io.read(hub.locate(put(tmp_path / form, GPT2, weights, form)).weights)
 
         def never() -> Tensor:
             raise AssertionError("read")
@@ -640,9 +640,10 @@ def test_shapes_are_compared_before_a_tensor_is_read(tmp_path: Path) -> None:
 
 def test_a_stray_archive_is_not_what_was_meant(tmp_path: Path) -> None:
     arrays_and_a_stray(tmp_path / "a")
-    assert hub.weights(tmp_path / "a").name == "params_shapes.json"
+    assert hub.locate(tmp_path / "a").weights.name == "params_shapes.json"
     assert_same(gpt.load(tmp_path / "a"), with_heads(GPT, ()))
-    assert hub.weights(tmp_path / "a" / "notes.npz").name == "notes.npz"
+    other = hub.locate(tmp_path / "a" / "notes.npz", config_required=False)
+    assert other.weights.name == "notes.npz"
 
 
 def test_the_file_that_is_named_is_read(tmp_path: Path) -> None:

@@ -95,12 +95,17 @@ FORMS: dict[str, tuple[list[str], str]] = {
 }
 
 
+def weights(name: str | Path) -> Path:
+    """The weights that a name stands for, with or without a configuration."""
+    return hub.locate(name, config_required=False).weights
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_directory_gives_the_first_form_it_has(form: str, tmp_path: Path) -> None:
     names, expected = FORMS[form]
     note = 'model_checkpoint_path: "/home/me/run/model.ckpt-9"\nall_model_checkpoint_paths: "x"\n'
     put(tmp_path, *names, "hparams.json", "config.json", checkpoint=note)
-    assert hub.locate(tmp_path) == (tmp_path / expected, tmp_path / "config.json")
+    assert hub.locate(tmp_path) == hub.Source(tmp_path / expected, tmp_path / "config.json")
     (tmp_path / "config.json").unlink()
     assert hub.locate(str(tmp_path)).config == tmp_path / "hparams.json"
     put(tmp_path, "bert_config.json", "mine.json")
@@ -110,11 +115,12 @@ def test_a_directory_gives_the_first_form_it_has(form: str, tmp_path: Path) -> N
 
 def test_a_file_stands_for_itself_and_a_prefix_for_its_index(tmp_path: Path) -> None:
     put(tmp_path, "a.bin", "b.bin", "m.ckpt.index", "m.ckpt.data-00000-of-00001", "config.json")
-    assert hub.locate(tmp_path / "b.bin") == (tmp_path / "b.bin", tmp_path / "config.json")
+    found = hub.locate(tmp_path / "b.bin")
+    assert found == hub.Source(tmp_path / "b.bin", tmp_path / "config.json")
     assert hub.locate(tmp_path / "m.ckpt").weights == tmp_path / "m.ckpt.index"
     (tmp_path / "config.json").unlink()
-    assert hub.weights(tmp_path / "m.ckpt") == tmp_path / "m.ckpt.index"
-    assert hub.weights(tmp_path) == tmp_path / "m.ckpt.index"
+    assert weights(tmp_path / "m.ckpt") == tmp_path / "m.ckpt.index"
+    assert weights(tmp_path) == tmp_path / "m.ckpt.index"
 
 
 def test_paths_win_over_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +210,9 @@ def test_published_names_are_found_by_either_id(name: str, offline: Path) -> Non
     assert len(hub.PUBLISHED) == 10
     home = hub.PUBLISHED[name]
     old = cache(offline, name, WHOLE)
-    assert hub.locate(name) == hub.locate(home) == (old / "model.safetensors", old / "config.json")
+    found = hub.locate(name)
+    assert found == hub.locate(home)
+    assert found[:2] == (old / "model.safetensors", old / "config.json")
     new = cache(offline, home, WHOLE)
     assert hub.locate(name).weights == hub.locate(home).weights == new / "model.safetensors"
 
@@ -217,7 +225,7 @@ def test_a_cache_must_hold_the_whole_set(offline: Path) -> None:
     (folder / SHARDS[1]).unlink()
     assert hub.locate("owner/name").weights == folder / "pytorch_model.bin"
     (folder / "config.json").unlink()
-    assert hub.weights("owner/name") == folder / "pytorch_model.bin"
+    assert weights("owner/name") == folder / "pytorch_model.bin"
     with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"):
         hub.locate("owner/name")
 
@@ -331,7 +339,7 @@ def test_other_forms_come_too(files: dict[str, bytes], server: Hub, client: Path
     server.repositories["owner/name"] = Repository(files | {"README.md": b"..."})
     found = hub.locate("owner/name")
     assert {path.name for path in found.weights.parent.iterdir()} == set(files)
-    assert hub.weights("owner/name") == found.weights
+    assert weights("owner/name") == found.weights
 
 
 def test_published_names_are_asked_for_where_they_are_now(server: Hub, client: Path) -> None:
@@ -582,6 +590,21 @@ def test_what_is_missing_comes_from_the_commit_that_is_there(server: Hub, client
     assert vocabulary.read_bytes() == b"a" and vocabulary.parent == found.weights.parent
     (other,) = hub.find("owner/name", [("other.txt",)])  # which that commit lacks
     assert other.read_bytes() == b"c" and other.parent.name == MOVED
+
+
+def test_a_source_stands_for_one_commit(server: Hub, client: Path) -> None:
+    """What was located stays what it was, though the branch moves and another run follows it."""
+    server.repositories["owner/name"].files["vocab.txt"] = b"a"
+    source = hub.locate("owner/name")
+    assert source.repository == f"owner/name@{COMMIT}" and source.directory is None
+    assert hub.locate(source) is source
+    server.repositories["owner/name"].moved = Repository({"vocab.txt": b"b"})
+    (client / "models--owner--name" / "refs" / "main").write_text(MOVED)
+    (other,) = hub.find("owner/name", [("vocab.txt",)])
+    (vocabulary,) = hub.find(source, [("vocab.txt",)])
+    assert (other.read_bytes(), vocabulary.read_bytes()) == (b"b", b"a")
+    with pytest.raises(FileNotFoundError, match=f"'owner/name@{COMMIT}' is no"):
+        hub.find(source, [("other.txt",)])
 
 
 def test_a_commit_that_is_gone_is_asked_for_no_more(server: Hub, client: Path) -> None:

@@ -12,20 +12,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fnlm import tree
+from fnlm.families import FAMILIES as RECORDS
 from fnlm.params import rename
 from fnlm.params.names import bert as bert_names
-from fnlm.params.names import gpt as gpt_names
 from fnlm.params.names import gpt2 as gpt2_names
-from fnlm.params.names import transfo_xl as transfo_xl_names
 from fnlm.params.rename import Dialect, Rule
 
 BY_NAME = {family.name: family for family in FAMILIES}
-TABLES = {
-    "bert": bert_names.FAMILY,
-    "gpt": gpt_names.FAMILY,
-    "gpt2": gpt2_names.FAMILY,
-    "transfo_xl": transfo_xl_names.FAMILY,
-}
+TABLES: dict[str, rename.Family] = {name: record.names for name, record in RECORDS.items()}
 EVERY = [(family, dialect) for family in FAMILIES for dialect in TABLES[family.name].dialects]
 each = pytest.mark.parametrize(
     ("family", "dialect"), EVERY, ids=[f"{f.name}-{d.name}" for f, d in EVERY]
@@ -152,6 +146,18 @@ def test_layer_numbers_of_several_digits_are_whole() -> None:
 def test_prefixes_are_those_of_the_dialect() -> None:
     foreign = rename.to_foreign({"b": torch.ones(1), "layers": ({"w": torch.ones(2, 3)},)}, TOY)
     assert sorted(foreign) == ["b.bias", "model.layer_0.weight"]
+
+
+def test_a_prefix_may_hold_the_name_of_a_wrapper() -> None:
+    """As "model.decoder." does: wrappers leave "model." in front of other names."""
+    toy = TOY._replace(prefix="model.decoder.")
+    family, x = TOY_FAMILY._replace(dialects=(toy,)), torch.ones(3, 2)
+    written = rename.to_foreign({"layers": ({"w": x.mT},)}, toy)
+    assert list(written) == ["model.decoder.layer_0.weight"]
+    for name in (*written, "decoder.layer_0.weight", "module.model.decoder.layer_0.weight"):
+        found, unexpected = rename.from_foreign({name: x}, family, "here")
+        assert list(found) == ["layers.0.w"] and not unexpected
+    assert rename.classify("encoder.layer_0.weight", family).kind == "unknown"
 
 
 def test_the_prefix_may_go_where_there_is_no_head() -> None:

@@ -24,13 +24,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def dialects(family: Family) -> list[str]:
-    return [d.name for d in family.module.names.FAMILY.dialects if d.file]
+    return [d.name for d in family.names.dialects if d.file]
 
 
 def assert_loads(place: Path, family: Family, params: Any, dialect: str) -> None:
     loaded = family.module.load(place)
     heads = tuple(sorted(params.get("heads", {})))
-    stated = family.module.names.FAMILY.stated(params["config"], heads, dialect)
+    stated = family.names.stated(params["config"], heads, dialect)
     assert loaded["config"] == stated
     wanted, found = dict(tree.named_leaves(params)), dict(tree.named_leaves(loaded))
     assert wanted.keys() == found.keys()
@@ -97,7 +97,7 @@ def test_any_sequence_of_saves_into_one_folder(seed: int, tmp_path: Path) -> Non
             source = tmp_path / str(step)
             family.module.save(params, source, dialect=rng.choice(dialects(family)))
             params = family.module.load(source)
-            list(checkpoints.convert(source, place, to=dialect))
+            list(checkpoints.convert(source, place, dialect=dialect))
         assert_loads(place, family, params, dialect)
         weights = {p.name for p in place.iterdir() if "model" in p.name} & {*hub.WEIGHTS}
         assert len(weights) == 1 and not list(place.glob("*-of-00002.*[!1]"))
@@ -256,7 +256,7 @@ def test_a_kill_leaves_the_old_model_or_the_new(
     def write(number: int, place: Path) -> None:
         to = ("transformers", "pytorch-pretrained-bert")[number]
         if way == "convert":
-            list(checkpoints.convert(tmp_path / str(number), place, to=to))
+            list(checkpoints.convert(tmp_path / str(number), place, dialect=to))
         else:
             gpt2.save((old, new)[number], place, dialect=to)
 

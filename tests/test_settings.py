@@ -6,7 +6,7 @@ import json
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import pytest
 import torch
@@ -16,10 +16,12 @@ from test_transfo_xl_parity import make_config, make_pair
 from torch import Tensor
 
 from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
+from fnlm.families import FAMILIES as RECORDS
+from fnlm.params.config import Rate
 from fnlm.params.rename import Family
 
-TABLES: dict[str, Family] = {family.name: family.module.names.FAMILY for family in FAMILIES}
-CONFIGS: dict[str, Any] = {family.name: family.module.Config for family in FAMILIES}
+TABLES: dict[str, Family] = {name: record.names for name, record in RECORDS.items()}
+CONFIGS: dict[str, Any] = {name: record.module.Config for name, record in RECORDS.items()}
 IDS = torch.randint(40, (2, 3, 6), generator=torch.Generator().manual_seed(1))
 AT = torch.tensor([[5, 3, 0], [1, 2, 4]])
 
@@ -107,16 +109,21 @@ OF_A_FAMILY = {
 }
 
 
+def config_class(name: str) -> Any:
+    """The config of transformers of a family, by its model_type."""
+    return type(hf().AutoConfig.for_model(TABLES[name].name))
+
+
 def peer_keys(name: str) -> set[str]:
     """All keys that a peer writes into a config.json of the family."""
     if name == "transfo_xl":
         with quiet():
             keys = set(ppb().TransfoXLConfig(50).to_dict())
     else:
-        kind = getattr(hf(), PEERS[name].config)
+        kind = config_class(name)
         keys = {*kind().to_dict(), *inspect.signature(kind).parameters, *kind.attribute_map}
         keys -= {"kwargs"}
-    return keys | {*EARLIER, *OF_A_FAMILY[name]}
+    return keys | {*EARLIER, *OF_A_FAMILY.get(name, ())}
 
 
 KEYS = [(name, key) for name in TABLES for key in sorted(peer_keys(name))]
@@ -139,7 +146,7 @@ def test_every_key_of_the_peers_is_heeded_harmless_or_refused(name: str, key: st
     assert len(homes(name, key)) == 1, f"{key} is in {homes(name, key) or 'no table'}"
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", [*PEERS, "transfo_xl"])
 def test_every_field_is_shown_to_count_or_said_not_to(name: str) -> None:
     """No field escapes the tests below."""
     fields = {field.name for field in dataclasses.fields(CONFIGS[name])} - {"extra"}
@@ -257,10 +264,16 @@ def test_fields_of_transfo_xl_that_the_ancestor_lacks_count() -> None:
     assert not sampled.allclose(whole, atol=1e-2)
 
 
+def rates_of(kind: type) -> set[str]:
+    """The fields of a config that are rates of dropouts."""
+    types = get_type_hints(kind, include_extras=True)
+    return {name for name, field_type in types.items() if field_type == Rate}
+
+
 RATES = [
     (family, key)
     for family in FAMILIES
-    for key in sorted(DRAWN[family.name])
+    for key in sorted(DRAWN.get(family.name, rates_of(CONFIGS[family.name])))
     if key not in ("init", "init_range", "init_std", "proj_init_std", "initializer_range")
 ]
 
@@ -273,7 +286,7 @@ def test_a_rate_counts_where_there_is_a_key(family: Any, key: str) -> None:
         changed = dataclasses.replace(family.config, **{key: rate})
         made = params | {"config": changed}
         task = {"bert": "sequence_classification", "transfo_xl": "apply"}
-        run = family.tasks[task.get(family.name, "double_heads")]
+        run = family.tasks[task.get(family.name, [*family.tasks][-1])]
         return [x for x in tree.leaves(run(made, IDS[0], key=seed)) if x.is_floating_point()]
 
     def equal(a: list[Tensor], b: list[Tensor]) -> bool:
@@ -340,12 +353,10 @@ WRONG: dict[str, Any] = {
     "pruned_heads": {"0": [1]}, "quantization_config": {"bits": 8}, "summary_type": "mean",
     "position_embedding_type": "relative_key", "summary_last_dropout": 0.1,
 }  # fmt: skip
-REFUSED = [
-    (family, (), key) for family in FAMILIES for key in family.module.names.FAMILY.required
-] + [
+REFUSED = [(family, (), key) for family in FAMILIES for key in family.names.required] + [
     (family, (head,), key)
     for family in FAMILIES
-    for head, keys in family.module.names.FAMILY.required_by_head.items()
+    for head, keys in family.names.required_by_head.items()
     for key in keys
 ]
 
@@ -354,7 +365,7 @@ REFUSED = [
 def test_a_refused_key_is_refused_by_name(
     family: Any, heads: Any, key: str, tmp_path: Path
 ) -> None:
-    module, tables = family.module, family.module.names.FAMILY
+    module, tables = family.module, family.names
     params = module.init(family.config, random.key(0), heads)
     module.save(params, tmp_path)
     path = tmp_path / "config.json"

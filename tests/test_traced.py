@@ -26,11 +26,11 @@ def outputs(family: Family, params: Any, ids: Tensor, state: Any) -> Any:
     if family is TRANSFO_XL:
         losses, _ = transfo_xl.negative_log_likelihood(params, ids, ids, state)
         return losses, transfo_xl.apply(params, ids, state)
+    made = family.module.apply(params, ids, state)
+    if not family.module.HEADS:
+        return made
     choices = torch.stack([ids, ids], -2)
-    return (
-        family.module.apply(params, ids, state),
-        family.module.double_heads(params, choices, torch.ones_like(choices[..., 0])),
-    )
+    return made, family.module.double_heads(params, choices, torch.ones_like(choices[..., 0]))
 
 
 def states(family: Family, params: Any, ids: Tensor) -> list[Any]:

@@ -1,5 +1,8 @@
 """Locating the files of a model: a path, a bundled model, or a name on the hub.
 
+A name is resolved once, by `locate`; the `Source` that it returns stands for the name in every
+function that takes one, so that weights, configuration and vocabulary are those of one model.
+
 Existing paths come first, the network last. A named file is the one that is read; of a directory,
 the first of: the names of `WEIGHTS` in their order, the only other .safetensors file, TensorFlow's
 latest checkpoint, OpenAI's ten arrays, the only .npz file.
@@ -21,7 +24,7 @@ from typing import NamedTuple
 from fnlm.files import _hub_client, folder
 from fnlm.files._text import printable_errors
 
-__all__ = ["BUNDLED", "CONFIGS", "PUBLISHED", "WEIGHTS", "Source", "find", "locate", "weights"]
+__all__ = ["BUNDLED", "CONFIGS", "PUBLISHED", "WEIGHTS", "NameOrPath", "Source", "find", "locate"]
 
 BUNDLED = Path(__file__).parent.parent / "weights"
 
@@ -58,26 +61,38 @@ _EXPECTED = "weights (model.safetensors or pytorch_model.bin, whole or in shards
 # Names of weights end so: a vocabulary is looked for beside them.
 _WITH_VOCABULARY = (".safetensors", ".safetensors.index.json", ".npz", ".index")
 _ARCHIVES = (".tar.gz", ".tgz", ".tar", ".zip")
-_Path = str | Path
 _Choices = Sequence[tuple[str, ...]]
 
 
 class Source(NamedTuple):
-    """The files of a model."""
+    """The files of a model: what a name stands for, once it is resolved."""
 
     weights: Path  # a file of weights, an index of such files, or a TensorFlow .index
-    config: Path
+    config: Path  # beside the weights; a file that exists, unless `locate` was told not to mind
+    repository: str = ""  # on the hub, with the commit: "owner/name@0123..."; "" on disk
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the other files of the model are; None if they are on the hub."""
+        return None if self.repository else folder.directory_of(self.weights)
+
+
+NameOrPath = str | Path | Source  # what names a model
 
 
 @printable_errors()
-def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
+def locate(
+    name_or_path: NameOrPath, *, configs: Sequence[str] = CONFIGS, config_required: bool = True
+) -> Source:
     """Return the paths of the weights of a model and of the configuration beside them.
 
     Args:
         name_or_path: a directory; a file of weights, or the prefix of a TensorFlow checkpoint; the
             name of a model inside the package; one of the published names; or `owner/name` on the
             hub, with `@revision` or without. What exists on disk wins; then the cache of the hub.
+            A `Source` is returned as it is.
         configs: the file names of a configuration, the preferred one first.
+        config_required: if False, weights without a configuration are found as well.
 
     Raises:
         FileNotFoundError: names what was looked for, where, why it is missing, and how to get it.
@@ -89,33 +104,44 @@ def locate(name_or_path: _Path, *, configs: Sequence[str] = CONFIGS) -> Source:
         >>> locate("tiny").config.name
         'config.json'
     """
-    if _on_disk(name_or_path) is None:
-        choices = [(name, config) for name in WEIGHTS for config in configs]
-        expected = f"{_EXPECTED} beside a configuration ({' or '.join(configs)})"
-        return Source(*_from_hub(str(name_or_path), choices, expected)[:2])
-    path = weights(name_or_path)
-    for name in configs:
-        if (config := path.parent / name).is_file():
-            return Source(path, config)
-    if path.name == _ARRAYS:
-        return Source(path, BUNDLED / "openai-gpt.json")
-    raise FileNotFoundError(
-        f"{path.parent / configs[0]} is missing{_and_so(configs[1:])}: a model is its weights "
-        f"({path.name}) beside its configuration; copy that there too"
-    )
+    if isinstance(name_or_path, Source):
+        source = name_or_path
+    elif path := _on_disk(name_or_path):
+        source = _beside(_weights(path), configs)
+    else:
+        source = _on_hub(str(name_or_path), configs, config_required)
+    if config_required and not source.config.is_file():
+        raise FileNotFoundError(
+            f"{source.config} is missing{_and_so(configs[1:])}: a model is its weights "
+            f"({source.weights.name}) beside its configuration; copy that there too"
+        )
+    return source
 
 
-@printable_errors()
-def weights(name_or_path: _Path) -> Path:
-    """Return the path of the weights of a model, with or without a configuration; see `locate`.
+def _beside(weights: Path, configs: Sequence[str]) -> Source:
+    """Return weights with the preferred one of the configurations beside them, or else its name."""
+    present = [file for name in configs if (file := weights.with_name(name)).is_file()]
+    if weights.name == _ARRAYS and not present:
+        return Source(weights, BUNDLED / "openai-gpt.json")
+    return Source(weights, present[0] if present else weights.with_name(configs[0]))
 
-    Example:
-        >>> weights("tiny").name
-        'model.safetensors'
-    """
-    path = _on_disk(name_or_path)
-    if path is None:
-        return _from_hub(str(name_or_path), [(name,) for name in WEIGHTS], _EXPECTED)[0]
+
+def _on_hub(name: str, configs: Sequence[str], config_required: bool) -> Source:
+    """Return weights with their configuration, or those alone where that is not required."""
+    expected = f"{_EXPECTED} beside a configuration ({' or '.join(configs)})"
+    try:
+        choices = [(weights, config) for weights in WEIGHTS for config in configs]
+        paths, repository = _from_hub(name, choices, expected)
+        return Source(paths[0], paths[1], repository)
+    except FileNotFoundError:
+        if config_required:
+            raise
+    paths, repository = _from_hub(name, [(weights,) for weights in WEIGHTS], _EXPECTED)
+    return Source(paths[0], paths[0].with_name(configs[0]), repository)
+
+
+def _weights(path: Path) -> Path:
+    """Return the weights in a directory, or the file of weights itself."""
     if path.is_dir():
         path = _weights_in(folder.current(path, "model"))
     elif (saved := folder.current(path.parent, "model") / path.name).is_file():
@@ -129,12 +155,15 @@ def weights(name_or_path: _Path) -> Path:
     return path
 
 
-def find(name_or_path: _Path, choices: _Choices, optional: Sequence[str] = ()) -> tuple[Path, ...]:
+def find(
+    name_or_path: NameOrPath, choices: _Choices, optional: Sequence[str] = ()
+) -> tuple[Path, ...]:
     """Return the paths of the first complete set of files, and of the optional ones present.
 
     Args:
         name_or_path: a directory; a file, which is then the one that is read, with the others of
             its set beside it (a file of weights stands for its directory); or a name; see `locate`.
+            Those of a `Source` are in its directory, or in the commit of its repository.
         choices: sets of file names, the preferred one first.
         optional: names of files that are returned if present.
 
@@ -149,10 +178,13 @@ def find(name_or_path: _Path, choices: _Choices, optional: Sequence[str] = ()) -
         ['vocab.json', 'merges.txt']
     """
     expected = " or ".join("+".join(names) for names in choices)
-    path = _on_disk(name_or_path)
+    if isinstance(name_or_path, Source):
+        name, path = name_or_path.repository, name_or_path.directory
+    else:
+        name, path = str(name_or_path), _on_disk(name_or_path)
     if path is None:
         some = [names for n in range(len(optional), -1, -1) for names in combinations(optional, n)]
-        return _from_hub(str(name_or_path), [(*a, *b) for a in choices for b in some], expected)
+        return _from_hub(name, [(*a, *b) for a in choices for b in some], expected)[0]
     directory, single = path, None
     if not path.is_dir():
         directory = path.parent
@@ -180,7 +212,7 @@ def _sets_of(path: Path, choices: _Choices, expected: str) -> tuple[_Choices, Pa
     return sets[:1], path
 
 
-def _on_disk(name_or_path: _Path) -> Path | None:
+def _on_disk(name_or_path: str | Path) -> Path | None:
     """Return the existing path of a name, on disk or inside the package; else None."""
     name = os.fspath(name_or_path)
     path = Path(os.path.expanduser(name))
@@ -260,8 +292,11 @@ def _unpack(archive: Path) -> str:
     )
 
 
-def _from_hub(name: str, choices: _Choices, expected: str) -> tuple[Path, ...]:
-    """Return the first complete set of files, from the hub's cache or else from the network."""
+def _from_hub(name: str, choices: _Choices, expected: str) -> tuple[tuple[Path, ...], str]:
+    """Return the first complete set of files, from the hub's cache or else from the network.
+
+    Beside it comes the repository with its commit, as a name of this very set.
+    """
     bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/"))) or "none"
     if not _NAME.fullmatch(name) or ".." in name or len(name) > 200:
         raise FileNotFoundError(
@@ -278,10 +313,11 @@ def _from_hub(name: str, choices: _Choices, expected: str) -> tuple[Path, ...]:
         for home in homes:
             for names in choices:
                 if paths := _hub_client.whole(names, _hub_client.cached(home, revision)):
-                    return paths
+                    return paths, f"{home}@{paths[0].parent.name}"
         if constants.HF_HUB_OFFLINE:
             raise _hub_client.Reason("HF_HUB_OFFLINE is set: unset it to download them")
-        return _hub_client.download(homes[0], revision, choices)
+        paths = _hub_client.download(homes[0], revision, choices)
+        return paths, f"{homes[0]}@{paths[0].parent.name}"
     except failures as error:
         if getattr(error, "errno", None) == errno.ENOSPC:
             raise

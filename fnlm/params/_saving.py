@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from fnlm import tree
-from fnlm.params import rename
 from fnlm.params import spec as describe
+from fnlm.params._assembly import without_absent
 from fnlm.params.config import BaseConfig
 from fnlm.params.rename import Family
 from fnlm.tree import Tree
@@ -34,7 +34,7 @@ def check(params: Tree, spec: Callable[..., Tree], family: Family) -> set[str]:
             types = ", ".join(map(str, _DTYPES))
             raise ValueError(f"{path} has type {leaf.dtype}: cast it to one of {types}")
     expected = spec(params["config"], tuple(params.get("heads", {})))
-    describe.check(rename.without_absent(expected, leaves, family), leaves, "params")
+    describe.check(without_absent(expected, leaves, family), leaves, "params")
     return set(leaves)
 
 

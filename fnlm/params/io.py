@@ -4,29 +4,27 @@ Opening a file costs its headers; where the format allows, tensors are mapped in
 from disk when they are first used.
 """
 
-import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fnlm import tree
 from fnlm.files import _archive, folder, hub, numpy, safetensors, tensorflow, torch_pickle
 from fnlm.files._text import printable_errors
 from fnlm.files.checkpoint import Checkpoint
+from fnlm.files.hub import NameOrPath
 from fnlm.params import _saving, _settings, rename
-from fnlm.params import spec as describe
+from fnlm.params._assembly import SpecOf, assemble
 from fnlm.params.config import BaseConfig
-from fnlm.params.rename import Dialect, Family
+from fnlm.params.rename import Family
 from fnlm.tree import Tree
 
-__all__ = ["assemble", "config_from", "load", "read", "save", "write"]
+__all__ = ["NameOrPath", "assemble", "config_from", "load", "read", "save", "write"]
 
-SpecOf = Callable[..., Tree]
 _READERS = {
     ".safetensors": safetensors,
     **dict.fromkeys((".bin", ".pt", ".pth"), torch_pickle),
@@ -52,7 +50,7 @@ def read(path: str | Path) -> Checkpoint:
         FileNotFoundError: there is no such file.
 
     >>> from fnlm.files import hub
-    >>> file = read(hub.weights("tiny"))
+    >>> file = read(hub.locate("tiny").weights)
     >>> file.format, file.entries["transformer.ln_f.weight"].shape
     ('safetensors', (128,))
     """
@@ -88,7 +86,7 @@ def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
 @printable_errors()
 def load(
-    name_or_path: str | Path,
+    name_or_path: NameOrPath,
     family: Family,
     config_class: type[BaseConfig],
     spec: SpecOf,
@@ -100,100 +98,32 @@ def load(
     """Return a family's parameters from files; the body of every family's `load`.
 
     Args:
-        name_or_path: a directory, a file that `read` knows, a bundled model or a hub name.
+        name_or_path: a directory, a file that `read` knows, a bundled model, a hub name or a
+            `hub.Source`.
         heads: the heads to load; None takes those of the file.
         key: initializes requested heads that the file lacks, and a pooler that they need.
         ignore: shell patterns of tensor names in the file that are left out.
+
+    Returns:
+        params; where the format allows, tensors are read from disk on first use.
+
+    Raises:
+        FileNotFoundError: no such model.
+        ValueError: a tensor is missing, unexpected, of another shape or unlike the one that it is
+            tied to; an ambiguous head; another family's config; a damaged file.
     """
-    weights, config = hub.locate(name_or_path)
-    tensors = read(weights)
+    source = hub.locate(name_or_path)
+    tensors = read(source.weights)
     return assemble(
         tensors,
-        config_from(config, family, config_class, tensors, heads),
+        config_from(source.config, family, config_class, tensors, heads),
         family,
         spec,
-        source=str(weights),
+        source=str(source.weights),
         heads=heads,
         key=key,
         ignore=ignore,
     )
-
-
-@printable_errors()
-def assemble(
-    tensors: Mapping[str, Tensor],
-    config: BaseConfig,
-    family: Family,
-    spec: SpecOf,
-    *,
-    source: str = "tensors",
-    heads: Sequence[str] | None = None,
-    key: Tensor | None = None,
-    ignore: Iterable[str] | None = (),
-) -> Tree:
-    """Return the parameters of a family from tensors by foreign name, every one accounted for.
-
-    The names, shapes and dtypes of a file are checked against the spec before a tensor is read.
-
-    Args:
-        tensors: from `read`, for example.
-        config: of the family.
-        family: its tables.
-        spec: its `spec`.
-        source: what an error calls the tensors.
-        heads: as in every family's `load`, like `key` and `ignore`.
-
-    Raises:
-        ValueError: a tensor is missing, unexpected, or of another shape or type; a pattern of
-            `ignore` matches nothing.
-    """
-    heads = (heads,) if isinstance(heads, str) else heads
-    tensors = _without_ignored(tensors, ignore, source)
-
-    def build(tensors: Mapping[str, Tensor]) -> Tree:
-        return _assembled(tensors, config, family, spec, source=source, heads=heads, key=key)
-
-    if isinstance(tensors, Checkpoint):
-        build(tensors.outlined())  # a dry run on the meta device: errors come before any reading
-    return build(tensors)
-
-
-def _assembled(
-    tensors: Mapping[str, Tensor],
-    config: BaseConfig,
-    family: Family,
-    spec: SpecOf,
-    *,
-    source: str,
-    heads: Sequence[str] | None,
-    key: Tensor | None,
-) -> Tree:
-    # 1. Rename: foreign names to our paths, by the tables narrowed to this config and its heads.
-    tables = rename.for_heads(family, _settings.heads_of(config.to_dict(), family) or heads or ())
-    tables = tables if getattr(config, "tie_word_embeddings", True) else rename.untied(tables)
-    leaves, unexpected = rename.from_foreign(tensors, tables, source)
-    dialect = rename.dialect_of(tensors, family)
-    if heads is not None:  # tensors of other heads are left out, whichever head that is
-        owners = {name: {*_owners(name, family)} for name in unexpected}
-        unexpected = [name for name in unexpected if not owners[name] or owners[name] & {*heads}]
-    if unexpected:
-        _report_shared(unexpected, family, source)
-        every_head = max(family.architectures, key=len)
-        _report_unexpected(unexpected, leaves, spec(config, every_head), family, dialect, source)
-    # 2. Select the heads: those requested, or else all that the file holds.
-    if heads is None:
-        heads = sorted({_head(path) for path in leaves} - {""})
-    else:
-        leaves = {path: x for path, x in leaves.items() if _head(path) in ("", *heads)}
-    expected = spec(config, heads)
-    _settings.check_use(config, family, tuple(expected.get("heads", ())), source)
-    expected = rename.without_absent(expected, leaves, family)
-    # 3. Tie and unstack, initialize what is new, then check names, shapes and dtypes.
-    leaves = rename.fit(leaves, [path for path, _ in tree.named_leaves(expected)], family, source)
-    leaves |= _new_parts(expected, leaves, family, key, source)
-    describe.check(expected, leaves, source, _names(expected, dialect))
-    ordered = {path: leaves[path] for path, _ in tree.named_leaves(expected)}
-    return {"config": config, **rename.nest(ordered)}
 
 
 def save(
@@ -230,15 +160,13 @@ def save(
             floating type, or that the dialect has no name for; other weights in the directory that
             would lose their configuration to those of `file`.
     """
-    dialects = {d.name: d for d in family.dialects if d.file}
-    if dialect not in dialects:
-        raise ValueError(f"dialect={dialect!r} is not one of {', '.join(dialects)}")
+    written_as = rename.dialect_named(dialect, family)
     directory, heads = Path(directory), tuple(sorted(params.get("heads", {})))
     config = family.stated(params["config"], heads, dialect)
     leaves = {name: value for name, value in params.items() if name != "config"}
     paths = _saving.check(params, spec, family)
-    foreign = rename.to_foreign(leaves, dialects[dialect])
-    name = file or dialects[dialect].file
+    foreign = rename.to_foreign(leaves, written_as)
+    name = file or written_as.file
     if file is None:
         owned = {*owned, *hub.WEIGHTS, *filter(_SHARDS.fullmatch, _names_in(directory))}
     else:
@@ -296,105 +224,3 @@ def config_from(
     _archive.check_regular(path)
     heads = (heads,) if isinstance(heads, str) else heads
     return _settings.read_config(path, family, config_class, tensors or {}, heads)
-
-
-def _report_unexpected(
-    names: list[str],
-    leaves: dict[str, Tensor],
-    expected: Tree,
-    family: Family,
-    dialect: Dialect,
-    source: str,
-) -> None:
-    """Raise ValueError, naming each unexpected tensor and the missing one nearest to it."""
-    if not leaves:
-        raise ValueError(
-            f"{source} holds nothing of family {family.name!r} (its tensors: {names[0]}, ...): "
-            "use the module of its own family"
-        )
-    foreign = [name for path, name in _names(expected, dialect).items() if path not in leaves]
-    problems = [f"unexpected {name}{rename.nearest(name, foreign)}" for name in names]
-    heads = _names({"heads": expected.get("heads", {})}, dialect).values()
-    problems += [f"missing {name}" for name in foreign if name not in heads]
-    text = describe.listed(problems)
-    shared = os.path.commonprefix(names) + "*"
-    patterns = names if len(names) < 4 else [shared] if shared != "*" else [*names[:3], "..."]
-    raise ValueError(
-        f"{source} does not fit family {family.name!r}: {text}; to leave out what is unexpected, "
-        f"pass ignore={tuple(patterns)}"
-    )
-
-
-def _without_ignored(
-    tensors: Mapping[str, Tensor], ignore: Iterable[str] | None, source: str
-) -> Mapping[str, Tensor]:
-    """Return the tensors whose names match none of the patterns."""
-    ignored: set[str] = set()
-    for pattern in (ignore,) if isinstance(ignore, str) else ignore or ():
-        if not (matching := [name for name in tensors if fnmatch.fnmatchcase(name, pattern)]):
-            near = rename.nearest(pattern, list(tensors))
-            raise ValueError(f"{source} holds no tensor that ignore={pattern!r} matches{near}")
-        ignored.update(matching)
-    if not ignored:
-        return tensors
-    if isinstance(tensors, Checkpoint):
-        return tensors.without(ignored)
-    return {name: x for name, x in tensors.items() if name not in ignored}
-
-
-def _names(expected: Tree, dialect: Dialect) -> dict[str, str]:
-    """Return the foreign name of each leaf that the dialect has one for, by our path."""
-    paths = [path for path, _ in tree.named_leaves(expected)]
-    return {path: name for path in paths if (name := rename.foreign_name(path, dialect))}
-
-
-def _head(path: str) -> str:
-    """Return the head that a path belongs to, "" for the body of the model."""
-    return path.split(".")[1] if path.startswith("heads.") else ""
-
-
-def _owners(name: str, family: Family) -> list[str]:
-    """Return the heads that a foreign name may belong to, where it is ambiguous."""
-    if rename.classify(name, family).kind != "leaf":
-        return []
-    rules = [rule for dialect in family.dialects for rule in dialect.rules]
-    return sorted({_head(rule.ours) for rule in rules if name.endswith(rule.theirs)} - {""})
-
-
-def _report_shared(names: list[str], family: Family, source: str) -> None:
-    """Raise ValueError if a name is unexpected only because it may belong to several heads."""
-    for name in names:
-        if owners := _owners(name, family):
-            usual = next(heads[0] for heads in family.architectures if {*heads} & {*owners})
-            raise ValueError(
-                f"{source}: {name} may belong to {', '.join(owners)}, and config.json names no "
-                f"class that tells which: pass heads=({usual!r},), for example, or leave it out by "
-                f"ignore=({name.rpartition('.')[0] + '.*'!r},)"
-            )
-
-
-def _new_parts(
-    expected: Tree,
-    leaves: dict[str, Tensor],
-    family: Family,
-    key: Tensor | None,
-    source: str,
-) -> dict[str, Tensor]:
-    """Return freshly initialized leaves of the heads that the file lacks, and of what they need."""
-    present = {_head(path) for path in leaves}
-    missing = {
-        name: spec for name, spec in expected.get("heads", {}).items() if name not in present
-    }
-    if not missing:
-        return {}
-    if key is None:
-        raise ValueError(
-            f"{source} has no head {', '.join(missing)}: "
-            "pass key=fnlm.random.key(seed) to initialize it at random"
-        )
-    # Optional parts of the body (BERT's pooler) that these heads need, and the file lacks as well.
-    body = {path.split(".")[0] for path in leaves}
-    parts = {part: expected[part] for part in family.optional if part in {*expected} - body}
-    fresh = describe.initialize({"heads": missing, **parts}, key)
-    dtype = next((x.dtype for x in leaves.values()), torch.float32)
-    return dict(tree.named_leaves(tree.cast(fresh, dtype)))

@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import einops
 from torch import Tensor
 
-from fnlm.params._trainers import COUNTERS, STATES, TRAINING, WRAPPERS
+from fnlm.params._path import head_of
+from fnlm.params._trainers import COUNTERS, STATES, TRAINING, without_wrappers
 from fnlm.tree import Tree, named_leaves
 
 __all__ = [
-    "Dialect", "Family", "Match", "Rule", "account", "classify", "dialect_of", "fit", "for_heads",
-    "foreign_name", "from_foreign", "nearest", "nest", "to_foreign",
-    "untied", "without_absent",
+    "Dialect", "Family", "Match", "Rule", "account", "classify", "dialect_named", "dialect_of",
+    "fit", "for_heads", "foreign_name", "from_foreign", "nearest", "nest", "to_foreign", "untied",
 ]  # fmt: skip
 
 SMALL = 2**14  # elements
@@ -104,9 +104,21 @@ def foreign_name(path: str, dialect: Dialect) -> str | None:
     return None if rule is None else _name_of(rule, number, dialect)
 
 
+def dialect_named(name: str, family: Family) -> Dialect:
+    """Return a dialect in which a family is written.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    written = {dialect.name: dialect for dialect in family.dialects if dialect.file}
+    if name not in written:
+        raise ValueError(f"dialect={name!r} is not one of {', '.join(written)}")
+    return written[name]
+
+
 def dialect_of(names: Iterable[str], family: Family) -> Dialect:
     """Return the dialect that matches most of the names, the first one of equals."""
-    names = [WRAPPERS.sub("", name) for name in names]
+    names = [without_wrappers(name) for name in names]
     return max(
         family.dialects, key=lambda dialect: sum(_match(n, dialect) is not None for n in names)
     )
@@ -130,7 +142,7 @@ def for_heads(family: Family, heads: Iterable[str]) -> Family:
         rules: list[Rule] = []
         for group in by_name.values():
             # Several rules of one foreign name are those of several heads: "classifier.weight".
-            requested = [rule for rule in group if rule.ours.split(".")[1] in heads]
+            requested = [rule for rule in group if head_of(rule.ours) in heads]
             rules += group if len(group) == 1 else requested if len(requested) == 1 else []
         return dialect._replace(rules=tuple(rules))
 
@@ -237,15 +249,6 @@ def fit(
     return result
 
 
-def without_absent(wanted: Tree, found: Iterable[str], family: Family) -> Tree:
-    """Return the spec without optional parts that the file lacks and no head needs."""
-    present = {path.split(".")[0] for path in found}
-    needed = {
-        part for part, needing in family.optional.items() if {*needing} & {*wanted.get("heads", {})}
-    }
-    return {k: v for k, v in wanted.items() if k not in {*family.optional} - present - needed}
-
-
 def classify(name: str, family: Family) -> Match:
     """Return the meaning of a foreign name in any dialect of a family.
 
@@ -324,7 +327,7 @@ def nearest(name: str, names: list[str]) -> str:
 
 
 def _match_any(name: str, family: Family) -> Match | None:
-    short = WRAPPERS.sub("", name)
+    short = without_wrappers(name)
     return next((match for d in family.dialects if (match := _match(short, d))), None)
 
 
@@ -336,7 +339,7 @@ def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 
 def _match(name: str, dialect: Dialect) -> Match | None:
     """Return the meaning of a name without wrappers in one dialect."""
-    short = name.removeprefix(dialect.prefix)
+    short = name.removeprefix(without_wrappers(dialect.prefix))
     if short in dialect.ties:
         return Match("tie", dialect.ties[short])
     if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):

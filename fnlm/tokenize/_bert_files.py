@@ -5,6 +5,7 @@ from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _added, _files, _settings, _whole, wordpiece
 from fnlm.tokenize._bert_words import DEFAULT, PROFILES, SPECIAL, Special
 from fnlm.tokenize.bpe import well_formed
@@ -33,7 +34,7 @@ _BESIDE = (_files.CONFIG, _files.MAP, _files.ADDED)
 
 
 def read(
-    name_or_path: str | Path, lower_case: bool | None, profile: str | None
+    name_or_path: NameOrPath, lower_case: bool | None, profile: str | None
 ) -> tuple[dict[str, int], dict[str, Any]]:
     """Return the vocabulary and the settings: arguments of `bert.Tokenizer` by name.
 

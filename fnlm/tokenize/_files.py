@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fnlm.files import folder, hub
+from fnlm.files.hub import NameOrPath, Source
 from fnlm.tokenize.bpe import well_formed
 
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
@@ -32,7 +33,7 @@ class Found(NamedTuple):
 
 
 def find(
-    name_or_path: str | Path, choices: Sequence[tuple[str, ...]], optional: Sequence[str] = BESIDE
+    name_or_path: NameOrPath, choices: Sequence[tuple[str, ...]], optional: Sequence[str] = BESIDE
 ) -> Found:
     """Find a vocabulary: of several forms in a folder the newest, which comes first in `choices`.
 
@@ -45,7 +46,11 @@ def find(
     beside = {path.name: path for path in paths if path.name in optional}
     chosen = tuple(path for path in paths if path.name not in optional)
     others = []
-    if Path(name_or_path).expanduser().is_dir():
+    if isinstance(name_or_path, Source):
+        directory = name_or_path.directory
+    else:
+        directory = Path(name_or_path).expanduser()
+    if directory is not None and directory.is_dir():
         forms = [tuple(chosen[0].with_name(name) for name in names) for names in choices]
         others = [form for form in forms if form != chosen and all(map(Path.is_file, form))]
     return Found(chosen, beside, others)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _files, _settings, _whole
 from fnlm.tokenize._settings import Row
 from fnlm.tokenize._tokens import arguments
@@ -26,7 +27,7 @@ class Files(NamedTuple):
     add_prefix_space: bool
 
 
-def read(name_or_path: str | Path) -> Files:
+def read(name_or_path: NameOrPath) -> Files:
     """Read the files of a tokenizer.
 
     Raises:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
+from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _files, _settings, _whole
 from fnlm.tokenize._gpt_words import WAYS, Mode
 from fnlm.tokenize._settings import Row
@@ -33,7 +34,7 @@ class Files(NamedTuple):
     unknown: str
 
 
-def read(name_or_path: str | Path) -> Files:
+def read(name_or_path: NameOrPath) -> Files:
     """Read the files of a tokenizer.
 
     Raises:

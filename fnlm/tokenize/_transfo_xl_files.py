@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from fnlm.files import _pickle, folder, hub
 from fnlm.files._pickle import Made, Pairs, Strided
+from fnlm.files.hub import NameOrPath, Source
 from fnlm.tokenize import _files, _settings
 
 CONFIG = "tokenizer_config.json"
@@ -68,7 +69,7 @@ class _Pickled(NamedTuple):
     storage: Callable[[str], bytes]
 
 
-def read_vocabulary(name_or_path: str | Path) -> Vocabulary:
+def read_vocabulary(name_or_path: NameOrPath) -> Vocabulary:
     """Read the symbols and settings of a tokenizer from its files.
 
     Raises:
@@ -76,9 +77,9 @@ def read_vocabulary(name_or_path: str | Path) -> Vocabulary:
         ValueError: a file is not what its name says, or a pickle asks to run code.
     """
     beside: dict[str, Path] = {}
-    path = Path(name_or_path).expanduser()
     others: list[tuple[Path, ...]] = []
-    if path.is_file():
+    if not isinstance(name_or_path, Source) and Path(name_or_path).expanduser().is_file():
+        path = Path(name_or_path).expanduser()
         home = folder.current(path.parent, "tokenizer")
         path = home / path.name if (home / path.name).is_file() else path
         if path.suffix in (".txt", ".bin", ".pkl"):

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _added, _batch, _bert_files, _bert_tables, wordpiece
 from fnlm.tokenize._bert_words import CARE, DEFAULT, PROFILES, SPECIAL, Special
 from fnlm.tokenize._byte_level import Offsets, with_origin
@@ -259,13 +260,14 @@ class Tokenizer:
 
 
 def load(
-    name_or_path: str | Path, lower_case: bool | None = None, profile: str | None = None
+    name_or_path: NameOrPath, lower_case: bool | None = None, profile: str | None = None
 ) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
         name_or_path: a vocabulary file (one token a line, or a tokenizer.json), or a directory that
-            holds one, and perhaps settings beside it; or the name of a model on the hub.
+            holds one, and perhaps settings beside it; or the name of a model on the hub; or a
+            `Source`, whose vocabulary is then read.
         lower_case: whether letters are lower-cased. None: as in the saved settings; or else if no
             token has a capital letter.
         profile: the published tokenizer to follow. None: the saved one, or else "ppb-0.6.2".

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _batch, _files, _gpt_files, _settings, bpe
 from fnlm.tokenize._added import simplest
 from fnlm.tokenize._byte_level import Offsets
@@ -367,13 +368,14 @@ class Tokenizer:
         _files.save(directory, contents)
 
 
-def load(name_or_path: str | Path, mode: Mode | None = None) -> Tokenizer:
+def load(name_or_path: NameOrPath, mode: Mode | None = None) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
         name_or_path: a directory (or the file in it that is meant) that holds tokenizer.json; or
             else vocab.json and merges.txt, or OpenAI's encoder_bpe_40000.json and vocab_40000.bpe;
-            and perhaps lists of added tokens and settings; or the name of a model on the hub.
+            and perhaps lists of added tokens and settings; or the name of a model on the hub; or a
+            `Source`, whose vocabulary is then read.
         mode: "original" or "fallback"; None for the one that was saved, "original" if none was.
 
     Raises:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _batch, _files, _gpt2_files, _settings, bpe
 from fnlm.tokenize._added import simplest
 from fnlm.tokenize._byte_level import (
@@ -318,14 +319,15 @@ class Tokenizer:
         _files.save(directory, contents)
 
 
-def load(name_or_path: str | Path) -> Tokenizer:
+def load(name_or_path: NameOrPath) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
         name_or_path: a directory (or the file in it that is meant) that holds tokenizer.json; or
             else vocab.json and merges.txt, or encoder.json and vocab.bpe (their first names); and
             perhaps lists of added tokens and settings. Or the name of a model inside the package,
-            or of one on the hub, which is asked only when its cache lacks the files.
+            or of one on the hub, which is asked only when its cache lacks the files; or a `Source`,
+            whose vocabulary is then read.
 
     Raises:
         FileNotFoundError: the files are not there; the message says where they were looked for.

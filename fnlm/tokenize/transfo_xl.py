@@ -19,6 +19,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _batch, _files, _transfo_xl_files, bpe, words
 from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._tokens import validate_id
@@ -281,14 +282,14 @@ class Tokenizer:
         _files.save(directory, contents)
 
 
-def load(name_or_path: str | Path, *, lower_case: bool | None = None) -> Tokenizer:
+def load(name_or_path: NameOrPath, *, lower_case: bool | None = None) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
         name_or_path: a directory that `Tokenizer.save` wrote, or one that holds the vocab.bin of
             pytorch-pretrained-BERT; or one of these files; or any text file whose lines begin with
             a symbol, or pickle of a vocabulary or corpus (such as corpus.pkl or cache.pt); or the
-            name of a model on the hub. Pickles are read without running them.
+            name of a model on the hub, or a `Source`. Pickles are read without running them.
         lower_case: whether text is lower-cased; None: as was saved, or else it is not.
 
     Raises:
