@@ -1,7 +1,8 @@
 """The table of families: a new family adds a row, and every property in the tests applies to it."""
 
 import dataclasses
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,7 +22,15 @@ class Family(NamedTuple):
     module: ModuleType
     config: Any  # small and awkward: 3 heads, width 36, unusual eps
     tasks: dict[str, Task]  # every model variant, as a function of params and data
+    golden: Any  # the config of tests/golden/NAME.json: published widths, two layers
     others: tuple[Any, ...] = ()  # configs that have other leaves
+    # Of a causal family: state(params, rows) before the first token, of every kind.
+    starts: Mapping[str, Callable[[Tree, int], Any]] = {}
+    table: str = "embed.token"  # the leaf whose rows are the embeddings of ids 0 to 10
+
+    def takes(self, argument: str) -> bool:
+        """Whether `apply` has an argument of this name."""
+        return argument in inspect.signature(self.module.apply).parameters
 
 
 def _causal(module: ModuleType) -> dict[str, Task]:
@@ -45,6 +54,14 @@ def _causal(module: ModuleType) -> dict[str, Task]:
     return {"hidden_states": hidden, "apply": lm, "double_heads": double}
 
 
+def _caches(module: ModuleType) -> dict[str, Callable[[Tree, int], Any]]:
+    """Make the starts of a family with a key-value cache."""
+    return {
+        "growing": lambda params, rows: None,
+        "fixed": lambda params, rows: module.init_cache(params, rows, params["config"].n_positions),
+    }
+
+
 GPT2 = Family(
     "gpt2",
     gpt2,
@@ -61,6 +78,8 @@ GPT2 = Family(
         resid_pdrop=0.1,
     ),
     _causal(gpt2),
+    golden=gpt2.Config(n_layer=2),
+    starts=_caches(gpt2),
 )
 GPT2 = GPT2._replace(others=(dataclasses.replace(GPT2.config, tie_word_embeddings=False),))
 
@@ -80,8 +99,15 @@ GPT = Family(
         resid_pdrop=0.1,
     ),
     _causal(gpt),
+    golden=gpt.Config(n_layer=2, n_special=3),
+    starts=_caches(gpt),
 )
-GPT = GPT._replace(others=(dataclasses.replace(GPT.config, tie_word_embeddings=False),))
+GPT = GPT._replace(
+    others=(
+        dataclasses.replace(GPT.config, tie_word_embeddings=False),
+        dataclasses.replace(GPT.config, n_special=3),
+    )
+)
 
 
 def _bert(name: str) -> Task:
@@ -132,7 +158,9 @@ BERT = Family(
             )
         },
     },
+    golden=bert.Config(num_hidden_layers=2, num_labels=3),
 )
+BERT = BERT._replace(others=(dataclasses.replace(BERT.config, num_labels=5),))
 
 
 def _xl_hidden(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
@@ -178,12 +206,21 @@ TRANSFO_XL = Family(
         "apply": _xl_segments,
         "negative_log_likelihood": _xl_losses,
     },
+    golden=transfo_xl.Config(n_layer=2),
+    starts={"none": lambda params, rows: None, "blank": transfo_xl.init_mems},
+    table="embed.cluster_0.table",
     others=(dataclasses.replace(XL_CONFIG, untie_r=False, tie_weight=False),),
 )
 
 FAMILIES = (GPT2, GPT, BERT, TRANSFO_XL)
 VARIANTS = [(family, name) for family in FAMILIES for name in family.tasks]
 IDS = [f"{family.name}-{name}" for family, name in VARIANTS]
+
+# The functions that every family has, or every causal one.
+STATES = ("apply", "hidden_states", "layers")
+FUNCTIONS = [(f, name) for f in FAMILIES for name in STATES if hasattr(f.module, name)]
+FUNCTION_IDS = [f"{f.name}-{name}" for f, name in FUNCTIONS]
+CAUSAL = [f for f in FAMILIES if f.starts]
 
 # What a file can hold: a family and heads that one class of `transformers` has.
 FILES = [(f, heads) for f in FAMILIES for heads in f.module.names.FAMILY.architectures]
@@ -212,12 +249,39 @@ def make_batch(
 ) -> tuple[Tensor, Tensor]:
     """Make ids [rows, length] and a mask: rows whole, left-padded and right-padded in turn."""
     generator = torch.Generator().manual_seed(seed)
-    words = getattr(family.config, "n_token", None) or family.config.vocab_size
-    ids = torch.randint(words, (rows, length), generator=generator)
+    ids = torch.randint(vocabulary(family), (rows, length), generator=generator)
     mask = torch.ones(rows, length, dtype=torch.bool)
     mask[1::3, :2] = False
     mask[2::3, -3:] = False
     return ids, mask
+
+
+def vocabulary(family: Family) -> int:
+    """The number of tokens in a family's config."""
+    return getattr(family.config, "n_token", None) or family.config.vocab_size
+
+
+def run(
+    family: Family,
+    params: Tree,
+    ids: Tensor,
+    state: Any = None,
+    mask: Tensor | None = None,
+    *,
+    function: str = "apply",
+) -> tuple[list[Tensor], Any]:
+    """Call a function of any family: its results, and the next state where there is one.
+
+    Token types vary with the ids; a family without masks is given none.
+    """
+    options: dict[str, Any] = {"token_types": ids % 2} if family.takes("token_types") else {}
+    if mask is not None and family.takes("mask"):
+        options["mask"] = mask
+    call = getattr(family.module, function)
+    if family.starts:
+        result, state = call(params, ids, state, **options)
+        return tree.leaves(result), state
+    return tree.leaves(call(params, ids, **options)), None
 
 
 def scalar(outputs: Any) -> Tensor:

@@ -45,8 +45,11 @@ def test_what_is_saved_is_loaded(
 ) -> None:
     params = with_heads(family, heads, dtype)
     for dialect in dialects(family):
-        family.module.save(params, tmp_path / dialect, dialect=dialect)
-        assert_loads(tmp_path / dialect, family, params, dialect)
+        family.module.save(params, place := tmp_path / dialect, dialect=dialect)
+        weights, *others = sorted(os.listdir(place), reverse=True)
+        assert others == ["config.json"]
+        assert_loads(place, family, params, dialect)
+        assert_loads(place / weights, family, params, dialect)
 
 
 # What other programs leave in a folder.
