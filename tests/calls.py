@@ -754,7 +754,7 @@ def symbol_method(name: str, _: Path) -> Example:
 
 
 SYMBOL_TOKENIZING: dict[str, Make] = {
-    "gpt.load": lambda folder: on(symbols.load, gpt_saved(folder), "fallback"),
+    "gpt.load": lambda folder: on(symbols.load, gpt_saved(folder), mode="fallback"),
     "gpt.Tokenizer": lambda _: on(symbols.Tokenizer, dict(SYMBOLS.vocab), [], "fallback", ["<a>"]),
     "gpt.Tokenizer.vocab_size": lambda _: on(lambda t: t.vocab_size, SYMBOLS),
     "gpt.Tokenizer.special": lambda _: on(lambda t: t.special, SYMBOLS),

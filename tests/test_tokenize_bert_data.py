@@ -66,7 +66,7 @@ def pair(vocabulary: str, profile: str) -> tuple[bert.Tokenizer, Tokenize]:
     """Return the tokenizer and what it is to reproduce."""
     path = data_path(f"vocab/bert/bert-base-{vocabulary}-vocab.txt")
     lower = VOCABULARIES[vocabulary]
-    return bert.load(path, lower, profile), references(path, lower)[profile]
+    return bert.load(path, lower_case=lower, profile=profile), references(path, lower)[profile]
 
 
 @pytest.mark.parametrize("collection", COLLECTIONS)

@@ -55,7 +55,8 @@ def test_vocabulary_and_settings_come_back(settings: dict[str, Any], tmp_path: P
     assert again.encode_batch(TEXTS) == tokenizer.encode_batch(TEXTS)
     assert pickle.loads(pickle.dumps(tokenizer)) == tokenizer
     assert bert.load(tmp_path / "new" / "folder" / "vocab.txt") == tokenizer
-    other = bert.load(tmp_path / "new" / "folder", not tokenizer.lower_case, "transformers")
+    lower_case = not tokenizer.lower_case
+    other = bert.load(tmp_path / "new" / "folder", lower_case=lower_case, profile="transformers")
     assert (other.lower_case, other.profile) == (not tokenizer.lower_case, "transformers")
 
 
@@ -113,7 +114,7 @@ def test_the_case_is_the_saved_one_or_told_by_the_tokens(
     (tmp_path / name).mkdir()
     folder = write(tmp_path / name, "\n".join([*SPECIAL, *tokens]), **config)
     assert bert.load(folder).lower_case == lower
-    assert bert.load(folder, not lower).lower_case == (not lower)
+    assert bert.load(folder, lower_case=not lower).lower_case == (not lower)
     assert bert.load(folder).profile == "ppb-0.6.2"
     assert bert.load(folder).vocab_size == len(SPECIAL) + len(tokens)
     file = folder / f"{name}-vocab.txt"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import vocabularies
 from conftest import data_path
-from vocabularies import KINDS, write
+from vocabularies import KINDS, TOKENIZERS, write
 
 from fnlm.tokenize import _files, bert, gpt, gpt2, transfo_xl
 from fnlm.tokenize._bert_words import PROFILES, Special
@@ -23,18 +23,8 @@ from fnlm.tokenize.added import Added
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 families = pytest.mark.parametrize("family", sorted(KINDS))
 Load = Callable[..., Any]
-LOADS: dict[str, Load] = {
-    "bert": bert.load,
-    "gpt": gpt.load,
-    "gpt2": gpt2.load,
-    "transfo_xl": transfo_xl.load,
-}
-MAKES: dict[str, Callable[..., Any]] = {
-    "bert": vocabularies.bert_small,
-    "gpt": vocabularies.gpt_small,
-    "gpt2": vocabularies.gpt2_small,
-    "transfo_xl": vocabularies.xl_small,
-}
+LOADS: dict[str, Load] = {name: module.load for name, (module, _) in TOKENIZERS.items()}
+MAKES = {name: make for name, (_, make) in TOKENIZERS.items()}
 
 
 # Which file of a folder is read.

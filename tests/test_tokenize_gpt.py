@@ -47,7 +47,7 @@ each_mode = pytest.mark.parametrize("mode", MODES)
 
 @lru_cache
 def published(mode: Mode) -> gpt.Tokenizer:
-    return gpt.load(data_path("vocab/openai-gpt"), mode)
+    return gpt.load(data_path("vocab/openai-gpt"), mode=mode)
 
 
 @pytest.fixture(scope="module")

@@ -367,7 +367,7 @@ class Tokenizer:
         _files.save(directory, contents)
 
 
-def load(name_or_path: str | Path, mode: Mode | None = None) -> Tokenizer:
+def load(name_or_path: str | Path, *, mode: Mode | None = None) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
