@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "finetune": {"random", "tree", "files", "train"},
     "tokenize": {"files"},
     "tasks": _TASKS,
+    "protocols": {"tree", "layers", "params"},
     "checkpoints": _FAMILY | {"bert", "gpt", "gpt2", "transfo_xl"},
     "pipeline": {"tree", "params", "checkpoints"},
     "cli": _TASKS | {"random", "generate", "train", "checkpoints", "pipeline", "files"},

@@ -119,6 +119,8 @@ def public() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for owner, names in api.homes().items():
         for name, value in names:
+            if getattr(value, "_is_protocol", False):
+                continue  # its methods are those of others
             if inspect.isclass(value):
                 found |= {f"{owner}.{name}.{method}": fn for method, fn in methods(value)}
             else:
