@@ -140,8 +140,10 @@ def test_a_tensorflow_file_with_adam_slots_equals_the_peers(library: str) -> Non
 
 
 @pytest.mark.parametrize(("name", "heads"), ARCHITECTURES)
-def test_the_ancestors_form_comes_back(name: str, heads: tuple[str, ...], tmp_path: Path) -> None:
-    """Ours is read by the ancestor, name by name; its state dict, and an older one, by us."""
+def test_the_form_of_pytorch_pretrained_bert_comes_back(
+    name: str, heads: tuple[str, ...], tmp_path: Path
+) -> None:
+    """pytorch-pretrained-bert reads ours, name by name; we its state dict, and an older one."""
     params = make(heads)
     bert.save(params, tmp_path, dialect="pytorch-pretrained-bert")
     same(bert.load(tmp_path), params)
@@ -276,6 +278,6 @@ def test_defaults_are_those_of_the_peers() -> None:
         name: value for name, value in ours.items() if name in theirs
     }
     assert set(ours) - set(theirs) == {"num_labels"}
-    ancestor = ppb().BertConfig(30522).to_dict()
-    assert set(ancestor) - set(ours) == set()
-    assert {name: ours[name] for name in ancestor} == ancestor
+    published = ppb().BertConfig(30522).to_dict()
+    assert set(published) - set(ours) == set()
+    assert {name: ours[name] for name in published} == published
