@@ -449,7 +449,7 @@ def test_donated_parameters_that_are_views_keep_their_neighbours() -> None:
 
 
 def test_zero_rate_moves_nothing() -> None:
-    """The first step of a warm-up, in both implementations: neither the update nor the decay acts."""
+    """The first step of a warm-up: neither the update nor the decay acts, pure or fused."""
     for make in (bert_adam, adamw):
         optimizer = make(0.0, weight_decay=0.5)
         for donate in (False, True):
