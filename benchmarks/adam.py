@@ -11,17 +11,14 @@ at the memory bandwidth of this machine as `a.add_(b)` on large tensors reaches 
 """
 
 import argparse
-import os
-import platform
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
+from _harness import Times, bytes_per_second, environment, judge, ratios, row, take_turns
 from torch import Tensor
 
 from fnlm.train import bert_adam, except_bias_and_norm
@@ -109,18 +106,6 @@ def torchopt_step() -> Contender | None:
     return Contender(step, lambda: None)
 
 
-def seconds(step: Step) -> float:
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
-
-
-def bytes_per_second() -> float:
-    """Measure the memory bandwidth of two reads and a write of what fits no cache."""
-    a, b = torch.zeros(60_000_000), torch.ones(60_000_000)
-    return 3 * a.nbytes / min(seconds(lambda: a.add_(b)) for _ in range(9))
-
-
 def make_contenders() -> dict[str, Contender]:
     contenders = {
         PEER: torch_step(fused=True),
@@ -132,45 +117,33 @@ def make_contenders() -> dict[str, Contender]:
     return contenders | ({"torchopt adamw, pure": torchopt} if torchopt else {})
 
 
-def take_turns(rounds: int, slow_rounds: int) -> dict[str, list[float]]:
+def measure(rounds: int, slow_rounds: int) -> Times:
     """Seconds of each step; two rounds to warm up are left out."""
     contenders = make_contenders()
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 2):
-        for name, contender in contenders.items():
-            if name in (PEER, OURS) or turn < slow_rounds + 2:
-                contender.prepare()
-                took = seconds(contender.step)
-                taken[name] += [took] if turn > 1 else []
-    return taken
+    return take_turns(
+        {name: contender.step for name, contender in contenders.items()},
+        rounds,
+        warm_up=2,
+        prepare={name: contender.prepare for name, contender in contenders.items()},
+        few={name: slow_rounds for name in contenders if name not in (PEER, OURS)},
+    )
 
 
-def report(taken: dict[str, list[float]]) -> float:
+def report(taken: Times) -> bool:
     numbers = sum(p.numel() for p in make_params().values())
     print(
-        f"python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, {numbers / 1e6:.0f} million parameters in float32, "
+        f"{environment()}, {numbers / 1e6:.0f} million parameters in float32, "
         f"{len(taken[OURS])} rounds"
     )
     for name, times in taken.items():
-        print(
-            f"{name:24} median {1e3 * statistics.median(times):6.0f} ms "
-            f"({1e3 * min(times):.0f} to {1e3 * max(times):.0f})"
-        )
+        print(row(name, times))
     bandwidth = bytes_per_second()
     limit = 4e3 * numbers / bandwidth
     print(
-        f"physical limit           {7 * limit:6.0f} ms at {bandwidth / 1e9:.0f} GB/s, "
+        f"physical limit {7 * limit:.0f} ms at {bandwidth / 1e9:.0f} GB/s, "
         f"{8 * limit:.0f} ms with clipping"
     )
-    ratios = [a / b for a, b in zip(taken[OURS], taken[PEER], strict=True)]
-    ratio = statistics.median(ratios)
-    print(
-        f"ratio donated / fused: median {ratio:.2f} ({min(ratios):.2f} to {max(ratios):.2f}), "
-        f"of the fastest {min(taken[OURS]) / min(taken[PEER]):.2f}; "
-        f"bar: at most {BAR}: {'met' if ratio <= BAR else 'MISSED'}"
-    )
-    return ratio
+    return judge("donated / fused", ratios(taken[OURS], taken[PEER]), BAR, at_most=True)
 
 
 def main() -> int:
@@ -178,7 +151,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--slow-rounds", type=int, default=3, help="of all but the claimed two")
     args = parser.parse_args()
-    return report(take_turns(args.rounds, args.slow_rounds)) > BAR
+    return not report(measure(args.rounds, args.slow_rounds))
 
 
 if __name__ == "__main__":

@@ -20,21 +20,17 @@ made of torch's operations could reach at the very most.
 import argparse
 import math
 import multiprocessing
-import os
-import platform
-import random
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 import transformers
+from _harness import Times, environment, judge, quartiles, ratios, row, seconds, take_turns
 from torch import Tensor
 
-import fnlm
 from fnlm import bert, transforms
 from fnlm.params import io
 from fnlm.params.names.bert import FAMILY
@@ -46,7 +42,6 @@ PEER_GRADIENT, OURS_GRADIENT = "transformers, gradients", "fnlm, gradients"
 FUNC_GRADIENT, LIMIT_GRADIENT = "fnlm, torch.func", "products, gradients"
 KERNELS = "bare kernels, gradients"
 Call = Callable[[], Tensor]
-Times = dict[str, list[float]]
 
 
 def number(hidden: Tensor, pooled: Tensor) -> Tensor:
@@ -147,12 +142,16 @@ def serve(pipe: Connection, name: str, sizes: list[int]) -> None:
     call()
     pipe.send(float(call()))
     for _ in iter(pipe.recv, None):
-        start = time.perf_counter()
-        call()
-        pipe.send(time.perf_counter() - start)
+        pipe.send(seconds(call))
 
 
-def take_turns(names: list[str], sizes: list[int], rounds: int) -> Times:
+def ask(pipe: Connection) -> float:
+    """Return the seconds of a call in the process at the other end."""
+    pipe.send(True)
+    return float(pipe.recv())
+
+
+def start_all(names: list[str], sizes: list[int], rounds: int) -> Times:
     """Start the contenders, and return the seconds of each call."""
     spawn = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
@@ -162,40 +161,29 @@ def take_turns(names: list[str], sizes: list[int], rounds: int) -> Times:
     made = [found for pipe in pipes.values() if not math.isnan(found := pipe.recv())]
     if not all(math.isclose(found, made[0], rel_tol=1e-5) for found in made):
         raise ValueError(f"the contenders compute different numbers: {made}")
-    taken: Times = {name: [] for name in names}
-    for _ in range(rounds):
-        for name in random.sample(names, len(names)):
-            pipes[name].send(True)
-            taken[name].append(pipes[name].recv())
+    taken = take_turns(pipes, rounds, warm_up=0, timer=ask, order="random")
     for pipe in pipes.values():
         pipe.send(None)
     return taken
 
 
 def start_again(names: list[str], sizes: list[int], starts: int, rounds: int) -> Times:
-    every = [take_turns(names, sizes, rounds) for _ in range(starts)]
+    every = [start_all(names, sizes, rounds) for _ in range(starts)]
     return {name: [took for taken in every for took in taken[name]] for name in names}
 
 
 def compare(taken: Times, peer: str, ours: str, bar: float | None = None) -> bool:
-    ratios = [a / b for a, b in zip(taken[peer], taken[ours], strict=True)]
-    low, ratio, high = statistics.quantiles(ratios, n=4)
-    verdict = "" if bar is None else f"; bar: {bar}: {'met' if ratio >= bar else 'MISSED'}"
-    print(
-        f"{ours}: {ratio:.3f} times the peer's speed (quartiles {low:.3f} to {high:.3f}), of the "
-        f"fastest {min(taken[peer]) / min(taken[ours]):.3f}{verdict}"
-    )
-    return bar is not None and ratio >= bar
+    found = ratios(taken[peer], taken[ours])
+    if bar is None:
+        print(f"{ours} / the peer's speed: median {quartiles(found)}")
+        return False
+    return judge(f"{ours} / the peer's speed", found, bar)
 
 
 def show(taken: Times, limit: str) -> None:
     for name, times in taken.items():
-        shares = [a / b for a, b in zip(taken[limit], times, strict=True)]
-        print(
-            f"{name:24} median {1e3 * statistics.median(times):7.0f} ms "
-            f"({1e3 * min(times):.0f} to {1e3 * max(times):.0f}), "
-            f"{statistics.median(shares):.3f} of the limit"
-        )
+        share = statistics.median(ratios(taken[limit], times))
+        print(row(name, times, note=f", {share:.3f} of the limit"))
 
 
 def main() -> int:
@@ -207,9 +195,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=12)
     args = parser.parse_args()
     print(
-        f"python {platform.python_version()}, torch {torch.__version__}, transformers "
-        f"{transformers.__version__}, fnlm {fnlm.__version__}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, float32 [{args.rows}, {args.length}], "
+        f"{environment('transformers')}, float32 [{args.rows}, {args.length}], "
         f"{args.starts} starts of {args.rounds} rounds"
     )
     sizes, turns = [args.rows, args.length, args.layers], (args.starts, args.rounds)

@@ -105,7 +105,7 @@ def weights() -> Path:
 
 
 def read(task: str, data: Path) -> Work:
-    tokenizer = tokenize.load(weights(), True)
+    tokenizer = tokenize.load(weights(), lower_case=True)
     if task == "SQuAD":
         taught = squad.read(data / "squad/train-v1.1-12articles.json.gz", training=True)
         asked = squad.read(data / "squad/dev-v1.1-mini.json")

@@ -17,11 +17,11 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import torch
+from _harness import environment, judge, ratios, seconds, take_turns
 from torch import Tensor
 
 from fnlm import gpt2, random, tree
@@ -29,6 +29,7 @@ from fnlm.generate import stream
 from fnlm.params.layout import for_decoding
 
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Paces = dict[str, list[tuple[float, float]]]
 BARS = {"float32": 1.15, "bfloat16": 2.0}
 
 
@@ -46,12 +47,6 @@ class Clock:
 
     def end(self) -> None:
         """Take the end of the text."""
-
-
-def seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def bandwidth(repeats: int = 9) -> float:
@@ -94,29 +89,27 @@ def theirs(peer: Any, ids: Tensor, new: int) -> Clock:
     return clock
 
 
-def measure(params: Any, peer: Any, ids: Tensor, tokens: int, rounds: int) -> list[list[float]]:
-    """For each round: seconds a token and seconds of the prompt, of each side in turn."""
-    table = []
-    for _ in range(rounds):
-        row: list[float] = []
-        for clock in (ours(params, ids, tokens), theirs(peer, ids, tokens)):
-            between = [b - a for a, b in pairwise(clock.times)]
-            row += [statistics.median(between[1:]), between[0]]
-        table.append(row)
-    return table
+def paces(clock: Clock) -> tuple[float, float]:
+    """Return the seconds of a token, and of the prompt."""
+    between = [b - a for a, b in pairwise(clock.times)]
+    return statistics.median(between[1:]), between[0]
 
 
-def report(name: str, context: int, table: list[list[float]], limit: float) -> None:
-    ratios = sorted(slow / fast for fast, _, slow, _ in table)
-    fast, prompt, slow, peer_prompt = (statistics.median(c) for c in zip(*table, strict=True))
-    verdict = "meets" if statistics.median(ratios) >= BARS[name] else "MISSES"
-    print(
-        f"{name} context {context}: {statistics.median(ratios):.2f}x transformers "
-        f"(from {ratios[0]:.2f} to {ratios[-1]:.2f}), {verdict} the bar of {BARS[name]}x\n"
-        f"  fnlm {1 / fast:.1f} tokens/s, transformers {1 / slow:.1f}, "
-        f"limit of memory {limit:.1f}; prompt {prompt:.2f} s, transformers {peer_prompt:.2f} s",
-        flush=True,
-    )
+def measure(params: Any, peer: Any, ids: Tensor, tokens: int, rounds: int) -> Paces:
+    calls = {
+        "fnlm": lambda: ours(params, ids, tokens),
+        "transformers": lambda: theirs(peer, ids, tokens),
+    }
+    return take_turns(calls, rounds, warm_up=0, timer=lambda call: paces(call()))
+
+
+def report(name: str, context: int, taken: Paces, limit: float) -> None:
+    for side, found in taken.items():
+        token, prompt = (statistics.median(column) for column in zip(*found, strict=True))
+        print(f"  {side:12} {1 / token:.1f} tokens/s, prompt {prompt:.2f} s")
+    print(f"  limit of memory {limit:.1f} tokens/s")
+    slow, fast = ([token for token, _ in taken[side]] for side in ("transformers", "fnlm"))
+    judge(f"{name} context {context}: speed / transformers'", ratios(slow, fast), BARS[name])
 
 
 def main() -> None:
@@ -129,12 +122,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", choices=TYPES, default=[*TYPES])
     args = parser.parse_args()
 
-    import transformers
-
-    print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, "
-        f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
-    )
+    print(f"{environment('transformers')}, {torch.backends.cpu.get_cpu_capability()}")
     rate = bandwidth()
     print(f"memory is read at {rate / 1e9:.1f} GB/s")
     params = gpt2.init(gpt2.Config(), random.key(0))
@@ -147,8 +135,8 @@ def main() -> None:
             if name == "float32":
                 same = ours(laid, ids, 6).tokens == theirs(peer, ids, 6).tokens
                 assert same, "both must decode the same text"
-            table = measure(laid, peer, ids, args.tokens, args.rounds)
-            report(name, context, table, rate / size)
+            taken = measure(laid, peer, ids, args.tokens, args.rounds)
+            report(name, context, taken, rate / size)
 
 
 if __name__ == "__main__":

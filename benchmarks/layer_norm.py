@@ -8,21 +8,17 @@ ratios of neighbours. Shapes: one block of BERT base, and a whole small BERT of 
 """
 
 import argparse
-import os
-import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
+from _harness import Call, environment, quartiles, ratios, seconds, take_turns
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
-import fnlm
 from fnlm import bert, random, transforms, tree
 from fnlm.layers.norm import layer_norm
 
@@ -35,7 +31,6 @@ SHAPES: dict[str, dict[str, Any]] = {
         "intermediate_size": 512,
     },
 }  # fmt: skip
-Call = Callable[[], object]
 
 
 def kernel(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
@@ -71,23 +66,15 @@ def calls(shape: dict[str, Any]) -> dict[str, tuple[Call, bool]]:
     }
 
 
-def seconds(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def ratios(call: Call, rounds: int) -> list[float]:
+def compare(call: Call, rounds: int) -> list[float]:
     """Time ours and the kernel in turns, and in both orders."""
-    found = []
-    for turn in range(rounds + 1):
-        times = {}
-        for ours in (True, False)[:: 1 if turn % 2 else -1]:
-            one = layer_norm if ours else kernel
-            with mock.patch.object(bert, "layer_norm", one):
-                times[ours] = seconds(call)
-        found += [times[True] / times[False]] if turn else []
-    return found
+
+    def timer(norm: Any) -> float:
+        with mock.patch.object(bert, "layer_norm", norm):
+            return seconds(call)
+
+    taken = take_turns({"ours": layer_norm, "kernel": kernel}, rounds, timer=timer, order="both")
+    return ratios(taken["ours"], taken["kernel"])
 
 
 def main() -> int:
@@ -95,18 +82,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=60)
     rounds = parser.parse_args().rounds
     print(
-        f"python {platform.python_version()}, torch {torch.__version__}, fnlm {fnlm.__version__}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, float32 [{ROWS}, {TOKENS}], "
-        f"{rounds} rounds; time with layer_norm / with F.layer_norm"
+        f"{environment()}, float32 [{ROWS}, {TOKENS}], {rounds} rounds; "
+        "time with layer_norm / with F.layer_norm"
     )
     met = True
     for name, shape in SHAPES.items():
         print(name)
         for what, (call, barred) in calls(shape).items():
-            low, ratio, high = statistics.quantiles(ratios(call, rounds), n=4)
-            met &= ratio <= BAR or not barred
+            found = compare(call, rounds)
+            met &= statistics.median(found) <= BAR or not barred
             note = "" if barred else ", no bar: levels meet"
-            print(f"  {what:16} {ratio:.3f} (quartiles {low:.3f} to {high:.3f}){note}", flush=True)
+            print(f"  {what:20} {quartiles(found)}{note}", flush=True)
     print(f"bar: at most {BAR} where one level differentiates: {'met' if met else 'MISSED'}")
     return not met
 

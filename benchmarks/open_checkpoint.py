@@ -12,23 +12,21 @@ Physical limit: reading the header alone.
 import argparse
 import json
 import os
-import platform
 import statistics
 import struct
 import subprocess
 import sys
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
-from functools import lru_cache
-from importlib import import_module, metadata
+from functools import lru_cache, partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from _harness import Times, environment, ratios, row, take_turns
 
-import fnlm
 from fnlm import gpt2, random, tree
 
 BAR_SECONDS = 0.1
@@ -78,23 +76,10 @@ OPENERS: dict[str, Opener] = {
 }
 
 
-def seconds(call: Opener, directory: Path) -> float:
-    start = time.perf_counter()
-    result = call(directory)
-    took = time.perf_counter() - start
-    del result  # freeing it is not timed
-    return took
-
-
-def take_turns(directory: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each opening; a round to warm up is left out."""
+def measure(directory: Path, rounds: int) -> Times:
+    """Seconds of each opening."""
     calls = OPENERS | {"the header alone": read_header}
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            took = seconds(call, directory)
-            taken[name] += [took] if turn else []
-    return taken
+    return take_turns({name: partial(call, directory) for name, call in calls.items()}, rounds)
 
 
 def resident() -> float:
@@ -126,19 +111,11 @@ def growth_elsewhere(name: str, directory: Path) -> list[float]:
 
 def report(directory: Path, rounds: int) -> bool:
     size = (directory / "model.safetensors").stat().st_size
-    print(
-        f"python {platform.python_version()}, torch {torch.__version__}, fnlm {fnlm.__version__}, "
-        f"safetensors {metadata.version('safetensors')}, transformers {transformers().__version__},"
-        f" {os.cpu_count()} cores, {torch.get_num_threads()} threads, {size / 1e6:.0f} MB, "
-        f"{rounds} rounds"
-    )
-    taken = take_turns(directory, rounds)
+    print(f"{environment('safetensors', 'transformers')}, {size / 1e6:.0f} MB, {rounds} rounds")
+    taken = measure(directory, rounds)
     for name, times in taken.items():
-        ratio = statistics.median(a / b for a, b in zip(times, taken[OURS], strict=True))
-        print(
-            f"{name:22} median {1e3 * statistics.median(times):8.1f} ms "
-            f"({1e3 * min(times):.1f} to {1e3 * max(times):.1f}), {ratio:.2f} of fnlm's"
-        )
+        ratio = statistics.median(ratios(times, taken[OURS]))
+        print(row(name, times, note=f", {ratio:.2f} of fnlm's"))
     for name in OPENERS:
         opened, one, everything = growth_elsewhere(name, directory)
         print(

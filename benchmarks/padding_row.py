@@ -59,7 +59,7 @@ OUT = -1e4  # the logit of what is left out of a softmax
 
 def read(data: Path) -> Work:
     """Read the training questions of `finetune_minilm.py`; of the dev set, its and some more."""
-    tokenizer = tokenize.load(weights(), True)
+    tokenizer = tokenize.load(weights(), lower_case=True)
     taught = squad.read(data / "squad/train-v1.1-12articles.json.gz", training=True)
     few = squad.read(data / "squad/dev-v1.1-mini.json")
     names = {example.id for example in few}

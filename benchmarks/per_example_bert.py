@@ -12,11 +12,7 @@ whose scores use the table of the embeddings a second time.
 """
 
 import argparse
-import os
-import platform
-import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -24,10 +20,10 @@ from typing import Any
 import opacus
 import torch
 import transformers
+from _harness import Call, Times, environment, judge, ratios, row, take_turns
 from torch import Tensor
 from torch.func import vmap
 
-import fnlm
 from fnlm import bert, random, transforms
 from fnlm.params import io, rename
 from fnlm.params.names.bert import FAMILY
@@ -103,28 +99,20 @@ def difference(head: str, batch: Batch, *, positions: bool) -> str:
     return f"at most {rest:.0e} apart" + "".join(f", {name} of another shape" for name in wrong)
 
 
-def take_turns(batch: Batch, layers: int, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender; a first round is left out."""
+def measure(batch: Batch, layers: int, rounds: int) -> Times:
+    """Seconds of each contender."""
     module, params = make_models(CLASSIFY, layers, 0.1)
     loss, keys = loss_of(CLASSIFY), random.split(random.key(0), len(batch[0]))
 
     def example(params: Tree, *given: Tensor) -> Tensor:
         return loss(params, *given[:-1], key=given[-1])
 
-    contenders: dict[str, Callable[[], object]] = {
+    contenders: dict[str, Call] = {
         PEER: lambda: theirs(module, batch),
         OURS: lambda: per_example_grads(example, params, *batch, keys),
         "fnlm, the batch": lambda: transforms.grad(example)(params, *batch, keys),
     }
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name, call in contenders.items():
-            start = time.perf_counter()
-            result = call()
-            took = time.perf_counter() - start
-            del result
-            taken[name] += [took] if turn else []
-    return taken
+    return take_turns(contenders, rounds)
 
 
 def main() -> int:
@@ -135,27 +123,19 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=6)
     args = parser.parse_args()
     print(
-        f"python {platform.python_version()}, torch {torch.__version__}, opacus "
-        f"{opacus.__version__}, transformers {transformers.__version__}, fnlm {fnlm.__version__}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {args.rows} rows of "
-        f"{args.length} tokens, {args.layers} layers, {args.rounds} rounds"
+        f"{environment('opacus', 'transformers')}, {args.rows} rows of {args.length} tokens, "
+        f"{args.layers} layers, {args.rounds} rounds"
     )
     batch = make_batch(CLASSIFY, args.rows, args.length)
     print("classes:", difference(CLASSIFY, batch, positions=True))
     print("classes, no position ids:", difference(CLASSIFY, batch, positions=False))
     words = make_batch(MASKED_LM, 2, 9)
     print("masked LM:", difference(MASKED_LM, words, positions=True))
-    taken = take_turns(batch, args.layers, args.rounds)
+    taken = measure(batch, args.layers, args.rounds)
     for name, times in taken.items():
-        print(f"{name:16} median {statistics.median(times):6.2f} s "
-              f"({min(times):.2f} to {max(times):.2f})")  # fmt: skip
-    ratios = [a / b for a, b in zip(taken[PEER], taken[OURS], strict=True)]
-    low, ratio, high = statistics.quantiles(ratios, n=4)
-    print(
-        f"fnlm: {ratio:.2f} times the speed of opacus (quartiles {low:.2f} to {high:.2f}); bar: at "
-        f"least {BAR}: {'met' if ratio >= BAR else 'MISSED'}"
-    )
-    return ratio < BAR
+        print(row(name, times, "s"))
+    found = ratios(taken[PEER], taken[OURS])
+    return not judge("times the speed of opacus", found, BAR)
 
 
 if __name__ == "__main__":

@@ -16,16 +16,14 @@ needs three buffers of B times its size at once, and fresh memory can cost more 
 
 import argparse
 import math
-import os
-import platform
 import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from _harness import Call, environment, judge, quartiles, ratios, take_turns
 from torch import Tensor
 from torch.func import grad
 
@@ -45,12 +43,12 @@ class Took(NamedTuple):
     processor: float
 
 
-def measure(fn: Callable[[], object]) -> Took:
+def took(fn: Call) -> Took:
     clock, processor = time.perf_counter(), time.process_time()
     result = fn()
-    took = Took(time.perf_counter() - clock, time.process_time() - processor)
+    spent = Took(time.perf_counter() - clock, time.process_time() - processor)
     del result  # not timed
-    return took
+    return spent
 
 
 def loss(params: Tree, ids: Tensor) -> Tensor:
@@ -63,45 +61,31 @@ def peak_gigabytes() -> float:
 
 def summary(times: list[Took]) -> str:
     clock, processor = ([t[i] for t in times] for i in range(2))
-    return (
-        f"median {statistics.median(clock):6.2f} s ({min(clock):.2f} to {max(clock):.2f}), "
-        f"processor {statistics.median(processor):6.2f} s"
-    )
+    return f"median {quartiles(clock)} s, processor {statistics.median(processor):.3g} s"
 
 
-def take_turns(
-    config: gpt2.Config, rows: int, rounds: int, chunk_size: int
-) -> dict[str, list[Took]]:
-    """Seconds of each contender; a first round is left out."""
+def measure(config: gpt2.Config, rows: int, rounds: int, chunk_size: int) -> dict[str, list[Took]]:
+    """Seconds of each contender."""
     params = gpt2.init(config, random.key(0))
     ids = (random.uniform(random.key(1), (rows, 128)) * config.vocab_size).long()
-    contenders: dict[str, Callable[[], object]] = {
+    contenders: dict[str, Call] = {
         PEER: lambda: grad(loss)(params, ids),
         OURS: lambda: per_example_grads(loss, params, ids, chunk_size=chunk_size),
         "per-example, all at once": lambda: per_example_grads(loss, params, ids),
         "fresh memory for them": lambda: tree.map(lambda p: torch.ones(rows, *p.shape), params),
     }
-    taken: dict[str, list[Took]] = {name: [] for name in contenders}
-    for turn in range(rounds + 1):
-        for name, fn in contenders.items():
-            took = measure(fn)
-            taken[name] += [took] if turn else []
-    return taken
+    return take_turns(contenders, rounds, timer=took)
 
 
-def report(taken: dict[str, list[Took]]) -> float:
+def report(taken: dict[str, list[Took]]) -> bool:
     for name, times in taken.items():
-        print(f"{name:24} {summary(times)}")
+        print(f"{name:26} {summary(times)}")
     print(f"peak memory of the process {peak_gigabytes():.1f} GB")
-    pairs = list(zip(taken[OURS], taken[PEER], strict=True))
-    by_clock = [own.clock / batch.clock for own, batch in pairs]
-    by_processor = statistics.median(own.processor / batch.processor for own, batch in pairs)
-    ratio = statistics.median(by_clock)
-    print(
-        f"ratio: median {ratio:.2f} ({min(by_clock):.2f} to {max(by_clock):.2f}), of processor "
-        f"time {by_processor:.2f}; bar: at most {BAR}: {'met' if ratio <= BAR else 'MISSED'}"
+    clock, processor = (
+        ratios((t[i] for t in taken[OURS]), (t[i] for t in taken[PEER])) for i in range(2)
     )
-    return ratio
+    print(f"per-example / batch, of processor time: median {quartiles(processor)}")
+    return judge("per-example / batch", clock, BAR, at_most=True)
 
 
 def main() -> int:
@@ -116,13 +100,12 @@ def main() -> int:
     )
     count = sum(math.prod(leaf.shape) for leaf in tree.leaves(gpt2.spec(config)))
     print(
-        f"python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, {count / 1e6:.1f} million parameters, "
+        f"{environment()}, {count / 1e6:.1f} million parameters, "
         f"vocabulary {config.vocab_size}, {args.rows} rows of 128 tokens, "
         f"{args.chunk_size} at a time, {args.rounds} rounds; "
         f"per-example gradients are {4e-9 * args.rows * count:.2f} GB"
     )
-    return report(take_turns(config, args.rows, args.rounds, args.chunk_size)) > BAR
+    return not report(measure(config, args.rows, args.rounds, args.chunk_size))
 
 
 if __name__ == "__main__":

@@ -19,16 +19,19 @@ import statistics
 import time
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from _harness import judge, quartiles, ratios, seconds, take_turns
 
 from fnlm.tasks import squad
 from fnlm.tokenize import bert
 
 BAR = 2.0
+COLD, PEER = "fnlm cold", "pytorch-pretrained-bert"
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
@@ -122,24 +125,6 @@ def agree(ours: squad.Features, theirs: list[Window]) -> bool:
     )
 
 
-def timed(function: Any, *args: Any, **kwargs: Any) -> tuple[float, Any]:
-    """Return the seconds of processor time that a call took, and its value."""
-    start = time.process_time()
-    value = function(*args, **kwargs)
-    return time.process_time() - start, value
-
-
-def report(name: str, seconds: list[float], peer: list[float]) -> float:
-    """Print the median time and the ratio of neighbours; return the median ratio."""
-    ratios = [theirs / ours for ours, theirs in zip(seconds, peer, strict=True)]
-    ratio = statistics.median(ratios)
-    print(
-        f"{name:26} {statistics.median(seconds):6.2f} s"
-        + (f", {ratio:.1f}x as fast ({min(ratios):.1f} to {max(ratios):.1f})" * (ratio != 1))
-    )
-    return ratio
-
-
 def encode_once(examples: Sequence[squad.Example], tokenizer: bert.Tokenizer) -> None:
     for context in dict.fromkeys(example.context for example in examples):
         tokenizer.encode_with_offsets(context)
@@ -163,21 +148,31 @@ def main() -> None:
     names = ("pytorch-pretrained-bert", "numpy")
     print(f"Python {platform.python_version()},", *(f"{n} {metadata.version(n)}," for n in names))
     print(f"1 thread, {os.cpu_count()} processors; {flags.file.name}, {len(examples)} questions")
-    cold, warm, baseline, limit = [], [], [], []
-    for _ in range(flags.rounds):
-        tokenizer = bert.load(flags.vocab, lower_case=True)
-        seconds, ours = timed(squad.features, examples, tokenizer)
-        cold.append(seconds)
-        seconds, theirs = timed(convert, examples, peer, 384, 128, 64)
-        baseline.append(seconds)
-        warm.append(timed(squad.features, examples, tokenizer)[0])
-        limit.append(timed(encode_once, examples, tokenizer)[0])
-    print(f"rows agree: {agree(ours, theirs)} ({len(theirs)} windows)")
-    report("pytorch-pretrained-bert", baseline, baseline)
-    ratio = report("fnlm cold", cold, baseline)
-    report("fnlm warm", warm, baseline)
-    report("physical limit", limit, baseline)
-    print(f"at least {BAR:g} times as fast: {'yes' if ratio >= BAR else 'NO'}")
+    made: dict[str, Any] = {}  # the tokenizer of a round, and what both sides made
+
+    def load() -> None:
+        made["tokenizer"] = bert.load(flags.vocab, lower_case=True)
+
+    def ours() -> None:
+        made["ours"] = squad.features(examples, made["tokenizer"])
+
+    def theirs() -> None:
+        made["theirs"] = convert(examples, peer, 384, 128, 64)
+
+    taken = take_turns(
+        {COLD: ours, PEER: theirs, "fnlm warm": ours, "physical limit": lambda: encode_once(
+            examples, made["tokenizer"]
+        )},
+        flags.rounds,
+        warm_up=0,
+        timer=partial(seconds, clock=time.process_time),
+        prepare={COLD: load},
+    )  # fmt: skip
+    print(f"rows agree: {agree(made['ours'], made['theirs'])} ({len(made['theirs'])} windows)")
+    for name, times in taken.items():
+        speed = quartiles(ratios(taken[PEER], times))
+        print(f"{name:26} {statistics.median(times):6.2f} s, {speed} times the peer's speed")
+    judge("cold: speed / the peer's", ratios(taken[PEER], taken[COLD]), BAR)
 
 
 if __name__ == "__main__":

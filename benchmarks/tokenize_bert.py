@@ -25,7 +25,7 @@ def makers(vocabulary: Path, lower_case: bool | None) -> dict[str, Maker]:
     """Return for each program a function that makes a fresh encoder."""
     import tokenizers
 
-    first = bert.load(vocabulary, lower_case, "transformers")
+    first = bert.load(vocabulary, lower_case=lower_case, profile="transformers")
     vocab = dict(first.vocab)
 
     def ours() -> bert.Tokenizer:

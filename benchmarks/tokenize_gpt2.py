@@ -19,6 +19,9 @@ from collections.abc import Callable
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
+
+from _harness import quartiles, ratios, seconds, take_turns
 
 from fnlm.tokenize import gpt2
 
@@ -67,53 +70,48 @@ def makers(directory: Path) -> dict[str, Maker]:
     }
 
 
-def run(encode: Encode, texts: list[str]) -> tuple[float, float, list[int]]:
-    """Return seconds by the clock, seconds of processor time, and the ids."""
-    start, processor = time.perf_counter(), time.process_time()
-    ids = [encode(text) for text in texts]
-    seconds = time.perf_counter() - start, time.process_time() - processor
-    return *seconds, list(chain.from_iterable(ids))
+class Took(NamedTuple):
+    """Seconds."""
+
+    clock: float
+    processor: float
+
+
+def encode_all(encode: Encode, texts: list[str]) -> list[int]:
+    return list(chain.from_iterable([encode(text) for text in texts]))
 
 
 def measure(programs: dict[str, Maker], texts: list[str], rounds: int, *, warm: bool) -> None:
     """Let the programs take turns, check that their ids agree, print speeds and ratios."""
     size = sum(len(text.encode()) for text in texts)
-    seconds: dict[str, list[float]] = {name: [] for name in programs}
-    busy: dict[str, list[float]] = {name: [] for name in programs}
     encoders = {name: make() for name, make in programs.items()}
-    expected = {name: run(encode, texts)[2] for name, encode in encoders.items()}
+    expected = {name: encode_all(encode, texts) for name, encode in encoders.items()}
     agree = all(ids == expected["fnlm"] for ids in expected.values())
-    for _ in range(rounds):
-        for name, make in programs.items():
-            encode = encoders[name] if warm else make()
-            clock, processor, _ = run(encode, texts)
-            seconds[name].append(clock)
-            busy[name].append(processor / clock)
+
+    def timer(name: str) -> Took:
+        encode = encoders[name] if warm else programs[name]()
+        start, processor = time.perf_counter(), time.process_time()
+        encode_all(encode, texts)
+        return Took(time.perf_counter() - start, time.process_time() - processor)
+
+    taken = take_turns({name: name for name in programs}, rounds, warm_up=0, timer=timer)
     print(f"  ids agree: {agree} ({len(expected['fnlm'])} ids)")
-    for name, times in seconds.items():
-        ratios = [peer / ours for peer, ours in zip(times, seconds["fnlm"], strict=True)]
-        print(
-            f"  {name:16} {size / statistics.median(times) / 1e6:6.2f} MB/s, "
-            f"{statistics.median(busy[name]):.2f} processors"
-            + ("" if name == "fnlm" else f"; fnlm is {describe(ratios)} as fast")
-        )
-
-
-def describe(ratios: list[float]) -> str:
-    """Return the median and the range of ratios."""
-    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+    for name, times in taken.items():
+        found = ratios((t.clock for t in times), (t.clock for t in taken["fnlm"]))
+        speed = size / statistics.median(t.clock for t in times) / 1e6
+        busy = statistics.median(t.processor / t.clock for t in times)
+        others = "" if name == "fnlm" else f"; fnlm is {quartiles(found)} times as fast"
+        print(f"  {name:16} {speed:6.2f} MB/s, {busy:.2f} processors{others}")
 
 
 def floor(text: str, rounds: int) -> float:
     """Return the least seconds of a processor to split, look up and copy, whatever the ids."""
     cache = dict.fromkeys(text.split(" "), (0,))
 
-    def once() -> float:
-        start = time.process_time()
-        list(chain.from_iterable(map(cache.__getitem__, text.split(" "))))
-        return time.process_time() - start
+    def once() -> object:
+        return list(chain.from_iterable(map(cache.__getitem__, text.split(" "))))
 
-    return min(once() for _ in range(rounds))
+    return min(seconds(once, time.process_time) for _ in range(rounds))
 
 
 def read(path: Path) -> str:

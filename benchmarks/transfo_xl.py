@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from _harness import environment, judge, ratios, take_turns
 from torch import Tensor
 
 from fnlm import random, transfo_xl
@@ -25,6 +26,7 @@ from fnlm.params import rename
 from fnlm.params.names.transfo_xl import FAMILY
 
 BAR = 1.2
+PEER = "pytorch-pretrained-bert"
 SIZES: dict[str, Any] = {
     "n_layer": 6,
     "d_model": 256,
@@ -79,26 +81,21 @@ def compare(args: argparse.Namespace) -> None:
         random.key(1), chances.expand(args.rows, args.segments * args.length + 1, -1)
     )
     segments = [words[:, i * args.length : (i + 1) * args.length + 1] for i in range(args.segments)]
-    table = []
-    for _ in range(args.rounds + 1):
-        times = []
-        results = []
-        for run, model in ((ours, params), (theirs, module)):
-            start = time.perf_counter()
-            results.append(run(model, segments))
-            times.append(time.perf_counter() - start)
-        assert abs(results[0] - results[1]) < 1e-5 * abs(results[1]), results
-        table.append(times)
-    ratios = sorted(slow / fast for fast, slow in table[1:])  # the first round is for the caches
-    tokens = args.rows * args.segments * args.length
-    fast, slow = (statistics.median(column) for column in zip(*table[1:], strict=True))
-    verdict = "meets" if statistics.median(ratios) >= BAR else "MISSES"
-    print(
-        f"batch {args.rows}, segments of {args.length}, memory {args.memory}: "
-        f"{statistics.median(ratios):.2f}x pytorch-pretrained-bert (from {ratios[0]:.2f} to "
-        f"{ratios[-1]:.2f}), {verdict} the bar of {BAR}x; "
-        f"{tokens / fast:.0f} tokens/s against {tokens / slow:.0f}"
+    results: dict[str, float] = {}
+
+    def note(name: str, run: Any, model: Any) -> None:
+        results[name] = run(model, segments)
+
+    taken = take_turns(
+        {"fnlm": lambda: note("fnlm", ours, params), PEER: lambda: note(PEER, theirs, module)},
+        args.rounds,
     )
+    assert abs(results["fnlm"] - results[PEER]) < 1e-5 * abs(results[PEER]), results
+    tokens = args.rows * args.segments * args.length
+    fast, slow = (tokens / statistics.median(times) for times in taken.values())
+    print(f"{fast:.0f} tokens/s, {PEER} {slow:.0f}")
+    what = f"batch {args.rows}, segments of {args.length}, memory {args.memory}: speed / {PEER}'s"
+    judge(what, ratios(taken[PEER], taken["fnlm"]), BAR)
 
 
 def peak() -> float:
@@ -141,7 +138,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--dense", action="store_true", help="use the dense implementation")
     args = parser.parse_args()
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(environment(PEER))
     with torch.no_grad():
         (large if args.large else compare)(args)
 

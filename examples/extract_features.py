@@ -98,7 +98,7 @@ def features(
 def main(flags: Flags) -> None:
     """Read, run the model on batch after batch, and write."""
     params = tree.to(bert.load(flags.bert_model, heads=[]), flags.device)
-    tokenizer = tokenize.load(flags.bert_model, flags.do_lower_case or None)
+    tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
     layers, count = [int(number) for number in flags.layers.split(",")], len(params["blocks"])
     if not all(-count <= layer < count for layer in layers) or flags.batch_size < 1:
         raise ValueError(

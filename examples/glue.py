@@ -100,7 +100,7 @@ def main(flags: Flags) -> None:
     is_mnli = glue.task(flags.task_name).name == "MNLI"
     splits = ("dev", "dev_mismatched") if is_mnli else ("dev",)
     params = load(flags)
-    tokenizer = tokenize.load(flags.bert_model, flags.do_lower_case or None)
+    tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
     held_out = [read(flags, tokenizer, split) for split in splits if flags.do_eval]
     results: dict[str, float] = {}
     if flags.do_train:

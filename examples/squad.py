@@ -129,7 +129,7 @@ def main(flags: Flags) -> None:
         raise ValueError("nothing to do: give --do_train, --do_predict or --do_eval")
     new = random.key(flags.seed) if flags.do_train else None
     params = bert.load(flags.bert_model, heads=["question_answering"], key=new)
-    tokenizer = tokenize.load(flags.bert_model, flags.do_lower_case or None)
+    tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
     asked = read(flags, tokenizer, training=False) if asks else None
     results: dict[str, float] = {}
     if flags.do_train:

@@ -72,7 +72,7 @@ def main(flags: Flags) -> None:
         raise ValueError("nothing to do: give --do_train, --do_eval or both")
     new = random.key(flags.seed) if flags.do_train else None
     params = bert.load(flags.bert_model, heads=["multiple_choice"], key=new)
-    tokenizer = tokenize.load(flags.bert_model, flags.do_lower_case or None)
+    tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
     held_out = read(flags, tokenizer, "val.csv") if flags.do_eval else None
     results: dict[str, float] = {}
     if flags.do_train:

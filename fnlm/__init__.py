@@ -1,8 +1,8 @@
 """Language models as pure functions over explicit parameter trees, on PyTorch through `torch.func`.
 
 Public modules: the families (`fnlm.families` lists them: `bert`, `gpt2`, ...), `checkpoints`,
-`families`, `files`, `finetune`, `generate`, `heads`, `layers`, `params`, `pipeline`, `random`,
-`tasks`, `tokenize`, `train`, `transforms`, `tree`. Each is imported when it is first asked for:
+`families`, `files`, `finetune`, `generate`, `heads`, `layers`, `params`, `pipeline`, `protocols`,
+`random`, `tasks`, `tokenize`, `train`, `transforms`, `tree`. Each is imported when first asked for:
 `import fnlm`, then `fnlm.gpt2.load("tiny")`.
 """
 
@@ -14,8 +14,8 @@ from fnlm.families import FAMILIES as _FAMILIES
 __version__ = "0.1.0"
 
 _MODULES = _FAMILIES.keys() | frozenset(
-    "checkpoints families files finetune generate heads layers params pipeline random tasks "
-    "tokenize train transforms tree".split()
+    "checkpoints families files finetune generate heads layers params pipeline protocols "
+    "random tasks tokenize train transforms tree".split()
 )
 
 

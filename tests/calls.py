@@ -746,7 +746,7 @@ def symbol_method(name: str, _: Path) -> Example:
 
 
 SYMBOL_TOKENIZING: dict[str, Make] = {
-    "gpt.load": lambda folder: on(symbols.load, gpt_saved(folder), "fallback"),
+    "gpt.load": lambda folder: on(symbols.load, gpt_saved(folder), mode="fallback"),
     "gpt.Tokenizer": lambda _: on(symbols.Tokenizer, dict(SYMBOLS.vocab), [], "fallback", ["<a>"]),
     "gpt.Tokenizer.vocab_size": lambda _: on(lambda t: t.vocab_size, SYMBOLS),
     "gpt.Tokenizer.special": lambda _: on(lambda t: t.special, SYMBOLS),
@@ -778,7 +778,7 @@ def counted_saved(folder: Path) -> Path:
 
 
 def corpus_saved(folder: Path) -> Path:
-    """Make a file as the ancestor's converter does."""
+    """Make a file as pytorch-pretrained-bert's converter does."""
     torch.save({"dataset": "wt103", "train": np.arange(5), "valid": None}, folder / "corpus.bin")
     return folder
 

@@ -103,6 +103,12 @@ def seeded() -> None:
 
 
 @pytest.fixture
+def places(tmp_path: Path) -> Iterator[Path]:
+    """Paths of directories that are not there yet, one after the other."""
+    return (tmp_path / f"place{number}" for number in range(1000))
+
+
+@pytest.fixture
 def tally(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Say what a test tried, to be printed at the end of the run: `tally("zip", {"error": 3})`."""
 

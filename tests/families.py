@@ -1,7 +1,8 @@
 """The table of families: a new family adds a row, and every property in the tests applies to it."""
 
 import dataclasses
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -23,6 +24,14 @@ class Family(NamedTuple):
     config: Any  # small and awkward: 3 heads, width 36, unusual eps
     tasks: dict[str, Task]  # every model variant, as a function of params and data
     others: tuple[Any, ...] = ()  # configs that have other leaves
+    golden: Any = None  # the config of tests/golden/NAME.json: published widths, two layers
+    # Of a causal family: state(params, rows) before the first token, of every kind.
+    starts: Mapping[str, Callable[[Tree, int], Any]] = {}
+    table: str = "embed.token"  # the leaf whose rows are the embeddings of ids 0 to 10
+
+    def takes(self, argument: str) -> bool:
+        """Whether `apply` has an argument of this name."""
+        return argument in inspect.signature(self.module.apply).parameters
 
     @property
     def names(self) -> rename.Family:
@@ -30,12 +39,15 @@ class Family(NamedTuple):
         return families.FAMILIES[self.name].names
 
 
-def _row(name: str, tasks: dict[str, Task], *changes: dict[str, Any]) -> Family:
+def _row(
+    name: str, tasks: dict[str, Task], *changes: dict[str, Any], golden: Any = None, **rest: Any
+) -> Family:
     """Make the row of a family of the register; changes of its config give it other leaves."""
     record = families.FAMILIES[name]
     config = record.module.Config(**record.small)
     others = tuple(dataclasses.replace(config, **change) for change in changes)
-    return Family(name, record.module, config, tasks, others)
+    golden = None if golden is None else record.module.Config(**golden)
+    return Family(name, record.module, config, tasks, others, golden, **rest)
 
 
 def _causal(module: ModuleType) -> dict[str, Task]:
@@ -60,8 +72,22 @@ def _causal(module: ModuleType) -> dict[str, Task]:
     return {name: task for name, task in tasks.items() if hasattr(module, name)}
 
 
-GPT2 = _row("gpt2", _causal(gpt2), {"tie_word_embeddings": False})
-GPT = _row("gpt", _causal(gpt), {"tie_word_embeddings": False})
+def _caches(module: ModuleType) -> dict[str, Callable[[Tree, int], Any]]:
+    """Make the starts of a family with a key-value cache."""
+    return {
+        "growing": lambda params, rows: None,
+        "fixed": lambda params, rows: module.init_cache(params, rows, 24),
+    }
+
+
+GPT2 = _row(
+    "gpt2", _causal(gpt2), {"tie_word_embeddings": False},
+    golden={"n_layer": 2}, starts=_caches(gpt2),
+)  # fmt: skip
+GPT = _row(
+    "gpt", _causal(gpt), {"tie_word_embeddings": False}, {"n_special": 3},
+    golden={"n_layer": 2, "n_special": 3}, starts=_caches(gpt),
+)  # fmt: skip
 
 
 def _bert(name: str) -> Task:
@@ -89,6 +115,8 @@ _BERT_TASKS = (
 BERT = _row(
     "bert",
     {"multiple_choice": _bert_multiple_choice, **{name: _bert(name) for name in _BERT_TASKS}},
+    {"num_labels": 5},
+    golden={"num_hidden_layers": 2, "num_labels": 3},
 )
 
 
@@ -118,18 +146,27 @@ TRANSFO_XL = _row(
         "negative_log_likelihood": _xl_losses,
     },
     {"untie_r": False, "tie_weight": False},
+    golden={"n_layer": 2},
+    starts={"none": lambda params, rows: None, "blank": transfo_xl.init_mems},
+    table="embed.cluster_0.table",
 )
 
 # A family of the register that has no row above has the functions of GPT-2.
 WRITTEN = (GPT2, GPT, BERT, TRANSFO_XL)
 DERIVED = tuple(
-    _row(name, _causal(record.module))
+    _row(name, _causal(record.module), starts=_caches(record.module))
     for name, record in families.FAMILIES.items()
     if name not in {family.name for family in WRITTEN}
 )
 FAMILIES = (*WRITTEN, *DERIVED)
 VARIANTS = [(family, name) for family in FAMILIES for name in family.tasks]
 IDS = [f"{family.name}-{name}" for family, name in VARIANTS]
+
+# The functions that every family has, or every causal one.
+STATES = ("apply", "hidden_states", "layers")
+FUNCTIONS = [(f, name) for f in FAMILIES for name in STATES if hasattr(f.module, name)]
+FUNCTION_IDS = [f"{f.name}-{name}" for f, name in FUNCTIONS]
+CAUSAL = [f for f in FAMILIES if f.starts]
 
 # What a file can hold: a family and heads that one class of `transformers` has.
 FILES = [(f, heads) for f in FAMILIES for heads in f.names.architectures]
@@ -158,12 +195,39 @@ def make_batch(
 ) -> tuple[Tensor, Tensor]:
     """Make ids [rows, length] and a mask: rows whole, left-padded and right-padded in turn."""
     generator = torch.Generator().manual_seed(seed)
-    words = getattr(family.config, families.FAMILIES[family.name].vocab_size)
-    ids = torch.randint(words, (rows, length), generator=generator)
+    ids = torch.randint(vocabulary(family), (rows, length), generator=generator)
     mask = torch.ones(rows, length, dtype=torch.bool)
     mask[1::3, :2] = False
     mask[2::3, -3:] = False
     return ids, mask
+
+
+def vocabulary(family: Family) -> int:
+    """The number of tokens in a family's config."""
+    return getattr(family.config, families.FAMILIES[family.name].vocab_size)
+
+
+def run(
+    family: Family,
+    params: Tree,
+    ids: Tensor,
+    state: Any = None,
+    mask: Tensor | None = None,
+    *,
+    function: str = "apply",
+) -> tuple[list[Tensor], Any]:
+    """Call a function of any family: its results, and the next state where there is one.
+
+    Token types vary with the ids; a family without masks is given none.
+    """
+    options: dict[str, Any] = {"token_types": ids % 2} if family.takes("token_types") else {}
+    if mask is not None and family.takes("mask"):
+        options["mask"] = mask
+    call = getattr(family.module, function)
+    if family.starts:
+        result, state = call(params, ids, state, **options)
+        return tree.leaves(result), state
+    return tree.leaves(call(params, ids, **options)), None
 
 
 def scalar(outputs: Any) -> Tensor:

@@ -140,28 +140,10 @@ def test_a_tensorflow_file_with_adam_slots_equals_the_peers(library: str) -> Non
 
 
 @pytest.mark.parametrize(("name", "heads"), ARCHITECTURES)
-def test_transformers_loads_what_is_saved_and_back(
+def test_the_form_of_pytorch_pretrained_bert_comes_back(
     name: str, heads: tuple[str, ...], tmp_path: Path
 ) -> None:
-    params = make(heads)
-    needs_pooler = set(heads) & set(FAMILY.optional["pooler"]) or not heads
-    params = params if needs_pooler else without(params, "pooler")
-    bert.save(params, tmp_path / "ours")
-    assert json.loads((tmp_path / "ours" / "config.json").read_text())["architectures"] == [name]
-    with quiet():
-        module, report = getattr(hf(), name).from_pretrained(
-            tmp_path / "ours", output_loading_info=True
-        )
-        assert not any(report.values()), report
-        module.save_pretrained(tmp_path / "theirs")
-    assert module.config.num_labels == params["config"].num_labels
-    same(bert.load(tmp_path / "ours"), params)
-    same(bert.load(tmp_path / "theirs"), params)
-
-
-@pytest.mark.parametrize(("name", "heads"), ARCHITECTURES)
-def test_the_ancestors_form_comes_back(name: str, heads: tuple[str, ...], tmp_path: Path) -> None:
-    """Ours is read by the ancestor, name by name; its state dict, and an older one, by us."""
+    """pytorch-pretrained-bert reads ours, name by name; we its state dict, and an older one."""
     params = make(heads)
     bert.save(params, tmp_path, dialect="pytorch-pretrained-bert")
     same(bert.load(tmp_path), params)
@@ -296,6 +278,6 @@ def test_defaults_are_those_of_the_peers() -> None:
         name: value for name, value in ours.items() if name in theirs
     }
     assert set(ours) - set(theirs) == {"num_labels"}
-    ancestor = ppb().BertConfig(30522).to_dict()
-    assert set(ancestor) - set(ours) == set()
-    assert {name: ours[name] for name in ancestor} == ancestor
+    published = ppb().BertConfig(30522).to_dict()
+    assert set(published) - set(ours) == set()
+    assert {name: ours[name] for name in published} == published

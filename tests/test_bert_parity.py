@@ -1,10 +1,8 @@
 """BERT equals transformers 5.x and pytorch-pretrained-bert 0.6.2: outputs and gradients."""
 
-import json
 import weakref
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -151,7 +149,7 @@ def test_defaults_are_those_of_the_peer(library: str, variant: str) -> None:
 def test_every_activation_equals_the_peer(
     variant: str, activation: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """In the blocks and in the head; the ancestor knows three of them."""
+    """In the blocks and in the head; pytorch-pretrained-bert knows three of them."""
     config = make_config(hidden_act=activation)
     x = inputs(config, variant)
     compare("transformers", variant, config, dtype, tolerance, *x)
@@ -161,7 +159,9 @@ def test_every_activation_equals_the_peer(
 
 @precisions
 @pytest.mark.parametrize("variant", [name for name in CLASSES if name not in ("apply", "layers")])
-def test_losses_equal_the_ancestors(variant: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_losses_equal_pytorch_pretrained_bert(
+    variant: str, dtype: torch.dtype, tolerance: float
+) -> None:
     config = make_config(num_labels=2)
     params = make(config, variant, dtype)
     peer = make_peer("pytorch-pretrained-bert", variant, config, dtype)
@@ -178,15 +178,17 @@ def test_losses_equal_the_ancestors(variant: str, dtype: torch.dtype, tolerance:
         "question_answering": ((torch.tensor([3, 99, 0]), torch.tensor([6, 7, 4])), losses.span),
     }
     labels, loss = cases[variant]
-    theirs = [x.clone() for x in labels if x is not mask]  # the ancestor writes into some
+    theirs = [
+        x.clone() for x in labels if x is not mask
+    ]  # pytorch-pretrained-bert writes into some
     expected = peer.apply(peer.params(params), ids, types, mask, *theirs)
     torch.testing.assert_close(loss(*outputs, *labels), expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("variant", ["sequence_classification", "question_answering"])
 @pytest.mark.parametrize("library", PEERS)
-def test_fine_tuning_without_dropout_is_the_peers(library: str, variant: str) -> None:
-    """Five steps of the peer's model under the ancestor's BertAdam, warm-up and decay included."""
+def test_fine_tuning_without_dropout_matches_the_peer(library: str, variant: str) -> None:
+    """Five steps of the peer's model under the published BertAdam, warm-up and decay included."""
     config = make_config()
     params, peer = (
         make(config, variant, torch.float64),
@@ -231,7 +233,7 @@ def test_the_epsilon_of_the_config_counts(eps: float) -> None:
 
 
 @pytest.mark.parametrize("variant", CLASSES)
-def test_a_fully_padded_row_equals_the_ancestors(variant: str) -> None:
+def test_a_fully_padded_row_equals_pytorch_pretrained_bert(variant: str) -> None:
     """The mask adds -1e4 to the scores: where all have it, none is masked."""
     config = make_config()
     ids, types, mask = inputs(config, variant)
@@ -265,22 +267,8 @@ def test_a_fully_padded_row_is_finite_and_has_zero_gradient(
         torch.testing.assert_close(a, b, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("variant", CLASSES)
-def test_leading_dimensions_are_any(variant: str) -> None:
-    """None, and three of them, beside a loop over the rows."""
-    config = make_config()
-    params = make(config, variant, torch.float32)
-    ids, types, mask = (x.unsqueeze(1) for x in inputs(config, variant))
-    rows = [run_ours(variant, params, *(x[i, 0] for x in (ids, types, mask))) for i in range(3)]
-    for lead in ((3, 1), (1, 3, 1)):
-        shaped = [x.reshape(*lead, *x.shape[2:]) for x in (ids, types, mask)]
-        for y, *loop in zip(run_ours(variant, params, *shaped), *rows, strict=True):
-            assert y.shape[: len(lead)] == lead
-            torch.testing.assert_close(y.flatten(0, len(lead) - 1), torch.stack(loop))
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_what_is_padded_has_no_say(side: str) -> None:
+def test_ids_of_padding_change_nothing(side: str) -> None:
     """The ids and types of padding change nothing, bit for bit."""
     config = make_config()
     params = make(config, "apply", torch.float32)
@@ -295,16 +283,6 @@ def test_what_is_padded_has_no_say(side: str) -> None:
     assert not bert.apply(params, other, kinds)[0][mask].equal(hidden[mask])
 
 
-def test_a_padded_row_equals_the_row_alone() -> None:
-    config = make_config()
-    params = make(config, "apply", torch.float32)
-    ids, types, _ = inputs(config, "apply", rows=2)
-    alone = bert.apply(params, ids[:, :4], types[:, :4])
-    padded = bert.apply(params, ids, types, torch.arange(7).lt(4).expand(2, 7))
-    torch.testing.assert_close(padded[0][:, :4], alone[0], atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(padded[1], alone[1], atol=1e-5, rtol=1e-5)
-
-
 def test_masks_may_be_of_any_integer_type() -> None:
     config = make_config()
     params = make(config, "apply", torch.float32)
@@ -312,16 +290,6 @@ def test_masks_may_be_of_any_integer_type() -> None:
     expected, _ = bert.apply(params, ids, types, mask)
     for other in (mask.long(), mask.to(torch.uint8), 7 * mask.int()):
         assert bert.apply(params, ids, types, other)[0].equal(expected)
-
-
-def test_half_precision_stays_half_and_close() -> None:
-    params = tree.map(lambda x: x * 0.5, make(make_config(), "pretraining", torch.float32))
-    x = inputs(make_config(), "pretraining")
-    for dtype in (torch.bfloat16, torch.float16):
-        half = bert.pretraining(tree.cast(params, dtype), *x)
-        for a, b in zip(half, bert.pretraining(params, *x), strict=True):
-            assert a.dtype == dtype
-            torch.testing.assert_close(a.float(), b, atol=0.1, rtol=0.1)
 
 
 def test_dropout_before_the_heads_has_a_rate_of_its_own() -> None:
@@ -366,22 +334,13 @@ def test_only_layers_holds_the_state_after_every_block(monkeypatch: pytest.Monke
     assert held[-1] == 4
 
 
-GOLDEN = Path(__file__).parent / "golden" / "bert.json"
-
-
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda p: bert.apply(p, torch.tensor([[3, 41]])), IndexError, ["ids", "41"]),
-        (lambda p: bert.apply(p, torch.tensor([[-1, 4]])), IndexError, ["ids", "-1", "41"]),
         (lambda p: bert.apply(p, IDS, IDS), IndexError, ["token_types", "2", "4"]),
         (lambda p: bert.apply(p, IDS, IDS[0] * 0), ValueError, ["token_types", "[3]", "[1, 3]"]),
-        (lambda p: bert.apply(p, IDS, None, IDS[:, :2]), ValueError, ["mask", "[1, 2]", "[1, 3]"]),
         (lambda p: bert.apply(p, torch.zeros(2, 25).long()), ValueError, ["25", "embeddings=24"]),
         (lambda p: bert.apply(p, torch.zeros(2, 0).long()), ValueError, ["0 tokens", "1"]),
-        (lambda p: bert.apply(p, torch.zeros(2, 5)), TypeError, ["ids", "float32", "int64"]),
-        (lambda p: bert.apply(p, cast(Any, [3, 4])), TypeError, ["int64 tensor", "list"]),
-        (lambda p: bert.init(BERT.config, random.key(0), heads=("x",)), ValueError, ["'x'"]),
         (
             lambda p: bert.Config(hidden_size=10, num_attention_heads=3),
             ValueError,
@@ -393,11 +352,6 @@ GOLDEN = Path(__file__).parent / "golden" / "bert.json"
             lambda p: bert.Config(pad_token_id=30522),
             ValueError,
             ["pad_token_id=30522", "vocab_size"],
-        ),
-        (
-            lambda p: bert.apply(p, IDS, key=torch.zeros(2)),
-            TypeError,
-            ["key", "float32", "random.key"],
         ),
         (
             lambda p: bert.apply({k: v for k, v in p.items() if k != "pooler"}, IDS),
@@ -421,17 +375,3 @@ def test_misuse_is_named(call: Any, error: type[Exception], words: list[str]) ->
         call(make_params(BERT))
     for word in words:
         assert word in str(caught.value)
-
-
-def test_golden_names_and_shapes() -> None:
-    """The parameter tree is public: to change it on purpose, run this file as a script."""
-    assert json.loads(GOLDEN.read_text()) == golden(), "run `python tests/test_bert_parity.py`"
-
-
-def golden() -> dict[str, Any]:
-    spec = bert.spec(bert.Config(num_hidden_layers=2, num_labels=3), bert.HEADS)
-    return {path: [list(s.shape), s.start, s.std] for path, s in tree.named_leaves(spec)}
-
-
-if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")

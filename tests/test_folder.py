@@ -2,19 +2,18 @@
 
 import errno
 import os
-import signal
-import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from killing import forks, killed_at
 
 from fnlm.files import folder
 
 OLD = {"weights": "old weights", "config": "old config", "left": "old rest"}
 NEW = {"weights": "new weights", "config": "new config", "added": "new rest"}
-WATCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link")
 
 
 def save(place: Path, contents: dict[str, str]) -> None:
@@ -27,37 +26,13 @@ def read(place: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in found.glob("[!.]*") if path.is_file()}
 
 
-def killed_at(operation: int, place: Path, contents: dict[str, str]) -> bool:
-    """Save in a process that is killed just before its n-th operation on files; was it killed?"""
-    pid = os.fork()
-    if pid == 0:
-        left = operation
-
-        def hook(event: str, args: tuple[Any, ...]) -> None:
-            nonlocal left
-            if event in WATCHED and str(place) in str(args[0]):
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        save(place, contents)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1] != 0
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Iterator[Path]:
-    return (tmp_path / str(number) for number in range(1000))
-
-
-@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+@forks
 def test_a_kill_at_any_operation_leaves_the_old_or_the_new(places: Iterator[Path]) -> None:
     outcomes = set()
     for operation, place in enumerate(places, start=1):
         save(place, OLD)
         (place / "notes.txt").write_text("of the user")
-        was_killed = killed_at(operation, place, NEW)
+        was_killed = killed_at(operation, place, partial(save, place, NEW))
         found = read(place)
         found.pop("notes.txt", None)  # only where the directory itself is read
         assert found in (OLD, NEW), f"killed at operation {operation}: {found}"

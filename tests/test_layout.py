@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "finetune": {"random", "tree", "files", "train"},
     "tokenize": {"files"},
     "tasks": _TASKS,
+    "protocols": {"tree", "files", "layers", "params"},
     "checkpoints": {"random", "tree", "files", "params", "families"},
     "pipeline": {"tree", "files", "params", "families", "checkpoints"},
     "cli": {"random", "files", "generate", "families", "checkpoints", "pipeline"},
@@ -289,7 +290,7 @@ def run_python() -> Callable[[str], str]:
 
 
 def test_importing_reads_writes_and_changes_nothing(run_python: Callable[[str], str]) -> None:
-    """Standing for "no work at import": no file but code is opened, no global state is changed."""
+    """No file but code is opened, no global state is changed."""
     result = json.loads(run_python(PROBE.replace("NAMES", repr(modules()))).splitlines()[-1])
     ours = [s for s in result["seen"] if not s[1].startswith(("/proc/", "/sys/"))]
     assert not ours

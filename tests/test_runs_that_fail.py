@@ -82,7 +82,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "state": lambda folder: train.save_state(start(3000), folder / "state.safetensors"),
     "log and state": lambda folder: run(folder, 40, size=3000, evaluate_every=1),
     "transformers": lambda folder: gpt2.save(params(), folder),
-    "ancestor": lambda folder: gpt2.save(params(), folder, dialect="pytorch-pretrained-bert"),
+    "ppb": lambda folder: gpt2.save(params(), folder, dialect="pytorch-pretrained-bert"),
     "results": lambda folder: finetune.write_results({"f1": 0.5}, folder, "eval"),
     "ids": lambda folder: features.convert(partial(ids), [[1, 2]], Ids, cache=folder),
     "run": lambda folder: finetune.claim_run_directory(folder, {"text": "x" * 4000}, {}),
@@ -323,7 +323,7 @@ def spoiled(at: int, value: float) -> Callable[[int], float]:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("at", [0, 2, 5, 7])
-def test_a_run_stops_where_its_loss_is_no_number_and_keeps_the_good_state(
+def test_a_run_stops_at_a_loss_of_nan_and_keeps_the_good_state(
     at: int, value: float, tmp_path: Path
 ) -> None:
     with pytest.raises(ValueError, match=rf"the loss of step {at + 1} is (nan|inf): .* diverged"):
@@ -338,7 +338,7 @@ def test_a_run_stops_where_its_loss_is_no_number_and_keeps_the_good_state(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_parameters_that_are_no_numbers_are_not_written(value: float, tmp_path: Path) -> None:
+def test_parameters_of_nan_are_not_written(value: float, tmp_path: Path) -> None:
     """The loss of a step is that before its update, so it does not tell of a spoiled one."""
 
     def step(state: train.TrainState, x: torch.Tensor) -> tuple[train.TrainState, train.Metrics]:
@@ -352,7 +352,7 @@ def test_parameters_that_are_no_numbers_are_not_written(value: float, tmp_path: 
     assert equal(on_disk(tmp_path), run(tmp_path / "short", 2))
 
 
-def test_an_evaluation_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+def test_an_evaluation_of_nan_stops_the_run(tmp_path: Path) -> None:
     values = iter([1.0, float("inf"), float("nan")])  # infinite is worse than all, but a number
     with pytest.raises(ValueError, match="what `evaluate` returned is nan: .* diverged"):
         run(tmp_path, evaluate=lambda state: next(values))

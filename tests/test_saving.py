@@ -3,8 +3,6 @@
 import json
 import os
 import random as chance
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import BERT, FILE_IDS, FILES, GPT2, TRANSFO_XL, Family, make_params, with_heads
+from killing import forks, killed_at
 from peers import hf, quiet
 from safetensors.torch import load_file, save_file
 
@@ -45,8 +44,11 @@ def test_what_is_saved_is_loaded(
 ) -> None:
     params = with_heads(family, heads, dtype)
     for dialect in dialects(family):
-        family.module.save(params, tmp_path / dialect, dialect=dialect)
-        assert_loads(tmp_path / dialect, family, params, dialect)
+        family.module.save(params, place := tmp_path / dialect, dialect=dialect)
+        weights, *others = sorted(os.listdir(place), reverse=True)
+        assert others == ["config.json"]
+        assert_loads(place, family, params, dialect)
+        assert_loads(place / weights, family, params, dialect)
 
 
 # What other programs leave in a folder.
@@ -177,7 +179,7 @@ REFUSED: dict[str, tuple[Family, Any, str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_load_would_refuse_is_not_saved(what: str, tmp_path: Path) -> None:
+def test_unloadable_parameters_are_not_saved(what: str, tmp_path: Path) -> None:
     family, params, said = REFUSED[what]
     good = with_heads(family, ())
     family.module.save(good, tmp_path)
@@ -188,7 +190,7 @@ def test_what_load_would_refuse_is_not_saved(what: str, tmp_path: Path) -> None:
         assert_loads(tmp_path, family, good, "transformers")
 
 
-def test_numbers_that_are_none_are_saved_and_loaded(tmp_path: Path) -> None:
+def test_nan_is_saved_and_loaded(tmp_path: Path) -> None:
     params = changed(GPT2, SCALE, lambda x: torch.full_like(x, torch.nan))
     gpt2.save(params, tmp_path)
     assert gpt2.load(tmp_path)["blocks"][0]["norm_1"]["scale"].isnan().all()
@@ -210,37 +212,10 @@ def test_weights_keep_their_config_beside_a_named_file(tmp_path: Path) -> None:
 
 # A kill.
 
-WATCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "shutil.copyfile")
-
-
-def killed_at(operation: int, place: Path, work: Callable[[], object]) -> bool:
-    """Work in a process that is killed just before its n-th operation on files of a place."""
-    pid = os.fork()
-    if pid == 0:
-        left = operation
-
-        def hook(event: str, args: tuple[Any, ...]) -> None:
-            nonlocal left
-            if event in WATCHED and any(str(place) in str(arg) for arg in args):
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        work()
-        os._exit(0)
-    return os.waitpid(pid, 0)[1] != 0
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Iterator[Path]:
-    return (tmp_path / f"place{number}" for number in range(1000))
-
-
 WORDS = ({"vocab.json": "old", "merges.txt": "old"}, {"vocab.json": "new", "vocab.txt": "new"})
 
 
-@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+@forks
 @pytest.mark.parametrize("way", ["save", "convert"])
 def test_a_kill_leaves_the_old_model_or_the_new(
     way: str, places: Iterator[Path], tmp_path: Path

@@ -62,7 +62,7 @@ class Case:
 
     def __init__(self, path: Path, lower: bool) -> None:
         self.peers: dict[str, Tokenize] = references(path, lower)
-        self.ours = {name: bert.load(path, lower, name) for name in NAMES}
+        self.ours = {name: bert.load(path, lower_case=lower, profile=name) for name in NAMES}
 
     def check(self, text: str) -> None:
         """Equal tokens, equal ways to get them, and places that hold them."""
@@ -82,12 +82,12 @@ def case(request: pytest.FixtureRequest, path: Path) -> Case:
 
 @pytest.fixture(scope="session")
 def uncased(path: Path) -> dict[str, bert.Tokenizer]:
-    return {name: bert.load(path, True, name) for name in NAMES}
+    return {name: bert.load(path, lower_case=True, profile=name) for name in NAMES}
 
 
 @pytest.fixture(scope="session")
 def cased(path: Path) -> dict[str, bert.Tokenizer]:
-    return {name: bert.load(path, False, name) for name in NAMES}
+    return {name: bert.load(path, lower_case=False, profile=name) for name in NAMES}
 
 
 # Inputs that broke somebody's tokenizer, and more of their kind.
@@ -177,7 +177,9 @@ def test_special_tokens_in_a_text(uncased: dict[str, bert.Tokenizer]) -> None:
     assert peer.tokenize("the[MASK]fox") == ["the", "[MASK]", "fox"]
     assert "[MASK]" not in google.tokenize("the [MASK] fox")
     assert "[MASK]" not in ppb.tokenize("the [MASK]. fox")
-    assert "[MASK]" in ppb.tokenize("the [MA\x00SK] fox"), "the ancestor cleans a text first"
+    assert "[MASK]" in ppb.tokenize("the [MA\x00SK] fox"), (
+        "pytorch-pretrained-bert cleans a text first"
+    )
     assert "[MASK]" not in peer.tokenize("the [MA\x00SK] fox"), "the peer does not"
     text = "A, [MASK] AllenNLP"
     ids, offsets = ppb.encode_with_offsets(text)

@@ -5,16 +5,16 @@ import os
 import pickle
 import random
 import shutil
-import signal
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import vocabularies
 from conftest import data_path
-from vocabularies import KINDS, write
+from killing import forks, killed_at
+from vocabularies import KINDS, TOKENIZERS, write
 
 from fnlm.tokenize import _files, bert, gpt, gpt2, transfo_xl
 from fnlm.tokenize._bert_words import PROFILES, Special
@@ -23,18 +23,8 @@ from fnlm.tokenize.added import Added
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 families = pytest.mark.parametrize("family", sorted(KINDS))
 Load = Callable[..., Any]
-LOADS: dict[str, Load] = {
-    "bert": bert.load,
-    "gpt": gpt.load,
-    "gpt2": gpt2.load,
-    "transfo_xl": transfo_xl.load,
-}
-MAKES: dict[str, Callable[..., Any]] = {
-    "bert": vocabularies.bert_small,
-    "gpt": vocabularies.gpt_small,
-    "gpt2": vocabularies.gpt2_small,
-    "transfo_xl": vocabularies.xl_small,
-}
+LOADS: dict[str, Load] = {name: module.load for name, (module, _) in TOKENIZERS.items()}
+MAKES = {name: make for name, (_, make) in TOKENIZERS.items()}
 
 
 # Which file of a folder is read.
@@ -254,7 +244,7 @@ def test_loading_gives_what_was_saved_last(tmp_path: Path) -> None:
         (lambda: transfo_xl.Tokenizer({"\ufeffa": 0}), "cannot be a line"),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(
+def test_unloadable_vocabularies_are_not_saved(
     make: Callable[[], Any], message: str, tmp_path: Path
 ) -> None:
     vocabularies.bert_small().save(tmp_path)
@@ -265,33 +255,6 @@ def test_what_could_not_be_loaded_is_not_saved(
 
 # A kill.
 
-WATCHED = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link")
-
-
-def killed_at(operation: int, place: Path, tokenizer: Any) -> bool:
-    """Save in a process that is killed just before its n-th operation on files; was it killed?"""
-    pid = os.fork()
-    if pid == 0:
-        left = operation
-
-        def hook(event: str, args: tuple[Any, ...]) -> None:
-            nonlocal left
-            if event in WATCHED and str(place) in str(args[0]):
-                left -= 1
-                if left == 0:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-        tokenizer.save(place)
-        os._exit(0)
-    return os.waitpid(pid, 0)[1] != 0
-
-
-@pytest.fixture
-def places(tmp_path: Path) -> Iterator[Path]:
-    return (tmp_path / str(number) for number in range(1000))
-
-
 PAIRS = [
     (vocabularies.gpt2_small(added=("<x>",)), vocabularies.gpt2_small()),
     (vocabularies.bert_small(), vocabularies.bert_small(lower_case=False, added=("<x>",))),
@@ -300,7 +263,7 @@ PAIRS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:This process.*is multi-threaded:DeprecationWarning")
+@forks
 @pytest.mark.parametrize(("old", "new"), PAIRS if FULL else PAIRS[1:4:2], ids=repr)
 def test_a_kill_at_any_operation_leaves_the_old_or_the_new(
     old: Any, new: Any, places: Iterator[Path]
@@ -319,7 +282,7 @@ def test_a_kill_at_any_operation_leaves_the_old_or_the_new(
     outcomes = set()
     for operation, place in enumerate(places, start=1):
         old.save(place)
-        was_killed = killed_at(operation, place, new)
+        was_killed = killed_at(operation, place, partial(new.save, place))
         found = load(place)
         assert found in (old, new), f"killed at operation {operation}: {found}"
         outcomes.add(found == new)
@@ -374,7 +337,7 @@ def test_published_merges_are_whole_with_special_tokens_of_any_kind(
     assert set(_files.unmade(vocab, merges[:-1], end)) == {"".join(merges[-1])}
 
 
-def test_the_case_of_published_vocabularies_is_told_by_their_words(tmp_path: Path) -> None:
+def test_the_case_of_published_vocabularies_is_inferred_from_their_tokens(tmp_path: Path) -> None:
     for name, lower in (
         ("bert-base-uncased", True),
         ("bert-base-cased", False),

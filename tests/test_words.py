@@ -42,6 +42,12 @@ PHRASES = {
 }
 
 SOURCES = sorted((ROOT / "fnlm").rglob("*.py"))
+PROGRAMS = [
+    path
+    for folder in ("tests", "examples", "benchmarks")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+    if path.name != "test_words.py"
+]
 # api.md is made of the docstrings.
 PAGES = [path for path in sorted((ROOT / "docs").glob("*.md")) if path.name != "api.md"]
 PAGES += [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
@@ -110,12 +116,20 @@ def faults(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_the_code_speaks_the_fields_words(path: Path) -> None:
+def test_the_code_uses_the_fields_words(path: Path) -> None:
     assert not faults(path.read_text(encoding="utf-8"))
 
 
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_programs_and_tests_use_the_fields_words(path: Path) -> None:
+    """In prose; peers and files of others bring names of their own."""
+    source = path.read_text(encoding="utf-8")
+    assert not [fault for _, text in prose(source) for fault in misworded(text)]
+    assert not [name for _, name in identifiers(ast.parse(source)) if "ancestor" in name]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_pages_speak_the_fields_words(page: Path) -> None:
+def test_the_pages_use_the_fields_words(page: Path) -> None:
     assert not misworded(page.read_text(encoding="utf-8"))
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import transformers
@@ -61,6 +62,15 @@ def gpt2_small(**settings: Any) -> gpt2.Tokenizer:
 
 def xl_small(**settings: Any) -> transfo_xl.Tokenizer:
     return transfo_xl.Tokenizer(ids(XL_SYMBOLS), **settings)
+
+
+# Every family's module of tokenizers, and its small one.
+TOKENIZERS: dict[str, tuple[ModuleType, Callable[..., Any]]] = {
+    "bert": (bert, bert_small),
+    "gpt": (gpt, gpt_small),
+    "gpt2": (gpt2, gpt2_small),
+    "transfo_xl": (transfo_xl, xl_small),
+}
 
 
 def _all(tokenizer: Any, text: str) -> list[int]:

@@ -80,7 +80,7 @@ def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tens
 def main(flags: Flags) -> None:
     """Read, train, save, report."""
     params = bert.load(flags.bert_model, heads=HEADS, key=random.key(flags.seed))
-    tokenizer = tokenize.load(flags.bert_model, flags.do_lower_case or None)
+    tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
     epochs = find(flags.pregenerated_data, tokenizer, flags.num_train_epochs)
     params, results = finetune.finetune(loss, params, epochs, flags, flags.output_dir)
     bert.save(params, flags.output_dir)

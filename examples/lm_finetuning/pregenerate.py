@@ -83,7 +83,7 @@ def write(rows: corpus.Features, path: Path) -> None:
 
 def main(flags: Flags) -> None:
     """Read, and make one epoch after the other."""
-    tokenizer = tokenize.load(flags.bert_model, flags.do_lower_case or None)
+    tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
     documents = corpus.read(flags.train_corpus)
     facts = {name: getattr(flags, name) for name in (
         "max_seq_length", "short_seq_prob", "masked_lm_prob", "max_predictions_per_seq", "seed"

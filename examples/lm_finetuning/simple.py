@@ -48,7 +48,7 @@ def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tens
 def main(flags: Flags) -> None:
     """Read, train, save, report."""
     params = bert.load(flags.bert_model, heads=HEADS, key=random.key(flags.seed))
-    tokenizer = tokenize.load(flags.bert_model, flags.do_lower_case or None)
+    tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
     text = corpus.encode(
         corpus.read(flags.train_corpus),
         tokenizer,

@@ -1,11 +1,11 @@
 """Reading GPT-2's vocabulary and settings, as OpenAI, its successors and fnlm wrote them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fnlm.files.hub import NameOrPath
-from fnlm.tokenize import _files, _settings, _whole
-from fnlm.tokenize._settings import Row
+from fnlm.tokenize import _bpe_files, _files, _settings, _whole
 from fnlm.tokenize._tokens import arguments
 from fnlm.tokenize.added import Added
 
@@ -34,12 +34,9 @@ def read(name_or_path: NameOrPath) -> Files:
         FileNotFoundError: there are none; the message says where they were looked for.
         ValueError: a file is not what its name says, or has a setting that is not supported.
     """
-    files = _files.find(name_or_path, _FORMS)
-    paths = files.paths
-    vocab, merges, rows, spaced = _read(paths)
-    for other in files.others:
-        _files.check_agreement(paths[0], other[0], _read(other)[:2] == (vocab, merges))
-    metadata = _settings.read(FAMILY, vocab, files.beside, rows)
+    paths, _, vocab, merges, metadata, spaced = _bpe_files.read(
+        name_or_path, _FORMS, FAMILY, _whole.GPT2, _spaced
+    )
     if spaced and "add_prefix_space" not in metadata.settings:
         raise ValueError(
             f"{paths[0]} has add_prefix_space=True, which `tokenizers` heeds and the class of "
@@ -51,16 +48,10 @@ def read(name_or_path: NameOrPath) -> Files:
     return Files(vocab, merges, added, metadata.settings.get("add_prefix_space", False))
 
 
-def _read(
-    paths: tuple[Path, ...],
-) -> tuple[dict[str, int], list[tuple[str, str]], list[Row] | None, bool]:
-    if len(paths) == 2:
-        return _files.read_vocab(paths[0]), _files.read_merges(paths[1]), None, False
-    whole = _whole.read(paths[0], "GPT-2", _whole.GPT2)
-    _whole.check_surrounds(paths[0], whole.around, ["A"])
-    spaced = whole.sections["pre_tokenizer"].get("add_prefix_space", True)
+def _spaced(path: Path, sections: Mapping[str, Any]) -> bool:
+    spaced = sections["pre_tokenizer"].get("add_prefix_space", True)
     if not isinstance(spaced, bool):
         raise ValueError(
-            f"{paths[0]}, pre_tokenizer.add_prefix_space is {_files.shown(spaced)}, not a bool"
+            f"{path}, pre_tokenizer.add_prefix_space is {_files.shown(spaced)}, not a bool"
         )
-    return whole.vocab, whole.merges, whole.rows, spaced
+    return spaced

@@ -1,12 +1,12 @@
 """Reading GPT's vocabulary and settings, as OpenAI, its successors and fnlm wrote them."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fnlm.files.hub import NameOrPath
-from fnlm.tokenize import _files, _settings, _whole
+from fnlm.tokenize import _bpe_files, _files, _settings, _whole
 from fnlm.tokenize._gpt_words import WAYS, Mode
-from fnlm.tokenize._settings import Row
 from fnlm.tokenize._tokens import arguments
 from fnlm.tokenize.added import Added
 
@@ -41,15 +41,12 @@ def read(name_or_path: NameOrPath) -> Files:
         FileNotFoundError: there are none; the message says where they were looked for.
         ValueError: a file is not what its name says, or has a setting that is not supported.
     """
-    files = _files.find(name_or_path, _FORMS)
-    paths = files.paths
-    vocab, merges, rows, unknown = _read(paths)
-    for other in files.others:
-        _files.check_agreement(paths[0], other[0], _read(other)[:2] == (vocab, merges))
-    metadata = _settings.read(FAMILY, vocab, files.beside, rows)
+    paths, beside, vocab, merges, metadata, unknown = _bpe_files.read(
+        name_or_path, _FORMS, FAMILY, _whole.GPT, _unknown
+    )
     mode = metadata.settings.get("mode", "original")
     if mode not in WAYS:
-        where = files.beside[_files.CONFIG]
+        where = beside[_files.CONFIG]
         raise ValueError(
             f"{where} asks for mode={_files.shown(mode)}, which must be one of {[*WAYS]}"
         )
@@ -61,14 +58,8 @@ def read(name_or_path: NameOrPath) -> Files:
     return Files(vocab, merges, mode, arguments(metadata.added.values(), vocab), named)
 
 
-def _read(
-    paths: tuple[Path, ...],
-) -> tuple[dict[str, int], list[tuple[str, str]], list[Row] | None, str | None]:
-    if len(paths) == 2:
-        return _files.read_vocab(paths[0]), _files.read_merges(paths[1]), None, None
-    whole = _whole.read(paths[0], "GPT", _whole.GPT)
-    _whole.check_surrounds(paths[0], whole.around, ["A"])
-    unknown = whole.sections["model"].get("unk_token")
+def _unknown(path: Path, sections: Mapping[str, Any]) -> str:
+    unknown = sections["model"].get("unk_token")
     if not isinstance(unknown, str):
-        raise ValueError(f"{paths[0]}, model.unk_token is {_files.shown(unknown)}, not a token")
-    return whole.vocab, whole.merges, whole.rows, unknown
+        raise ValueError(f"{path}, model.unk_token is {_files.shown(unknown)}, not a token")
+    return unknown

@@ -4,6 +4,7 @@ The older files, such as vocab.bin and corpus.bin, are pickles: `fnlm.files._pic
 contents without running them.
 """
 
+import json
 import mmap
 import re
 import struct
@@ -12,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,10 @@ import numpy.typing as npt
 from fnlm.files import _pickle, folder, hub
 from fnlm.files._pickle import Made, Pairs, Strided
 from fnlm.files.hub import NameOrPath, Source
-from fnlm.tokenize import _files, _settings
+from fnlm.tokenize import _files, _settings, bpe
+
+if TYPE_CHECKING:
+    from fnlm.tokenize.transfo_xl import Tokenizer
 
 CONFIG = "tokenizer_config.json"
 CLASS = "TransfoXLTokenizer"
@@ -67,6 +71,30 @@ class _Pickled(NamedTuple):
 
     attributes: dict[str, Any]
     storage: Callable[[str], bytes]
+
+
+def write(tokenizer: "Tokenizer", directory: str | Path) -> None:
+    """Write vocab.txt and tokenizer_config.json.
+
+    Raises:
+        ValueError: a symbol cannot be a line of a file.
+    """
+    symbols = tokenizer.ids_to_tokens(range(tokenizer.vocab_size))
+    for symbol in symbols:
+        is_line = not {"\n", "\r"} & set(symbol) and symbol == bpe.well_formed(symbol)
+        if not is_line or symbols[0].startswith("\ufeff"):
+            raise ValueError(f"vocab holds {symbol!r}, which cannot be a line of vocab.txt")
+    settings = {
+        "tokenizer_class": CLASS,
+        "lower_case": tokenizer.lower_case,
+        "delimiter": tokenizer.delimiter,
+        "unknown": tokenizer.unknown,
+    }
+    contents = {
+        "vocab.txt": "".join(f"{symbol}\n" for symbol in symbols),
+        CONFIG: json.dumps(settings, indent=2) + "\n",
+    }
+    _files.save(directory, contents)
 
 
 def read_vocabulary(name_or_path: NameOrPath) -> Vocabulary:

@@ -11,8 +11,8 @@ Source: `tokenization.py` of google-research/bert. Deviation: the originals ask 
 for the categories of characters, which change with its version; here they are Unicode 14.0.0's.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -246,6 +246,36 @@ class Tokenizer:
         """
         return " ".join(self.ids_to_tokens(ids)).replace(f" {wordpiece.CONTINUED}", "")
 
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of ids as they come: together, `decode(ids)`.
+
+        Example:
+            >>> tokenizer = Tokenizer({"[UNK]": 0, "do": 1, "##ing": 2})
+            >>> list(tokenizer.decode_stream([1, 2, 1]))
+            ['do', 'ing', ' do']
+        """
+        for number, token_id in enumerate(ids):
+            (token,) = self.ids_to_tokens([token_id])
+            spaced = f" {token}" if number else token
+            if text := spaced.replace(f" {wordpiece.CONTINUED}", ""):
+                yield text
+
+    def extend(self, tokens: Sequence[str]) -> "Tokenizer":
+        """Return a tokenizer with more added tokens, their ids following the last one.
+
+        Raises:
+            ValueError: `tokens` is one string, or a token is there already, or twice.
+
+        Example:
+            >>> tokenizer = Tokenizer({"[UNK]": 0, "low": 1}).extend(["[name]"])
+            >>> tokenizer.encode("low [name]")
+            [1, 2]
+        """
+        new = set(tokens)
+        if isinstance(tokens, str) or len(new) < len(tokens) or new & self._tables.ids.keys():
+            raise ValueError(f"tokens={tokens!r} must be a list of tokens, each of them a new one")
+        return replace(self, added=(*self.added, *tokens))
+
     def save(self, directory: str | Path) -> None:
         """Write vocab.txt and tokenizer_config.json, which `load` and `transformers` read.
 
@@ -260,7 +290,7 @@ class Tokenizer:
 
 
 def load(
-    name_or_path: NameOrPath, lower_case: bool | None = None, profile: str | None = None
+    name_or_path: NameOrPath, *, lower_case: bool | None = None, profile: str | None = None
 ) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 

@@ -368,7 +368,7 @@ class Tokenizer:
         _files.save(directory, contents)
 
 
-def load(name_or_path: NameOrPath, mode: Mode | None = None) -> Tokenizer:
+def load(name_or_path: NameOrPath, *, mode: Mode | None = None) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:

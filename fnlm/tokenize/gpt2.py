@@ -246,7 +246,7 @@ class Tokenizer:
         except (KeyError, TypeError):  # not ints: elements of tensors, or wrong
             return b"".join(content[validate_id(token_id, self.vocab_size)] for token_id in ids)
 
-    def decode(self, ids: Iterable[int], errors: str = "replace") -> str:
+    def decode(self, ids: Iterable[int], *, errors: str = "replace") -> str:
         """Return the text of ids, exactly as it was encoded.
 
         Args:

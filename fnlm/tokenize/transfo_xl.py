@@ -9,10 +9,9 @@ an end of line that the vocabulary lacks is an error, where the latter takes the
 `decode` puts the delimiter between symbols, where it always puts a space.
 """
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -20,7 +19,7 @@ from types import MappingProxyType
 from typing import Any
 
 from fnlm.files.hub import NameOrPath
-from fnlm.tokenize import _batch, _files, _transfo_xl_files, bpe, words
+from fnlm.tokenize import _batch, _transfo_xl_files, words
 from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._tokens import validate_id
 from fnlm.tokenize._transfo_xl_files import Ids
@@ -251,9 +250,34 @@ class Tokenizer:
             >>> train(["a b"], special=["<eos>"]).decode([1, 2, 0], exclude=[0])
             'a b'
         """
-        included = [i for i in map(index, ids) if i not in exclude]
+        return "".join(self.decode_stream(i for i in map(index, ids) if i not in exclude))
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of ids as they come: together, `decode(ids)`.
+
+        Example:
+            >>> list(train(["a b"]).decode_stream([1, 0]))
+            ['b', ' a']
+        """
         delimiter = " " if self.delimiter is None else self.delimiter
-        return delimiter.join(self.ids_to_tokens(included))
+        for number, token_id in enumerate(ids):
+            (symbol,) = self.ids_to_tokens([token_id])
+            yield f"{delimiter}{symbol}" if number else symbol
+
+    def extend(self, tokens: Sequence[str]) -> "Tokenizer":
+        """Return a tokenizer with more symbols, their ids following the last one.
+
+        Raises:
+            ValueError: `tokens` is one string, or a symbol is there already, or twice.
+
+        Example:
+            >>> train(["a b"]).extend(["<eos>"]).encode("b", add_eos=True)
+            [1, 2]
+        """
+        new = {token: i for i, token in enumerate(tokens, self.vocab_size)}
+        if isinstance(tokens, str) or len(new) < len(tokens) or new.keys() & self.vocab.keys():
+            raise ValueError(f"tokens={tokens!r} must be a list of symbols, each of them a new one")
+        return replace(self, vocab={**self.vocab, **new})
 
     def save(self, directory: str | Path) -> None:
         """Write vocab.txt, a symbol a line, and the settings, tokenizer_config.json.
@@ -261,25 +285,7 @@ class Tokenizer:
         Raises:
             ValueError: a symbol cannot be a line of a file.
         """
-        for symbol in self._symbols:
-            if (
-                self._symbols[0].startswith("\ufeff")
-                or "\n" in symbol
-                or "\r" in symbol
-                or symbol != bpe.well_formed(symbol)
-            ):
-                raise ValueError(f"vocab holds {symbol!r}, which cannot be a line of vocab.txt")
-        settings = {
-            "tokenizer_class": _transfo_xl_files.CLASS,
-            "lower_case": self.lower_case,
-            "delimiter": self.delimiter,
-            "unknown": self.unknown,
-        }
-        contents = {
-            "vocab.txt": "".join(f"{symbol}\n" for symbol in self._symbols),
-            _transfo_xl_files.CONFIG: json.dumps(settings, indent=2) + "\n",
-        }
-        _files.save(directory, contents)
+        _transfo_xl_files.write(self, directory)
 
 
 def load(name_or_path: NameOrPath, *, lower_case: bool | None = None) -> Tokenizer:

@@ -1,0 +1,118 @@
+"""What the benchmarks share: turns in one process, ratios of neighbours, and verdicts on bars.
+
+Whatever else a machine does slows down neighbours alike, so contenders take turns, and a claim is
+about the median of the ratios of those of one round.
+"""
+
+import os
+import platform
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import metadata
+from typing import Any, Literal
+
+Call = Callable[[], object]
+Times = dict[str, list[float]]
+UNITS = {"s": 1.0, "ms": 1e3}
+
+
+def seconds(call: Call, clock: Callable[[], float] = time.perf_counter) -> float:
+    """Return the seconds that a call takes; freeing what it returns is not timed."""
+    start = clock()
+    result = call()
+    took = clock() - start
+    del result
+    return took
+
+
+def take_turns(
+    calls: Mapping[str, Any],
+    rounds: int,
+    *,
+    warm_up: int = 1,
+    timer: Callable[[Any], Any] = seconds,
+    prepare: Mapping[str, Call] | None = None,
+    few: Mapping[str, int] | None = None,
+    order: Literal["same", "both", "random"] = "same",
+) -> dict[str, list[Any]]:
+    """Let contenders take turns, and return what the timer says of each call.
+
+    Args:
+        calls: name -> what is timed.
+        rounds: in each of which every contender has one turn.
+        warm_up: rounds before these, which are left out.
+        timer: from a contender to what is noted, by default its seconds by the clock.
+        prepare: name -> what is done before each call and not timed.
+        few: name -> rounds of contenders that take part in the first ones only.
+        order: of a round: that of `calls`, this and the reverse by turns, or random.
+    """
+    taken: dict[str, list[Any]] = {name: [] for name in calls}
+    for turn in range(rounds + warm_up):
+        names = list(calls)
+        if order == "random":
+            random.shuffle(names)
+        elif order == "both" and turn % 2:
+            names.reverse()
+        for name in names:
+            if turn < warm_up + (few or {}).get(name, rounds):
+                (prepare or {}).get(name, lambda: None)()
+                took = timer(calls[name])
+                taken[name] += [took] if turn >= warm_up else []
+    return taken
+
+
+def bytes_per_second() -> float:
+    """Return the memory bandwidth of two reads and a write of what fits no cache."""
+    import torch
+
+    a, b = torch.zeros(60_000_000), torch.ones(60_000_000)
+    return 3 * a.nbytes / min(seconds(lambda: a.add_(b)) for _ in range(9))
+
+
+def environment(*packages: str) -> str:
+    """Return what a time depends on: versions, cores and threads."""
+    import torch
+
+    import fnlm
+
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions |= {"fnlm": fnlm.__version__} | {name: metadata.version(name) for name in packages}
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"{named}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def ratios(above: Iterable[float], below: Iterable[float]) -> list[float]:
+    """Return the ratios of neighbours: of the times of one round."""
+    return [a / b for a, b in zip(above, below, strict=False)]
+
+
+def digits(value: float) -> str:
+    """Return a number with three digits, or all of those before the point."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def quartiles(values: Sequence[float]) -> str:
+    """Return the median with the quartiles, or with the extremes where there are few values."""
+    middle, low, high = statistics.median(values), min(values), max(values)
+    if len(values) >= 4:
+        low, _, high = statistics.quantiles(values, n=4)
+    what = "quartiles " if len(values) >= 4 else ""
+    return f"{digits(middle)} ({what}{digits(low)} to {digits(high)})"
+
+
+def row(name: str, times: Sequence[float], unit: str = "ms", note: str = "") -> str:
+    """Return a line about the times of a contender."""
+    scaled = [UNITS[unit] * took for took in times]
+    return f"{name:26} median {quartiles(scaled)} {unit}, fastest {digits(min(scaled))}{note}"
+
+
+def judge(what: str, found: Sequence[float], bar: float, *, at_most: bool = False) -> bool:
+    """Print the median of ratios beside its bar, and return whether the bar is met."""
+    ratio = statistics.median(found)
+    met = ratio <= bar if at_most else ratio >= bar
+    limit = "at most" if at_most else "at least"
+    verdict = "met" if met else "MISSED"
+    print(f"{what}: median {quartiles(found)}; bar: {limit} {bar:g}: {verdict}", flush=True)
+    return met
