@@ -9,22 +9,29 @@ Public modules: the families (`fnlm.families` lists them: `bert`, `gpt2`, ...), 
 import importlib
 from types import ModuleType
 
-from fnlm.families import FAMILIES as _FAMILIES
-
 __version__ = "0.1.0"
 
-_MODULES = _FAMILIES.keys() | frozenset(
-    "checkpoints families files finetune generate heads layers params pipeline protocols "
-    "random tasks tokenize train transforms tree".split()
+_MODULES = frozenset(  # besides the families
+    "checkpoints families files finetune generate heads layers params pipeline protocols random "
+    "tasks tokenize train transforms tree".split()
 )
+
+
+def _public() -> frozenset[str]:
+    """Return the names of all public modules; the register is read when they are asked for."""
+    from fnlm.families import FAMILIES
+
+    return _MODULES | FAMILIES.keys()
 
 
 def __getattr__(name: str) -> ModuleType:
     """Import a public module of the package, the first time that it is asked for."""
-    if name not in _MODULES:
-        raise AttributeError(f"fnlm has no {name!r}: its modules are {', '.join(sorted(_MODULES))}")
+    if name not in _MODULES and name not in _public():
+        raise AttributeError(
+            f"fnlm has no {name!r}: its modules are {', '.join(sorted(_public()))}"
+        )
     return importlib.import_module(f"fnlm.{name}")
 
 
 def __dir__() -> list[str]:
-    return sorted(_MODULES | globals().keys())
+    return sorted(_public() | globals().keys())

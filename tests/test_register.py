@@ -70,6 +70,13 @@ def test_reading_the_register_imports_no_torch() -> None:
     assert done.stdout.split() == [str(len(FAMILIES)), "set()"]
 
 
+def test_importing_the_package_imports_no_module_of_it() -> None:
+    code = "import sys, fnlm; print([name for name in sys.modules if name.startswith('fnlm.')])"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 @pytest.mark.parametrize("tool", ["__init__", "checkpoints", "pipeline"])
 def test_a_tool_knows_no_family_by_name(tool: str) -> None:
     parsed = ast.parse((ROOT / "fnlm" / f"{tool}.py").read_text(encoding="utf-8"))
