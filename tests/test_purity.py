@@ -1,16 +1,18 @@
 """No public function changes an argument, a global state or a default, or depends on a seed.
 
-Each example of `calls.TABLE` is called twice, with different global seeds, and the world is
-compared before and after.
+Each example of `calls.TABLE`, and each call of a function in its own docstring, is made twice, with
+different global seeds, and the world is compared before and after.
 """
 
+import ast
+import doctest
 import inspect
 import logging
 import os
 import random as python_random
 import sys
 import warnings
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,26 @@ def public() -> dict[str, Any]:
 PUBLIC = public()
 
 
+def named(node: ast.AST) -> Iterator[str]:
+    """The names of what a program calls."""
+    for call in ast.walk(node):
+        if isinstance(call, ast.Call):
+            yield getattr(call.func, "id", getattr(call.func, "attr", ""))
+
+
+def documented() -> Iterator[str]:
+    """The public functions and methods that are called in their own docstrings."""
+    for name, function in PUBLIC.items():
+        examples = doctest.DocTestParser().get_examples(inspect.getdoc(function) or "")
+        short = name.rpartition(".")[2]
+        if any(short in named(ast.parse(example.source)) for example in examples):
+            yield name
+
+
+ROWS = {name.split(" ")[0].rstrip(",") for name in TABLE}
+DOCUMENTED = [name for name in documented() if name not in ROWS]
+
+
 @pytest.fixture(autouse=True, scope="module")
 def warm_up_torch() -> None:
     """The first gradient imports torch's compiler, which sets an environment variable."""
@@ -144,10 +166,10 @@ def seed(number: int) -> None:
 
 
 def test_every_public_function_has_an_example() -> None:
-    rows = {name.split(" ")[0].rstrip(",") for name in TABLE}
-    assert PUBLIC.keys() - rows - EXCEPTIONS.keys() == set(), "give it a row in this file"
+    missing = PUBLIC.keys() - ROWS - EXCEPTIONS.keys() - {*DOCUMENTED}
+    assert not missing, "call it in its docstring, or give it a row in tests/calls"
     classes = {f"{m.__name__}.{n}" for m in MODULES for n, v in api.public_names(m)}
-    assert rows | EXCEPTIONS.keys() <= PUBLIC.keys() | classes, "a row for what is not there"
+    assert ROWS | EXCEPTIONS.keys() <= PUBLIC.keys() | classes, "a row for what is not there"
 
 
 @pytest.mark.parametrize("name", TABLE)
@@ -170,6 +192,73 @@ def test_a_call_changes_nothing(
     )
     assert picture((args, kwargs)) == given, f"{name} changed an argument when repeated"
     assert files(tmp_path) == there, f"{name} wrote something else when repeated"
+
+
+class Watched:
+    """A function that notes what each call of it changes and returns; calls within one pass."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function, self.busy = function, False
+        self.calls: list[Any] = []
+        self.complaints: list[str] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.busy:
+            return self.function(*args, **kwargs)
+        self.busy = True
+        try:
+            given, before = picture((args, kwargs)), world()
+            result = self.function(*args, **kwargs)
+            result = list(result) if isinstance(result, Iterator) else result
+            self.complaints += [what for what, value in world().items() if value != before[what]]
+            self.complaints += ["an argument"] if picture((args, kwargs)) != given else []
+            self.calls.append((given, without_versions(result)))
+        finally:
+            self.busy = False
+        return iter(result) if isinstance(result, list) and not args else result
+
+
+class Lenient(doctest.OutputChecker):
+    """What examples print is checked elsewhere."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        return True
+
+
+def run_docstring(name: str, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """Run the examples in the docstring of a function, in its place one that is watched."""
+    owner, _, short = name.rpartition(".")
+    function = PUBLIC[name]
+    module = sys.modules[function.__module__]
+    watched = Watched(function)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return watched(*args, **kwargs)
+
+    place = module if owner in sys.modules else getattr(sys.modules[owner.rpartition(".")[0]],
+                                                        owner.rpartition(".")[2])  # fmt: skip
+    with monkeypatch.context() as patch:
+        patch.setattr(place, short, call)
+        content = dict(vars(module)) | ({short: call} if place is module else {})
+        test = doctest.DocTestParser().get_doctest(
+            inspect.getdoc(function) or "", content, name, None, 0
+        )
+        runner = doctest.DocTestRunner(Lenient(), verbose=False)
+        assert not runner.run(test, out=lambda text: None).failed
+    return watched
+
+
+@pytest.mark.parametrize("name", DOCUMENTED)
+def test_a_documented_call_changes_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seed(1)
+    first = run_docstring(name, monkeypatch)
+    seed(2)
+    second = run_docstring(name, monkeypatch)
+    assert not first.complaints and not second.complaints
+    assert first.calls and first.calls == second.calls, "differs when repeated"
 
 
 @pytest.mark.parametrize("name", PUBLIC)
@@ -201,3 +290,16 @@ def test_the_pictures_show_every_kind_of_change() -> None:
         "python's generator",
         "numpy's generator",
     }
+
+
+def test_a_watched_call_shows_what_it_changes() -> None:
+    """The test of docstrings can fail: a call that changes something is seen."""
+
+    def impure(numbers: list[int], x: Tensor) -> Tensor:
+        numbers.append(1)
+        torch.rand(1)
+        return x
+
+    watched = Watched(impure)
+    watched([2], torch.zeros(2))
+    assert watched.complaints == ["torch's generator", "an argument"] and len(watched.calls) == 1

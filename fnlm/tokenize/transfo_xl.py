@@ -63,8 +63,7 @@ class Tokenizer:
         ids = dict(self.vocab)
         if sorted(ids.values()) != list(range(len(ids))):
             raise ValueError(f"vocab must give its {len(ids)} symbols the ids 0 to {len(ids) - 1}")
-        unknown = self.unknown
-        if unknown is None:
+        if (unknown := self.unknown) is None:
             unknown = next((symbol for symbol in UNKNOWN if symbol in ids), None)
         elif unknown not in ids:
             raise ValueError(f"unknown={unknown!r} must be one of the {len(ids)} symbols of vocab")
@@ -280,7 +279,7 @@ class Tokenizer:
         return replace(self, vocab={**self.vocab, **new})
 
     def save(self, directory: str | Path) -> None:
-        """Write vocab.txt, a symbol a line, and the settings, tokenizer_config.json.
+        """Write vocab.txt, a symbol a line, and tokenizer_config.json.
 
         Raises:
             ValueError: a symbol cannot be a line of a file.

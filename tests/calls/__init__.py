@@ -1,0 +1,38 @@
+"""The table of calls: examples of what docstrings don't call, or call with less.
+
+A public function that its own docstring calls needs no row, nor does one that all families have.
+"""
+
+from calls.common import Example, Make, files
+from calls.decoding import DECODING
+from calls.families import FAMILY_ROWS
+from calls.layers import HEADS, LAYERS, XL_LAYERS
+from calls.parameters import FILES, PARAMETERS, TREE
+from calls.text import LANGUAGE, TASKS, TOKENIZING
+from calls.tools import CHECKPOINTS, PROGRAM, REGISTER, WRITER
+from calls.training import FINETUNING, TRAINING, TRANSFORMS
+
+__all__ = ["TABLE", "Example", "Make", "files"]
+
+TABLE: dict[str, Make] = {f"fnlm.{name}": make for name, make in FAMILY_ROWS.items()} | {
+    f"fnlm.{part}.{name}": make
+    for part, rows in {
+        "tree": TREE,
+        "files": FILES,
+        "params": PARAMETERS,
+        "layers": LAYERS | XL_LAYERS,
+        "heads": HEADS,
+        "families": REGISTER,
+        "checkpoints": CHECKPOINTS,
+        "pipeline": WRITER,
+        "generate": DECODING,
+        "train": TRAINING,
+        "transforms": TRANSFORMS,
+        "finetune": FINETUNING,
+        "tokenize": TOKENIZING,
+        "tasks": TASKS,
+        "tasks.language_model": LANGUAGE,
+        "cli": PROGRAM,
+    }.items()
+    for name, make in rows.items()
+}

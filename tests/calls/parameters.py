@@ -1,0 +1,124 @@
+"""Examples of parameters and files."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import ROOT
+from families import GPT2
+from torch import nn
+
+from calls.common import (
+    CLI_CONFIG,
+    PARAMS,
+    SMALL,
+    UNTIED,
+    Make,
+    X,
+    files,
+    on,
+    saved,
+    stored,
+    writes,
+)
+from fnlm import (
+    gpt2,
+    train,
+    tree,
+)
+from fnlm.files import hub, numpy, safetensors, tensorflow, torch_pickle
+from fnlm.files.checkpoint import half_written, replace
+from fnlm.files.folder import replace_files
+from fnlm.params import io, layout, module, rename, spec
+from fnlm.params.config import BaseConfig, multiple_of, one_of, read_json
+from fnlm.params.names.gpt2 import FAMILY
+
+SPEC = gpt2.spec(GPT2.config, gpt2.HEADS)
+HEADS_KWARGS: dict[str, Any] = {"heads": None, "key": None}
+FOLDER_ARGS = (FAMILY, gpt2.Config, gpt2.spec)
+
+
+def saving(params: Any, directory: Path) -> None:
+    io.save(params, directory, FAMILY, gpt2.spec, "transformers")
+
+
+def saving_two(directory: Path) -> list[str]:
+    """Save two files in the place of one."""
+    write = partial(Path.write_text, data="whole")
+    first = replace_files(directory, "model", {"old.txt": write})
+    return replace_files(directory, "model", {"a.txt": write, "b.txt": write}, first)
+
+
+def config_there(folder: Path) -> Path:
+    CLI_CONFIG.to_json_file(folder / "config.json")
+    return folder / "config.json"
+
+
+TREE: dict[str, Make] = {
+    "map": lambda _: on(tree.map, torch.add, SMALL, SMALL),
+    "map_with_path": lambda _: on(tree.map_with_path, lambda p, x, y: x * len(p), SMALL, SMALL),
+    "partition": lambda _: on(tree.partition, PARAMS, train.except_bias_and_norm),
+    "select": lambda _: on(tree.select, PARAMS, train.except_bias_and_norm),
+}
+FOREIGN = rename.to_foreign(UNTIED, FAMILY.dialects[0])
+NESTED = dict(tree.named_leaves(UNTIED))
+TENSORFLOW = ROOT / "tests" / "fixtures" / "tensorflow" / "partitioned"
+PARAMETERS: dict[str, Make] = {
+    "config.multiple_of": lambda _: on(multiple_of, GPT2.config, "n_embd", "n_head"),
+    "config.BaseConfig.from_dict": lambda _: on(gpt2.Config.from_dict, {"n_embd": 24, "new": [1]}),
+    "config.BaseConfig.from_json_file": lambda folder: on(
+        gpt2.Config.from_json_file, config_there(folder)
+    ),
+    "config.one_of": lambda _: on(one_of, "activation", "gelu", ["gelu", "relu"]),
+    "config.read_json": lambda folder: on(read_json, config_there(folder)),
+    "config.BaseConfig.to_dict": lambda _: on(BaseConfig.to_dict, CLI_CONFIG),
+    "config.BaseConfig.to_json_string": lambda _: on(BaseConfig.to_json_string, CLI_CONFIG),
+    "config.BaseConfig.to_json_file": writes(BaseConfig.to_json_file, CLI_CONFIG),
+    "io.write": writes(io.write, FOREIGN),
+    "io.load": lambda folder: on(io.load, saved(folder), *FOLDER_ARGS, **HEADS_KWARGS),
+    "io.assemble": lambda _: on(io.assemble, FOREIGN, GPT2.config, FAMILY, gpt2.spec),
+    "io.config_from": lambda folder: on(io.config_from, config_there(folder), FAMILY, gpt2.Config),
+    "io.save": writes(saving, PARAMS),
+    "layout.for_decoding": lambda _: on(layout.for_decoding, tree.cast(PARAMS, torch.bfloat16)),
+    "module.from_module": lambda _: on(
+        module.from_module, nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(5)).eval(), seen=called
+    ),
+    "rename.to_foreign": lambda _: on(rename.to_foreign, UNTIED, FAMILY.dialects[1]),
+    "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
+    "rename.dialect_named": lambda _: on(rename.dialect_named, "transformers", FAMILY),
+    "rename.dialect_of": lambda _: on(rename.dialect_of, list(FOREIGN), FAMILY),
+    "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
+    "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
+    "rename.fit": lambda _: on(rename.fit, NESTED, NESTED, FAMILY, "here"),
+    "spec.linear_spec": lambda _: on(spec.linear_spec, 3, 4, 0.1),
+    "spec.norm_spec": lambda _: on(spec.norm_spec, 3),
+    "spec.check": lambda _: on(spec.check, SPEC, PARAMS),
+}
+FILES: dict[str, Make] = {
+    "tensorflow.read": lambda _: on(tensorflow.read, TENSORFLOW, seen=dict),
+    "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
+    "hub.locate": lambda folder: on(hub.locate, saved(folder)),
+    "hub.Source.directory": lambda folder: on(
+        vars(hub.Source)["directory"].fget, hub.locate(saved(folder))
+    ),
+    "torch_pickle.read": lambda folder: on(torch_pickle.read, stored(folder, "w.bin")),
+    "torch_pickle.write": writes(torch_pickle.write, FOREIGN),
+    "numpy.read": lambda folder: on(numpy.read, stored(folder, "w.npz")),
+    "safetensors.read": lambda folder: on(safetensors.read, saved(folder) / "model.safetensors"),
+    "safetensors.write": writes(safetensors.write, FOREIGN),
+    "checkpoint.half_written": lambda folder: on(half_written, folder, seen=list),
+    "checkpoint.replace": lambda folder: on(
+        replace,
+        folder / "made",
+        partial(Path.write_text, data="whole"),
+        seen=lambda _: files(folder),
+    ),
+    "folder.replace_files": writes(saving_two),
+}
+
+
+def called(made: tuple[Callable[..., Any], Any]) -> Any:
+    apply, params = made
+    return params, apply(params, X)
