@@ -1,4 +1,4 @@
-"""Every family so tiny that its curvature is a matrix: 3 heads, a tie, padding, labels to ignore."""
+"""Every family so tiny that its curvature is a matrix: 3 heads, ties, padding, ignored labels."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -179,7 +179,7 @@ def attribute(
 def _pull_back(
     step: Callable[..., Tree], state: Tree, weights: Tree, batch: tuple[Any, ...], by_state: Tree
 ) -> tuple[Tree, Tree]:
-    """Return the derivatives by the state before a step and by weights, of those by the state after."""
+    """Return derivatives by the state before a step and by weights, given those by that after."""
     floats, whole = split_floats(state)
 
     def smooth(floats: Tree, weights: Tree) -> Tree:

@@ -159,7 +159,7 @@ def lanczos(op: Product, like: Tree, key: Tensor, steps: int) -> Lanczos:
             vector = vector - (known @ vector) @ known
         betas.append(vector.norm())
         scale = max(float(torch.stack(alphas).abs().max()), float(torch.stack(betas[1:]).max()))
-        if float(betas[-1]) <= 10 * step * torch.finfo(vector.dtype).eps * scale:
+        if float(betas[-1]) <= 10 * len(alphas) * torch.finfo(vector.dtype).eps * scale:
             break  # the space is exhausted
     return _ritz(torch.stack(alphas), torch.stack(betas[1:]), basis, like)
 
