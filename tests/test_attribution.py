@@ -44,9 +44,7 @@ def retrain(weights: Tensor, x: Tensor, labels: Tensor) -> Tree:
     for _ in range(20):
         step = lambda v: head_objective(whole(v), weights, x, labels)  # noqa: E731
         slope = torch.autograd.functional.jacobian(step, vector)
-        vector = vector - torch.linalg.solve(
-            torch.autograd.functional.hessian(step, vector), slope
-        )
+        vector = vector - torch.linalg.solve(torch.autograd.functional.hessian(step, vector), slope)
     assert slope.norm() < 1e-14
     return whole(vector)
 
@@ -65,9 +63,7 @@ def test_influence_is_what_training_again_shows(chunk_size: int | None) -> None:
 
     optimum = retrain(ones, x, labels)
     op = hessian(head_objective, optimum, ones, x, labels)
-    found = influence(
-        op, query, head_loss, optimum, x, labels, tol=1e-12, chunk_size=chunk_size
-    )
+    found = influence(op, query, head_loss, optimum, x, labels, tol=1e-12, chunk_size=chunk_size)
     assert found.solution.converged
     h = 1e-4
     for i in range(B):
@@ -124,9 +120,9 @@ def bert_losses(params: Tree, ids: Tensor, keys: Tensor | None) -> Tensor:
 
 def transfo_xl_losses(params: Tree, ids: Tensor, keys: Tensor | None) -> Tensor:
     return vmap(
-        lambda row, key: transfo_xl.negative_log_likelihood(
-            params, row[:-1], row[1:], key=key
-        )[0].mean()
+        lambda row, key: transfo_xl.negative_log_likelihood(params, row[:-1], row[1:], key=key)[
+            0
+        ].mean()
     )(ids, keys)
 
 
@@ -228,7 +224,9 @@ def test_the_start_has_derivatives_too() -> None:
     scale = run.state.params["norm"]["scale"]
     torch.testing.assert_close(found.start.params["norm"]["scale"], grad(final)(scale))
     again, _ = tree.partition(run.state, lambda _, leaf: leaf.is_floating_point())
-    assert [n for n, _ in tree.named_leaves(found.start)] == [n for n, _ in tree.named_leaves(again)]
+    assert [n for n, _ in tree.named_leaves(found.start)] == [
+        n for n, _ in tree.named_leaves(again)
+    ]
 
 
 def test_learning_rates_are_weights_like_others() -> None:

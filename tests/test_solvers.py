@@ -63,9 +63,7 @@ def test_lanczos_in_few_steps_finds_the_outer_eigenvalues_and_says_how_well() ->
     found = lanczos(lambda v: matrix @ v, like, KEYS[1], 12)
     assert len(found.values) == len(found.diagonal) == len(found.off_diagonal) + 1 == 12
     torch.testing.assert_close(found.values[[0, -1]], torch.tensor([-7.0, 5.0]).double())
-    for value, vector, residual in zip(
-        found.values, found.vectors, found.residuals, strict=True
-    ):
+    for value, vector, residual in zip(found.values, found.vectors, found.residuals, strict=True):
         torch.testing.assert_close(
             (matrix @ vector - value * vector).norm(), residual, rtol=1e-8, atol=1e-10
         )
@@ -155,7 +153,9 @@ def test_a_precondition_saves_iterations_and_gives_the_same() -> None:
 def test_what_did_not_converge_says_so() -> None:
     scales = torch.logspace(0, 8, 300, dtype=torch.float64)
     b = torch.ones(300, dtype=torch.float64)
-    with pytest.warns(RuntimeWarning, match="residual of .* after 5 iterations, and tol is 1.0e-10"):
+    with pytest.warns(
+        RuntimeWarning, match="residual of .* after 5 iterations, and tol is 1.0e-10"
+    ):
         found = solve(lambda v: scales * v, b, tol=1e-10, max_iterations=5)
     assert not found.converged and found.iterations == 5
     torch.testing.assert_close(found.residual, (b - scales * found.x).norm() / b.norm())

@@ -3,6 +3,7 @@
 from fnlm.transforms.attribution import Attribution, Influence, attribute, influence
 from fnlm.transforms.curvature import empirical_fisher, fisher, ggn, hessian
 from fnlm.transforms.gradient import grad, grad_and_value
+from fnlm.transforms.kfac import KroneckerOperator, Pair, ekfac, kfac
 from fnlm.transforms.operator import Operator
 from fnlm.transforms.per_example import per_example_grads, per_example_norms
 from fnlm.transforms.softmax import LinearSoftmaxCrossEntropy, SoftmaxCrossEntropy
@@ -18,8 +19,9 @@ from fnlm.transforms.solvers import (
 )
 
 __all__ = [
-    "Attribution", "Estimate", "Influence", "Lanczos", "LinearSoftmaxCrossEntropy", "Operator",
-    "SoftmaxCrossEntropy", "Solution", "attribute", "dense", "diagonal", "empirical_fisher",
-    "fisher", "ggn", "grad", "grad_and_value", "hessian", "influence", "lanczos",
-    "per_example_grads", "per_example_norms", "solve", "trace",
+    "Attribution", "Estimate", "Influence", "KroneckerOperator", "Lanczos",
+    "LinearSoftmaxCrossEntropy", "Operator", "Pair", "SoftmaxCrossEntropy", "Solution", "attribute",
+    "dense", "diagonal", "ekfac", "empirical_fisher", "fisher", "ggn", "grad", "grad_and_value",
+    "hessian", "influence", "kfac", "lanczos", "per_example_grads", "per_example_norms", "solve",
+    "trace",
 ]  # fmt: skip

@@ -38,7 +38,7 @@ class Operator:
     like: Tree
 
     def __call__(self, direction: Tree) -> Tree:
-        _check(direction, self.like)
+        check_like(direction, self.like)
         return self.product(direction)
 
     @property
@@ -68,7 +68,7 @@ class Operator:
     def __add__(self, other: "Operator") -> "Operator":
         if not isinstance(other, Operator):
             return NotImplemented
-        _check(other.like, self.like)
+        check_like(other.like, self.like)
         return Operator(lambda v: tree.map(torch.add, self.product(v), other.product(v)), self.like)
 
     def __mul__(self, factor: float | Tensor) -> "Operator":
@@ -132,7 +132,7 @@ def _wide(direction: Tree) -> torch.dtype:
     return dtype
 
 
-def _check(direction: Any, like: Tree) -> None:
+def check_like(direction: Any, like: Tree) -> None:
     """Raise unless a tree has the paths, shapes and types of another."""
     given, wanted = dict(tree.named_leaves(direction)), dict(tree.named_leaves(like))
     if given.keys() != wanted.keys():
