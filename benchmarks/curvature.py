@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ def calls(config: gpt2.Config, rows: int, tokens: int) -> dict[str, Call]:
         "Gauss-Newton, differentiated twice": ggn(model, twice, *data),
         "Hessian": hessian(lambda *d: twice(model(*d)), *data),
     }
-    products: dict[str, Call] = {name: lambda op=op: op(v) for name, op in ops.items()}
+    products: dict[str, Call] = {name: partial(op, v) for name, op in ops.items()}
     return {GRADIENT: lambda: grad(lambda *d: twice(model(*d)))(*data), **products}
 
 

@@ -3,7 +3,7 @@
 from fnlm.transforms.attribution import Attribution, Influence, attribute, influence
 from fnlm.transforms.curvature import empirical_fisher, fisher, ggn, hessian
 from fnlm.transforms.gradient import grad, grad_and_value
-from fnlm.transforms.kfac import KroneckerOperator, Pair, ekfac, kfac
+from fnlm.transforms.kronecker import KroneckerOperator, Pair, ekfac, kfac
 from fnlm.transforms.operator import Operator
 from fnlm.transforms.per_example import per_example_grads, per_example_norms
 from fnlm.transforms.softmax import LinearSoftmaxCrossEntropy, SoftmaxCrossEntropy

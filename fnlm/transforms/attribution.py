@@ -54,10 +54,11 @@ def influence(
 ) -> Influence:
     """Return the derivatives of a query by the weights of examples, at an optimum of training.
 
-    The objective is the mean of weighted losses, and its optimum moves with a weight w_i::
+    The objective is the mean of weighted losses, whose optimum moves with a weight w_i (all are 1);
+    q is the query::
 
-        p(w) = argmin (1 / B) sum_i w_i loss_i(p) + regularizer(p),  at w = 1
-        dq / dw_i = -(1 / B) dq/dp . op^-1 . dloss_i/dp
+        p(w)    = argmin_p (1 / B) sum_i w_i loss_i(p) + regularizer(p)
+        dq/dw_i = -(1 / B) dq/dp . op^-1 . dloss_i/dp
 
     Args:
         op: the Hessian of the objective at `params`, regularizer included, or an approximation of
@@ -185,7 +186,7 @@ def _pull_back(
     def smooth(floats: Tree, weights: Tree) -> Tree:
         return split_floats(step(whole(floats), weights, *batch))[0]
 
-    _, pull = vjp(smooth, floats, weights)
+    pull: Any = vjp(smooth, floats, weights)[1]
     return pull(by_state, retain_graph=False, create_graph=False)
 
 

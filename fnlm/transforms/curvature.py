@@ -1,16 +1,14 @@
 """Curvature of losses as linear operators: Hessian, generalized Gauss-Newton, Fisher information.
 
 A product costs a few gradients, in time and memory; no matrix is made. A tied leaf is one leaf, so
-its rows and columns hold what all of its uses contribute. Frozen parameters are closed over::
-
-    trained, frozen = tree.partition(params, predicate)
-    hessian(lambda p, *batch: loss(tree.merge(p, frozen), *batch), trained, *batch)
+its rows and columns hold what all of its uses contribute. Frozen parameters are closed over, after
+`fnlm.tree.partition`.
 
 Letters: p parameters, f outputs of the model, J = df/dp, g gradients.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,6 +24,12 @@ __all__ = ["empirical_fisher", "fisher", "ggn", "hessian"]
 
 Loss = Callable[..., Tensor]
 Count = Callable[..., Any]  # count(*chunk) -> a number
+
+
+class OutputLoss(Protocol):
+    """A loss of a model's outputs; it may have `curvature_product(outputs, tangents)`."""
+
+    def __call__(self, outputs: Any, /) -> Tensor: ...
 
 
 def hessian(
@@ -73,7 +77,7 @@ def hessian(
 
 def ggn(
     model: Callable[..., Any],
-    loss: Callable[[Any], Tensor],
+    loss: OutputLoss,
     params: Tree,
     *batch: Any,
     chunk_size: int | None = None,
@@ -110,9 +114,10 @@ def ggn(
             made = model(whole(p), *rows)
             return tuple(x for x in tree.leaves(made) if x.is_floating_point()), made
 
-        _, tangents, outputs = jvp(smooth, (floats,), (direction,), has_aux=True)
+        moved: Any = jvp(smooth, (floats,), (direction,), has_aux=True)
+        _, tangents, outputs = moved
         cotangents = _curvature_product(loss, outputs, tangents)
-        del outputs, tangents  # before the second pass, which makes logits again
+        del moved, outputs, tangents  # before the second pass, which makes logits again
         return grad(lambda p: inner(smooth(p)[0], cotangents))(floats)
 
     return Operator(_over_chunks(product, batch, chunk_size, count), floats)
@@ -234,7 +239,7 @@ def _over_chunks(
 
 
 def _curvature_product(
-    loss: Callable[[Any], Tensor], outputs: Tree, tangents: tuple[Tensor, ...]
+    loss: OutputLoss, outputs: Tree, tangents: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
     """Return the Hessian of a loss by the floating-point outputs, times their tangents."""
     if hasattr(loss, "curvature_product"):

@@ -35,7 +35,7 @@ class SoftmaxCrossEntropy(NamedTuple):
 
     ignore_index: int = IGNORE  # label of positions that do not count
 
-    def __call__(self, outputs: tuple[Tensor, Tensor]) -> Tensor:
+    def __call__(self, outputs: Any) -> Tensor:
         logits, labels = _pair(outputs)
         log_probs = torch.log_softmax(logits, -1)
         counted = labels != self.ignore_index
@@ -76,7 +76,7 @@ class LinearSoftmaxCrossEntropy(NamedTuple):
     chunk_size: int = 8192  # tokens of the vocabulary at a time
     ignore_index: int = IGNORE  # label of positions that do not count
 
-    def __call__(self, outputs: tuple[Tensor, ...]) -> Tensor:
+    def __call__(self, outputs: Any) -> Tensor:
         hidden, table, *bias, labels = outputs
         logits = F.linear(hidden, table, *bias)
         return SoftmaxCrossEntropy(self.ignore_index)((logits, labels))

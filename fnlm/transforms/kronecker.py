@@ -1,13 +1,18 @@
 """Kronecker-factored curvature: an approximate Fisher information with a cheap inverse.
 
-The gradient of a matrix W [a, b] for an example is a sum of outer products, over positions t and
-uses of the leaf. Its Fisher information is approximated by a Kronecker product, whose eigenvectors
-are products of those of two small matrices::
+The gradient G of a matrix W [a, b] for an example is a sum of outer products, over positions t and
+uses of the leaf; of y = x W, r is x, and c the derivative of the loss by y. The Fisher information
+F of the leaf is approximated by a Kronecker product::
 
-    G   = sum_t r_t c_t^T                     of y = x W: r = x, c = dloss/dy
-    F   = mean of vec(G) vec(G)^T over examples
-    F   ~ R kron C                            R = mean of r r^T, C = sum of c c^T / examples
-    R   = Q diag(s) Q^T, C = P diag(u) P^T    so F V ~ Q ((s u^T) * (Q^T V P)) P^T
+    G = sum_t r_t c_t^T
+    F = mean over examples of vec(G) vec(G)^T
+    R = mean over examples and positions of r r^T
+    C = mean over examples of sum_t c_t c_t^T
+
+F is taken for R kron C. With eigenvectors Q of R, P of C, and their eigenvalues s and u, a product
+with a leaf V is then::
+
+    F V = Q ((s u^T) * (Q^T V P)) P^T
 
 K-FAC takes s u^T; EK-FAC keeps the eigenvectors and takes for each pair of them the mean of
 (Q^T G P)^2, which is exact, and the best that these eigenvectors allow. What has more rows (or
@@ -187,7 +192,7 @@ def _kfac_blocks(batches: Iterable[Any], params: Tree, limit: int) -> dict[str, 
                 found
                 if before is None
                 else [
-                    _Factors(*(x + y for x, y in zip(a, b, strict=True)))
+                    _Factors(a.rows + b.rows, a.columns + b.columns, a.positions + b.positions)
                     for a, b in zip(before, found, strict=True)
                 ]
             )
@@ -228,9 +233,11 @@ def _block(uses: list[_Factors], examples: int) -> Block:
     if len(means) == 1:
         rows, columns = means[0]
     else:
-        trace = sum(_trace(r) * _trace(c) for r, c in means)
-        rows = sum(r * _trace(c) for r, c in means)
-        columns = sum(c * _trace(r) for r, c in means) / (trace + (trace == 0))
+        traces = [(_trace(r), _trace(c)) for r, c in means]
+        total = torch.stack([r * c for r, c in traces]).sum()
+        rows = torch.stack([r * t for (r, _), (_, t) in zip(means, traces, strict=True)]).sum(0)
+        columns = torch.stack([c * t for (_, c), (t, _) in zip(means, traces, strict=True)]).sum(0)
+        columns = columns / torch.where(total > 0, total, 1.0)
     (left, s), (right, u) = _eigen(rows), _eigen(columns)
     return Block(left, right, s.outer(u))
 
@@ -307,7 +314,8 @@ def _of_capture(capture: Any) -> Iterator[Pair]:
         if all(pairs):
             yield from (pair for pair in pairs if pair is not None)
             continue
-        flat = sum(_gradients(use).flatten(1) for use in uses).unsqueeze(1)  # [B, 1, elements]
+        grads = torch.stack([_gradients(use) for use in uses]).sum(0)
+        flat = grads.flatten(1).unsqueeze(1)  # [B, 1, elements]
         yield Pair(path, torch.ones_like(flat[..., :1]), flat)
 
 

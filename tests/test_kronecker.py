@@ -10,7 +10,7 @@ from torch.func import grad
 
 from fnlm import random, tree
 from fnlm.transforms import SoftmaxCrossEntropy, dense, ekfac, empirical_fisher, kfac, solve
-from fnlm.transforms.kfac import KroneckerOperator, Pair
+from fnlm.transforms.kronecker import KroneckerOperator, Pair
 from fnlm.transforms.operator import flatten
 from fnlm.tree import Tree
 
@@ -62,8 +62,8 @@ def test_factors_are_means_and_sums_over_examples_and_positions() -> None:
     batch = pairs()
     rows, columns = batch[0].rows.flatten(0, 1), batch[0].columns.flatten(0, 1)
     real = [n for n in range(B * T) if n != T - 1]
-    r = sum(rows[n].outer(rows[n]) for n in real) / len(real)
-    c = sum(columns[n].outer(columns[n]) for n in real) / B
+    r = torch.stack([rows[n].outer(rows[n]) for n in real]).sum(0) / len(real)
+    c = torch.stack([columns[n].outer(columns[n]) for n in real]).sum(0) / B
     found = kfac([batch], LIKE)
     torch.testing.assert_close(block(found, "w"), kron(r, c), rtol=1e-12, atol=1e-12)
     bias = gradients(batch, "bias")
@@ -129,7 +129,8 @@ def test_a_tied_table_is_looked_up_and_multiplied_by(limit: int) -> None:
     )
     if limit > 3:
         both = dense(kfac([[look, multiply]], like), like).view(3, 2, 3, 2)
-        each = sum(dense(kfac([[one]], like), like) for one in (look, multiply)).view(3, 2, 3, 2)
+        parts = [dense(kfac([[one]], like), like) for one in (look, multiply)]
+        each = (parts[0] + parts[1]).view(3, 2, 3, 2)
         for partial in ("abcb->ac", "abac->bc"):
             torch.testing.assert_close(torch.einsum(partial, both), torch.einsum(partial, each))
 
