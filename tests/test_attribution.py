@@ -280,3 +280,19 @@ def test_changes_no_argument_and_names_what_is_wrong() -> None:
         attribute(run.step, run.query, run.state, run.weights(), run.batches, every=0)
     with pytest.raises(ValueError, match="weights must be floating-point"):
         attribute(run.step, run.query, run.state, torch.ones(2).long(), run.batches)
+
+
+def test_a_step_that_is_not_pure_is_an_error() -> None:
+    start, ones = torch.ones(50), torch.ones(())
+
+    def in_place(x: Tensor, scale: Tensor) -> Tensor:
+        return x.sub_(0.1 * x.detach())
+
+    def global_dropout(x: Tensor, scale: Tensor) -> Tensor:
+        return x - 0.1 * scale * F.dropout(x, 0.5)
+
+    with pytest.raises(ValueError, match="changed its state in place.* donate=True"):
+        attribute(in_place, torch.sum, start, ones, [(), ()])
+    with torch.random.fork_rng(), pytest.raises(ValueError, match="is not a pure function"):
+        torch.manual_seed(0)
+        attribute(global_dropout, torch.sum, torch.ones(50), ones, [(), (), ()])

@@ -249,6 +249,11 @@ def test_a_position_that_does_not_count_may_hold_nan() -> None:
     (found,) = SoftmaxCrossEntropy().curvature_product((logits, labels), (u,))
     torch.testing.assert_close(found[0], (p.diag() - p.outer(p)) @ u[0])
     assert torch.equal(found[1], torch.zeros(3, dtype=torch.float64))
+    hidden, table = logits[:, :2], torch.randn(3, 2, dtype=torch.float64)
+    parts = LinearSoftmaxCrossEntropy(2).curvature_product(
+        (hidden, table, labels), (u[:, :2], table)
+    )
+    assert not any(part.isnan().any() for part in parts) and not parts[0][1].any()
     (nothing,) = SoftmaxCrossEntropy().curvature_product((logits, torch.tensor([-1, -1])), (u,))
     assert not nothing.any()
 
@@ -312,6 +317,10 @@ def test_errors_name_what_is_wrong() -> None:
         SoftmaxCrossEntropy()(torch.ones(3))
     with pytest.raises(ValueError, match=r"labels \(3,\), logits \(2, 4\)"):
         SoftmaxCrossEntropy()((torch.ones(2, 4), torch.ones(3).long()))
+    with pytest.raises(IndexError, match="less than 3, or -1 where nothing counts. Where -100"):
+        SoftmaxCrossEntropy().curvature_product(
+            (torch.ones(2, 3), torch.tensor([-100, 1])), (torch.ones(2, 3),)
+        )
     with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         LinearSoftmaxCrossEntropy(0).curvature_product(
             (torch.ones(2, 3), torch.ones(4, 3), torch.zeros(2).long()),

@@ -17,7 +17,7 @@ from torch.func import jvp, vjp, vmap
 from fnlm import tree
 from fnlm.transforms.curvature import check_examples, chunks
 from fnlm.transforms.gradient import grad, grad_and_value
-from fnlm.transforms.operator import split_floats
+from fnlm.transforms.operator import inner, split_floats
 from fnlm.transforms.solvers import Solution, solve
 from fnlm.tree import Tree
 
@@ -139,7 +139,9 @@ def attribute(
         value, derivatives and the last state.
 
     Raises:
-        ValueError: `every` is less than 1, or weights are not floating point.
+        ValueError: `every` is less than 1, or weights are not floating point; or the step is not
+            pure, as it changed its state in place (`donate=True`) or gave another one when run
+            again (dropout of a global generator).
 
     >>> def step(state, weights, i):  # gradient descent on weights[i] (state - i)^2 / 2
     ...     return state - 0.5 * weights[i] * (state - i)
@@ -161,8 +163,8 @@ def attribute(
     for i, batch in enumerate(batches):
         if i % every == 0:
             kept[i] = state
-        state = _detached(step(state, weights, *batch))
-    last = state
+        state = _run(step, state, weights, batch)
+    last = after = state
     floats, whole = split_floats(last)
     by_state, value = grad_and_value(lambda floats: query(whole(floats)))(floats)
     by_weights = tree.map(torch.zeros_like, weights)
@@ -170,25 +172,50 @@ def attribute(
         stretch = batches[first : first + every]
         states = [kept.pop(first) if store is None else kept[first]]
         for batch in stretch[:-1]:
-            states.append(_detached(step(states[-1], weights, *batch)))
+            states.append(_run(step, states[-1], weights, batch))
         for batch in reversed(stretch):
-            by_state, more = _pull_back(step, states.pop(), weights, batch, by_state)
-            by_weights = tree.map(torch.add, by_weights, more)
+            before = states.pop()
+            again, by_state, more = _pull_back(step, before, weights, batch, by_state)
+            _check_again(first, before, again, after)
+            by_weights, after = tree.map(torch.add, by_weights, more), before
     return Attribution(value, by_weights, by_state, last)
 
 
+def _run(step: Callable[..., Tree], state: Tree, weights: Tree, batch: tuple[Any, ...]) -> Tree:
+    """Return the state after a step, without a graph."""
+    leaves = [leaf for leaf in tree.leaves(state) if not leaf.is_inference()]
+    versions = [leaf._version for leaf in leaves]
+    after = tree.map(torch.Tensor.detach, step(state, weights, *batch))
+    if [leaf._version for leaf in leaves] != versions:
+        raise ValueError(
+            "step changed its state in place, and could not be run again: make it without "
+            "donate=True"
+        )
+    return after
+
+
 def _pull_back(
-    step: Callable[..., Tree], state: Tree, weights: Tree, batch: tuple[Any, ...], by_state: Tree
-) -> tuple[Tree, Tree]:
-    """Return derivatives by the state before a step and by weights, given those by that after."""
+    step: Callable[..., Tree], state: Tree, weights: Tree, batch: tuple[Any, ...], by_after: Tree
+) -> tuple[Tree, Tree, Tree]:
+    """Return the state after a step, and derivatives by the state before it and by weights."""
     floats, whole = split_floats(state)
 
     def smooth(floats: Tree, weights: Tree) -> Tree:
         return split_floats(step(whole(floats), weights, *batch))[0]
 
-    pull: Any = vjp(smooth, floats, weights)[1]
-    return pull(by_state, retain_graph=False, create_graph=False)
+    # Not unpacked in one line: mypy does not know the extra arguments of the function.
+    after, pull = vjp(smooth, floats, weights)[:2]
+    keep: Any = pull
+    return after, *keep(by_after, retain_graph=False, create_graph=False)
 
 
-def _detached(state: Tree) -> Tree:
-    return tree.map(torch.Tensor.detach, state)
+def _check_again(step: int, before: Tree, again: Tree, after: Tree) -> None:
+    """Raise if a step run again goes elsewhere: rounding may differ, the direction may not."""
+    first, second = split_floats(before)[0], split_floats(after)[0]
+    moved = tree.map(torch.sub, second, first)
+    off = tree.map(torch.sub, again, second)
+    if inner(off, off) > 0.25 * inner(moved, moved):
+        raise ValueError(
+            f"step is not a pure function: run again after step {step} or later, it gave another "
+            "state. Take randomness from keys, in the state or in batches"
+        )

@@ -38,7 +38,7 @@ class SoftmaxCrossEntropy(NamedTuple):
     def __call__(self, outputs: Any) -> Tensor:
         logits, labels = _pair(outputs)
         log_probs = torch.log_softmax(logits, -1)
-        counted = labels != self.ignore_index
+        counted = _counted(labels, self.ignore_index, logits.shape[-1])
         taken = log_probs.gather(-1, torch.where(counted, labels, 0).unsqueeze(-1)).squeeze(-1)
         return -(torch.where(counted, taken, 0.0) * _shares(counted, logits)).sum()
 
@@ -54,7 +54,7 @@ class SoftmaxCrossEntropy(NamedTuple):
         mean = (p.unsqueeze(-2) @ u.unsqueeze(-1)).squeeze(-1)  # p . u: [..., 1], no [..., V]
         if isinstance(outputs, Tensor):
             return (p * (u - mean) / max(mean.numel(), 1),)
-        counted = outputs[1] != self.ignore_index
+        counted = _counted(outputs[1], self.ignore_index, logits.shape[-1])
         # `where`, not a product: 0 * NaN at an ignored position would be NaN.
         centered = torch.where(counted.unsqueeze(-1), u - mean, 0.0)
         p = torch.where(counted.unsqueeze(-1), p, 0.0) * _shares(counted, p).unsqueeze(-1)
@@ -93,8 +93,9 @@ class LinearSoftmaxCrossEntropy(NamedTuple):
         *primals, labels = outputs
         if self.chunk_size < 1:
             raise ValueError(f"chunk_size must be at least 1, got {self.chunk_size}")
-        counted = labels != self.ignore_index
+        counted = _counted(labels, self.ignore_index, len(primals[1]))
         shares = _shares(counted, primals[0]).unsqueeze(-1)  # [..., 1]
+        hidden = torch.where(counted.unsqueeze(-1), primals[0], 0.0).flatten(0, -2)  # [N, D]
         total, mean = self._softmax_mean(primals, tangents)
         to_hidden: Any = 0.0
         parts: list[tuple[Tensor, ...]] = []
@@ -103,7 +104,7 @@ class LinearSoftmaxCrossEntropy(NamedTuple):
             cotangent = (p * torch.where(counted.unsqueeze(-1), u - mean, 0.0)).to(table.dtype)
             to_hidden = to_hidden + cotangent @ table  # [..., D]
             rows = cotangent.flatten(0, -2)  # [N, c]
-            parts.append((rows.mT @ primals[0].flatten(0, -2), rows.sum(0))[: len(primals) - 1])
+            parts.append((rows.mT @ hidden, rows.sum(0))[: len(primals) - 1])
         return to_hidden, *(torch.cat(chunks) for chunks in zip(*parts, strict=True))
 
     def _softmax_mean(
@@ -146,6 +147,23 @@ def _pair(outputs: Any) -> tuple[Tensor, Tensor]:
 
 def _logits(outputs: Any) -> Tensor:
     return _wide(outputs) if isinstance(outputs, Tensor) else _pair(outputs)[0]
+
+
+def _counted(labels: Tensor, ignore_index: int, classes: int) -> Tensor:
+    """Return where there is a label, after a check (on CPU) that each is one of the classes."""
+    counted = labels != ignore_index
+    index = torch.where(counted, labels, 0).unsqueeze(-1)
+    every = torch.zeros((), device=labels.device).expand(*labels.shape, classes)
+    try:
+        every.gather(-1, index)
+    except RuntimeError as error:
+        if "out of bounds" not in str(error):
+            raise
+        raise IndexError(
+            f"labels must be at least 0 and less than {classes}, or {ignore_index} where nothing "
+            f"counts. Where -100 marks that: labels.masked_fill(labels == -100, {ignore_index})"
+        ) from error
+    return counted
 
 
 def _shares(counted: Tensor, like: Tensor) -> Tensor:
