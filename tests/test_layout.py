@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(FAMILIES, _FAMILY),
     "families": set(),
     "generate": {"random", "tree", "layers"},
-    "transforms": {"tree"},
+    "transforms": {"random", "tree"},
     "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"},
     "finetune": {"random", "tree", "files", "train"},
     "tokenize": {"files"},

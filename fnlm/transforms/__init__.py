@@ -1,6 +1,27 @@
-"""Function transforms: gradients, and per-example gradients and their norms."""
+"""Function transforms: gradients of batches and examples, curvature, attribution."""
 
+from fnlm.transforms.attribution import Attribution, Influence, attribute, influence
+from fnlm.transforms.curvature import empirical_fisher, fisher, ggn, hessian
 from fnlm.transforms.gradient import grad, grad_and_value
+from fnlm.transforms.kronecker import KroneckerOperator, Pair, ekfac, kfac
+from fnlm.transforms.operator import Operator
 from fnlm.transforms.per_example import per_example_grads, per_example_norms
+from fnlm.transforms.softmax import LinearSoftmaxCrossEntropy, SoftmaxCrossEntropy
+from fnlm.transforms.solvers import (
+    Estimate,
+    Lanczos,
+    Solution,
+    dense,
+    diagonal,
+    lanczos,
+    solve,
+    trace,
+)
 
-__all__ = ["grad", "grad_and_value", "per_example_grads", "per_example_norms"]
+__all__ = [
+    "Attribution", "Estimate", "Influence", "KroneckerOperator", "Lanczos",
+    "LinearSoftmaxCrossEntropy", "Operator", "Pair", "SoftmaxCrossEntropy", "Solution", "attribute",
+    "dense", "diagonal", "ekfac", "empirical_fisher", "fisher", "ggn", "grad", "grad_and_value",
+    "hessian", "influence", "kfac", "lanczos", "per_example_grads", "per_example_norms", "solve",
+    "trace",
+]  # fmt: skip
