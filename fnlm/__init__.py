@@ -1,9 +1,9 @@
 """Language models as pure functions over explicit parameter trees, on PyTorch through `torch.func`.
 
 Public modules: `bert`, `gpt`, `gpt2` and `transfo_xl` (the families), `checkpoints`, `files`,
-`finetune`, `generate`, `heads`, `layers`, `params`, `pipeline`, `random`, `tasks`, `tokenize`,
-`train`, `transforms`, `tree`. Each is imported when it is first asked for: `import fnlm`, then
-`fnlm.gpt2.load("tiny")`.
+`finetune`, `generate`, `heads`, `layers`, `leaves`, `params`, `pipeline`, `random`, `tasks`,
+`tokenize`, `train`, `transforms`, `tree`. Each is imported when it is first asked for:
+`import fnlm`, then `fnlm.gpt2.load("tiny")`.
 """
 
 import importlib
@@ -12,8 +12,8 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _MODULES = frozenset(
-    "bert checkpoints files finetune generate gpt gpt2 heads layers params pipeline random tasks "
-    "tokenize train transfo_xl transforms tree".split()
+    "bert checkpoints files finetune generate gpt gpt2 heads layers leaves params pipeline random "
+    "tasks tokenize train transfo_xl transforms tree".split()
 )
 
 
