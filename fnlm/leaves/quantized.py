@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from fnlm import tree
 from fnlm.layers._inputs import readable
+from fnlm.layers.precision import at_least_float32
 from fnlm.leaves._leaf import Leaf, is_table
 from fnlm.leaves.low_rank import LowRank, linear_weights
 from fnlm.tree import Predicate, Tree, register_leaf
@@ -31,6 +32,7 @@ from fnlm.tree import Predicate, Tree, register_leaf
 __all__ = ["Int4", "Int8", "Quantized", "quantize"]
 
 FEW = 16  # vectors for which the kernels are faster than a product of matrices in bfloat16
+STEP = 64  # the kernel for 8 bits reads K in steps, beyond the end if they do not fill it
 BLOCK = 64  # channels that are packed together in 4 bits
 GROUPS = (32, 64, 128, 256)  # sizes of a group that the kernel knows
 
@@ -140,7 +142,8 @@ class Int8(Quantized):
         return self.values.to(self.dtype) * self.scale[..., None]
 
     def _product(self, x: Tensor) -> Tensor:
-        if _kernel_is_faster(x, self.values, self.scale):
+        legal = self.values.shape[-1] % STEP == 0
+        if legal and _kernel_is_faster(x, self.values, self.scale):
             few = x.reshape(-1, x.shape[-1]).contiguous()
             y = torch._weight_int8pack_mm(few, self.values.contiguous(), self.scale)
             return y.reshape(*x.shape[:-1], -1)
@@ -298,31 +301,30 @@ def _check(path: str, leaf: Any) -> None:
             f"{path} is a leaf of type {type(leaf).__name__} already: fnlm.leaves.merge makes a "
             "tensor of it"
         )
-    if leaf.ndim < 2 or not leaf.is_floating_point():
+    if leaf.ndim < 2 or not leaf.is_floating_point() or not leaf.numel():
         raise ValueError(
             f"{path} has shape {list(leaf.shape)} and type {leaf.dtype}: only matrices of floating "
-            "type are quantized; let `where` leave it out"
+            "type, with numbers in them, are quantized; let `where` leave it out"
         )
     if readable(leaf) and not bool(leaf.isfinite().all()):
         raise ValueError(f"{path} has a number that is not finite: it has no place among integers")
 
 
 def _int8(stored: Tensor, turned: bool) -> Int8:
-    wide = stored.detach().float() if stored.dtype != torch.float64 else stored.detach()
-    scale = _not_zero(wide.abs().amax(-1) / 127, stored.dtype)  # [..., C]
-    values = (wide / scale[..., None].to(wide.dtype)).round().clamp(-127, 127).to(torch.int8)
+    wide = _wide(stored)
+    scale = (wide.abs().amax(-1) / 127).to(stored.dtype)  # [..., C]
+    values = _over(wide, scale[..., None]).round().clamp(-127, 127).to(torch.int8)
     return Int8(values.contiguous(), scale, turned)
 
 
 def _int4(stored: Tensor, turned: bool, group: int) -> Int4:
     channels, inner = stored.shape[-2:]
-    wide = stored.detach().float() if stored.dtype != torch.float64 else stored.detach()
-    wide = F.pad(wide, (0, -inner % group, 0, -channels % BLOCK))
+    wide = F.pad(_wide(stored), (0, -inner % group, 0, -channels % BLOCK))
     grouped = wide.unflatten(-1, (-1, group))  # [..., C, G, K / G]
     low, high = grouped.amin(-1), grouped.amax(-1)  # [..., C, G]
-    scale = _not_zero((high - low) / 15, stored.dtype)
-    zero = (low + 8 * scale.to(wide.dtype)).to(stored.dtype)
-    numbers = (grouped - zero[..., None].to(wide.dtype)) / scale[..., None].to(wide.dtype) + 8
+    scale = ((high - low) / 15).to(stored.dtype)
+    zero = (low + 8 * scale).to(stored.dtype)
+    numbers = _over(grouped - zero[..., None], scale[..., None]) + 8
     numbers = numbers.round().clamp(0, 15).to(torch.uint8).flatten(-2)  # [..., C, K]
     blocks = numbers.unflatten(-2, (-1, BLOCK)).mT  # [..., C / 64, K, 64]
     low_bits, high_bits = blocks.split(BLOCK // 2, -1)
@@ -331,10 +333,15 @@ def _int4(stored: Tensor, turned: bool, group: int) -> Int4:
     return Int4(values, scales.contiguous(), (channels, inner), turned)
 
 
-def _not_zero(scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return scales in a type, 1 for those of channels that are 0 or nearly so."""
-    scale = scale.to(dtype)
-    return torch.where(scale < torch.finfo(dtype).tiny, torch.ones_like(scale), scale)
+def _wide(x: Tensor) -> Tensor:
+    """Return a tensor in at least float32, as a constant."""
+    return at_least_float32(x.detach())
+
+
+def _over(x: Tensor, scale: Tensor) -> Tensor:
+    """Return x / scale in the type of x, 0 for a scale of 0: of numbers that are all alike."""
+    scale = scale.to(x.dtype)
+    return torch.where(scale > 0, x / torch.where(scale > 0, scale, 1), 0)
 
 
 def _kernel_is_faster(x: Tensor, *parts: Tensor) -> bool:
