@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "_nodes": set(),
     "tree": {"_nodes"},
     "files": {"tree"},
-    "params": {"random", "tree", "files"},
+    "params": {"random", "tree", "files", "leaves"},
     "layers": {"random", "tree"},
     "leaves": {"random", "tree", "layers"},
     "heads": _BASE,

@@ -25,7 +25,7 @@ from fnlm import random, tree
 from fnlm.leaves._leaf import Leaf, is_table
 from fnlm.tree import Predicate, Tree, register_leaf
 
-__all__ = ["LowRank", "base", "is_adapter", "linear_weights", "lora", "merge"]
+__all__ = ["LowRank", "attach", "base", "is_adapter", "linear_weights", "lora", "merge"]
 
 Frame = tuple[tuple[str, float], ...]
 
@@ -224,11 +224,7 @@ def lora(
                 "matrices of floating type; let `where` leave it out"
             )
         pair = _new_factors(path, leaf, random.fold_in(key, zlib.crc32(path.encode())), rank)
-        if not isinstance(leaf, LowRank):
-            return LowRank(leaf, [pair], ((name, scale),))
-        if name in dict(leaf.frame):
-            raise ValueError(f"{path} has an adapter {name!r} already: give this one another name=")
-        return LowRank(leaf.base, (*leaf.factors, pair), (*leaf.frame, (name, scale)))
+        return attach(leaf, pair, path=path, name=name, scale=scale)
 
     result = tree.map_with_path(adapted, params, whole=Leaf)
     if not found:
@@ -236,6 +232,31 @@ def lora(
             "where selects no leaf of params: fnlm.tree.named_leaves lists their paths"
         )
     return result
+
+
+def attach(
+    leaf: Any, factors: tuple[Tensor, Tensor], *, path: str, name: str = "", scale: float = 1.0
+) -> LowRank:
+    """Return a leaf with one more adapter.
+
+    Args:
+        leaf: [..., inputs, outputs], a tensor or a leaf, with or without adapters.
+        factors: a [..., inputs, rank] and b [..., rank, outputs].
+        path: of the leaf, for the error.
+        name: of the adapter.
+        scale: of a b.
+
+    Raises:
+        ValueError: the leaf has an adapter of that name.
+
+    >>> attach(torch.ones(2, 3), (torch.ones(2, 1), torch.ones(1, 3)), path="w")
+    LowRank([2, 3], rank 1, torch.float32)
+    """
+    if not isinstance(leaf, LowRank):
+        return LowRank(leaf, [factors], ((name, scale),))
+    if name in dict(leaf.frame):
+        raise ValueError(f"{path} has an adapter {name!r} already: give this one another name=")
+    return LowRank(leaf.base, (*leaf.factors, factors), (*leaf.frame, (name, scale)))
 
 
 def _new_factors(path: str, leaf: Any, key: Tensor, rank: int) -> tuple[Tensor, Tensor]:
