@@ -219,6 +219,10 @@ def union(first: Tree, second: Tree, path: str) -> Tree:
         if frame == frame_2 and parts.keys() == others.keys():
             joined = [union(a, others[name], _join(path, name)) for name, a in parts.items()]
             return type(first).tree_unflatten(joined, frame)
+        raise ValueError(
+            f"merge() found halves of different leaves at {path!r}, {list(parts)} with {frame} and "
+            f"{list(others)} with {frame_2}: merge halves of one partition"
+        )
     raise ValueError(
         f"merge() found a leaf in both trees at {path!r}; merge halves of one partition"
     )

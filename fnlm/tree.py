@@ -146,7 +146,7 @@ def merge(first: Tree, second: Tree) -> Tree:
     """Return the union of two halves of a `partition`: its inverse, up to the order of dicts.
 
     Raises:
-        ValueError: both trees have a leaf at the same place.
+        ValueError: both trees have a leaf at the same place, or halves of different leaves.
 
     >>> merge({"a": 1}, {"b": 2})
     {'a': 1, 'b': 2}

@@ -22,6 +22,7 @@ from fnlm import (
     gpt,
     gpt2,
     heads,
+    leaves,
     pipeline,
     random,
     train,
@@ -49,7 +50,7 @@ from fnlm.layers import (
     relative_attention,
     values,
 )
-from fnlm.params import io, layout, module, rename, spec
+from fnlm.params import io, layout, module, peft, rename, spec
 from fnlm.params.config import BaseConfig, one_of, read_json
 from fnlm.params.names import bert as bert_names
 from fnlm.params.names.gpt2 import FAMILY
@@ -108,6 +109,7 @@ TOKENIZER = words.train(TEXTS, 262)
 SYMBOLS = symbols.Tokenizer({"<unk>": 0, "l": 1, "o": 2, "w</w>": 3, "lo": 4}, [("l", "o")])
 PIECE_TOKENS = ["[UNK]", "[CLS]", "[SEP]", "low", "slow", "##er", "##est"]
 PIECES = pieces.Tokenizer({token: at for at, token in enumerate(PIECE_TOKENS)})
+ADAPTED = leaves.lora(PARAMS, KEY, rank=2)
 UNTIED = {name: leaf for name, leaf in PARAMS.items() if name != "config"}
 
 
@@ -257,7 +259,62 @@ TREE: dict[str, Make] = {
     "to": lambda _: on(tree.to, PARAMS, "meta"),
     "stack": lambda _: on(tree.stack, [SMALL, SMALL]),
     "unstack": lambda _: on(tree.unstack, tree.stack([SMALL, SMALL])),
+    "typed_leaves": lambda _: on(tree.typed_leaves, ADAPTED),
+    "describe": lambda _: on(tree.describe, ADAPTED),
+    "dot": lambda _: on(tree.dot, SMALL, SMALL),
+    "combine": lambda _: on(tree.combine, [SMALL, SMALL], [0.25, torch.tensor(2.0)]),
+    "init_many": lambda _: on(tree.init_many, gpt2.init, GPT2.config, KEYS),
 }
+ABSTRACT = ("dense", "shape", "dtype", "device", "tree_flatten", "tree_unflatten")
+LEAF_ARGS: dict[str, tuple[Any, ...]] = {
+    "linear": (X, None),
+    "rows": (torch.tensor([2, 0]),),
+    "new_zeros": ((2, 3),),
+}
+
+
+def leaf_rows(cls: type, leaf: leaves.Leaf) -> dict[str, Make]:
+    """Return a row for each public method and property of a class of leaves."""
+    children, frame = leaf.tree_flatten()
+    rows: dict[str, Make] = {}
+    for name, member in vars(cls).items():
+        function = getattr(member, "fget", getattr(member, "__func__", member))
+        abstract = cls is leaves.Leaf and name in ABSTRACT
+        if name.startswith("_") or not hasattr(function, "__code__") or abstract:
+            continue
+        args: tuple[Any, ...] = (leaf, *LEAF_ARGS.get(name, ()))
+        if name == "tree_unflatten":
+            args = type(leaf), list(children.values()), frame
+        key = f"{cls.__name__}.{name}"
+        rows[key] = lambda _, f=function, a=args: on(f, *a)  # type: ignore[misc]
+    return rows
+
+
+LOW_RANK = leaves.attach(torch.ones(4, 12), (torch.ones(4, 2), torch.ones(2, 12)), path="w")
+IN_8, IN_4 = (leaves.quantize(BACK, bits=n, where=lambda p, x: x.ndim == 2) for n in (8, 4))
+LEAVES: dict[str, Make] = {
+    "lora": lambda _: on(leaves.lora, PARAMS, KEY, rank=2, alpha=3, name="x"),
+    "quantize": lambda _: on(leaves.quantize, PARAMS, bits=4, group=64),
+    "merge": lambda _: on(leaves.merge, ADAPTED),
+    "base": lambda _: on(leaves.base, ADAPTED),
+    "attach": lambda _: on(
+        leaves.attach, LOW_RANK, (torch.ones(4, 1), torch.ones(1, 12)), path="w", name="x"
+    ),
+    "is_adapter": lambda _: on(leaves.is_adapter, "w.a"),
+    "linear_weights": lambda _: on(leaves.linear_weights, "blocks.0.w", torch.ones(2, 2)),
+    **leaf_rows(leaves.Leaf, LOW_RANK),
+    **leaf_rows(leaves.LowRank, LOW_RANK),
+    **leaf_rows(leaves.Quantized, IN_8["weight"].mT),
+    **leaf_rows(leaves.Int8, IN_8["weight"].mT),
+    **leaf_rows(leaves.Int4, IN_4["weight"].mT),
+}
+
+
+def adapters_there(folder: Path) -> Path:
+    peft.save(ADAPTED, folder / "adapter")
+    return folder / "adapter"
+
+
 FOREIGN = rename.to_foreign(UNTIED, FAMILY.dialects[0])
 NESTED = dict(tree.named_leaves(UNTIED))
 TENSORFLOW = ROOT / "tests" / "fixtures" / "tensorflow" / "partitioned"
@@ -277,6 +334,8 @@ PARAMETERS: dict[str, Make] = {
     "io.assemble": lambda _: on(io.assemble, FOREIGN, GPT2.config, FAMILY, gpt2.spec),
     "io.config_from": lambda folder: on(io.config_from, config_there(folder), FAMILY, gpt2.Config),
     "io.save": writes(saving, PARAMS),
+    "peft.save": writes(peft.save, ADAPTED),
+    "peft.load": lambda folder: on(peft.load, PARAMS, adapters_there(folder)),
     "layout.for_decoding": lambda _: on(layout.for_decoding, tree.cast(PARAMS, torch.bfloat16)),
     "module.from_module": lambda _: on(
         module.from_module, nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(5)).eval(), seen=called
@@ -949,6 +1008,7 @@ TABLE: dict[str, Make] = {
         "tree": TREE,
         "files": FILES,
         "params": PARAMETERS,
+        "leaves": LEAVES,
         "layers": LAYERS | XL_LAYERS,
         "heads": HEADS,
         "checkpoints": CHECKPOINTS,

@@ -294,6 +294,9 @@ def test_halves_of_a_leaf_merge_again_and_say_what_they_are() -> None:
     with pytest.raises(ValueError, match="half of a leaf.*tree.merge"):
         gpt2.apply({**adapters, "config": params["config"]}, ids)
     assert "LowRank(base, a, b)" in repr(adapters)
+    other = lora(make_params(GPT2), random.key(1), rank=2, alpha=5, where=matrices)
+    with pytest.raises(ValueError, match="halves of different leaves at 'embed.token'.*2.5"):
+        tree.merge(tree.select(other, is_adapter), rest)
     with pytest.raises(ValueError, match="leaf in both trees at 'blocks.0.attention.qkv.weight.a'"):
         tree.merge(adapters, tree.select(params, lambda path, leaf: "blocks" in path))
 

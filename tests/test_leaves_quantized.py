@@ -138,7 +138,7 @@ def test_the_kernels_stay_away_where_they_are_slow_or_wrong(bits: int, counted: 
     y = (x.clone().requires_grad_() @ leaf).float().sum()
     y.backward()
     many = random.normal(random.key(2), (module.FEW + 1, 64)).bfloat16()
-    assert (many @ leaf).shape == (17, 128) and (x[:0] @ leaf).shape == (0, 128)
+    assert (many @ leaf).shape == (9, 128) and (x[:0] @ leaf).shape == (0, 128)
     wide = quantize({"w": w.float()}, bits=bits, **EVERY)["w"]
     torch.testing.assert_close(x.float() @ wide, x.float() @ wide.dense())
     assert (x.to("meta") @ tree.to(leaf, "meta")).shape == (3, 128)

@@ -31,7 +31,7 @@ from fnlm.tree import Predicate, Tree, register_leaf
 
 __all__ = ["Int4", "Int8", "Quantized", "quantize"]
 
-FEW = 16  # vectors for which the kernels are faster than a product of matrices in bfloat16
+FEW = 8  # vectors for which the kernels are faster than a product of matrices in bfloat16
 STEP = 64  # the kernel for 8 bits reads K in steps, beyond the end if they do not fill it
 BLOCK = 64  # channels that are packed together in 4 bits
 GROUPS = (32, 64, 128, 256)  # sizes of a group that the kernel knows
@@ -199,14 +199,13 @@ class Int4(Quantized):
 
     def _stored(self) -> Tensor:
         channels, inner = self.sides
-        numbers = torch.cat([self.values & 15, self.values >> 4], -1)  # [..., C / 64, K, 64]
-        numbers = numbers.mT.flatten(-3, -2)  # [..., C, K]
-        return self._scaled(numbers, self.scale.movedim(-3, -2))[..., :channels, :inner]
-
-    def _scaled(self, numbers: Tensor, scale: Tensor) -> Tensor:
-        """Return weights of integers [..., K] and their scales [..., G, 2]."""
-        grouped = numbers.to(self.dtype).unflatten(-1, (scale.shape[-2], -1))  # [..., G, K / G]
-        return ((grouped - 8) * scale[..., :1] + scale[..., 1:]).flatten(-2)
+        numbers = torch.cat([self.values & 15, self.values >> 4], -1).to(self.dtype)
+        grouped = numbers.unflatten(-2, (self.scale.shape[-3], -1))  # [..., C / 64, G, K / G, 64]
+        scales = self.scale.unflatten(-2, (-1, BLOCK)).transpose(-4, -3)  # [..., C / 64, G, 64, 2]
+        factor, zero = (x.contiguous()[..., None, :] for x in scales.unbind(-1))
+        blocks = torch.addcmul(zero - 8 * factor, grouped, factor)  # rows of 64: fast on a CPU
+        turned = blocks.flatten(-3, -2).movedim(-3, -2).flatten(-2)  # [..., K, C]
+        return turned.mT[..., :channels, :inner]
 
     def _product(self, x: Tensor) -> Tensor:
         channels, inner = self.sides
@@ -229,7 +228,9 @@ class Int4(Quantized):
         in_block = ids % BLOCK
         numbers = self.values[ids // BLOCK, :, in_block % (BLOCK // 2)]  # [..., K]
         numbers = torch.where((in_block < BLOCK // 2)[..., None], numbers & 15, numbers >> 4)
-        return self._scaled(numbers, scale)[..., :inner]
+        grouped = numbers.to(self.dtype).unflatten(-1, (scale.shape[-2], -1))  # [..., G, K / G]
+        factor, zero = scale.split(1, -1)  # [..., G, 1]
+        return torch.addcmul(zero - 8 * factor, grouped, factor).flatten(-2)[..., :inner]
 
     def _channels(self, start: int, stop: int) -> Any:
         channels, inner = self.sides
