@@ -291,7 +291,7 @@ def leaf_rows(cls: type, leaf: leaves.Leaf) -> dict[str, Make]:
 
 
 LOW_RANK = leaves.attach(torch.ones(4, 12), (torch.ones(4, 2), torch.ones(2, 12)), path="w")
-IN_8, IN_4 = (leaves.quantize(BACK, bits=n, where=lambda p, x: x.ndim == 2) for n in (8, 4))
+IN_8, IN_4 = (leaves.quantize(LINEAR, bits=n, where=lambda p, x: x.ndim == 2) for n in (8, 4))
 LEAVES: dict[str, Make] = {
     "lora": lambda _: on(leaves.lora, PARAMS, KEY, rank=2, alpha=3, name="x"),
     "quantize": lambda _: on(leaves.quantize, PARAMS, bits=4, group=64),

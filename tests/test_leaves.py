@@ -206,12 +206,23 @@ def test_a_class_that_defines_the_least_works_by_its_tensor() -> None:
     for name, call in CALLS.items():
         if name != "iteration":
             torch.testing.assert_close(call(leaf), call(leaf.dense()))
-    params, (ids, mask) = make_params(GPT2), make_batch(GPT2)
-    halves = tree.map(lambda x: Doubled(x / 2) if x.ndim == 2 else x, params)
-    for task in GPT2.tasks.values():
-        found, expected = task(halves, ids, mask), task(params, ids, mask)
-        for a, b in zip(tree.leaves(found), tree.leaves(expected), strict=True):
-            torch.testing.assert_close(a, b)
+    for family in FAMILIES:  # every leaf, vectors too, by every kind of derivative
+        params, batch = make_params(family, dtype=torch.float64), make_batch(family)
+        halves = tree.map(lambda x: Doubled(x / 2), params)
+
+        def loss(params: Tree, family: Family = family, batch: Any = batch) -> Tensor:
+            return scalar([task(params, *batch) for task in family.tasks.values()])
+
+        expected = [2 * x for x in tree.leaves(grad(loss)(params))]
+        tracked = tree.map(lambda x: x.clone().requires_grad_(), halves)
+        found = [
+            tree.leaves(grad(loss)(halves)),
+            torch.autograd.grad(loss(tracked), tree.leaves(tracked)),
+            [x.sum(0) / 3 for x in tree.leaves(vmap(grad(loss))(tree.stack([halves] * 3)))],
+        ]
+        for each in found:
+            for a, b in zip(each, expected, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
 # Adapters
@@ -410,6 +421,22 @@ def test_gradients_of_eight_adapters_and_all_examples_come_in_one_pass(real: boo
         size = b.abs().max()
         assert a.shape == b.shape == (8, len(data), *a.shape[2:])
         assert (a - b).abs().max() <= (1e-4 if real else 1e-10) * size, path
+
+
+def test_vmap_takes_adapters_stacked_and_their_base_as_it_is() -> None:
+    """`in_dims` is a tree with leaves of 0 and None, parts of typed leaves included."""
+    params, (ids, _) = make_params(GPT2), make_batch(GPT2)
+    members = [moved(lora(params, random.key(i), rank=2), seed=i) for i in range(3)]
+    halves = [tree.partition(member, is_adapter) for member in members]
+    whole = tree.merge(tree.stack(h for h, _ in halves), halves[0][1])
+    axes = tree.map_with_path(lambda path, leaf: 0 if is_adapter(path) else None, whole)
+
+    def logits(params: Tree, ids: Tensor) -> Tensor:
+        return gpt2.apply(params, ids)[0]
+
+    found = vmap(logits, in_dims=(axes, None))(whole, ids)
+    for a, member in zip(found, members, strict=True):
+        torch.testing.assert_close(a, logits(member, ids), rtol=1e-4, atol=1e-4)
 
 
 def test_task_arithmetic_is_a_line() -> None:
