@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fnlm import bert, gpt2, random, tree
 from fnlm.leaves import LowRank, base, is_adapter, linear_weights, lora, merge, quantize
-from fnlm.params import peft
+from fnlm.params import layout, peft
 
 FOLDER = ROOT / "tests" / "fixtures" / "peft"
 Tree = Any
@@ -206,3 +206,12 @@ def test_the_default_choice_has_names_in_peft() -> None:
     for family in FAMILIES:
         chosen = tree.select(make_params(family), linear_weights)
         assert chosen
+
+
+def test_the_base_of_adapters_is_laid_out_for_decoding() -> None:
+    params = lora(tree.cast(make_params(GPT2), torch.bfloat16), random.key(0), rank=2)
+    found = base(layout.for_decoding(params))
+    for a, b in zip(
+        tree.leaves(found), tree.leaves(layout.for_decoding(base(params))), strict=True
+    ):
+        assert a.stride() == b.stride() and torch.equal(a, b)

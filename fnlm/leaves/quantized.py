@@ -23,7 +23,6 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fnlm import tree
-from fnlm.layers._inputs import readable
 from fnlm.layers.precision import at_least_float32
 from fnlm.leaves._leaf import Leaf, is_table
 from fnlm.leaves.low_rank import LowRank, linear_weights
@@ -307,7 +306,7 @@ def _check(path: str, leaf: Any) -> None:
             f"{path} has shape {list(leaf.shape)} and type {leaf.dtype}: only matrices of floating "
             "type, with numbers in them, are quantized; let `where` leave it out"
         )
-    if readable(leaf) and not bool(leaf.isfinite().all()):
+    if _is_plain(leaf) and not bool(leaf.isfinite().all()):
         raise ValueError(f"{path} has a number that is not finite: it has no place among integers")
 
 
@@ -353,10 +352,20 @@ def _kernel_is_faster(x: Tensor, *parts: Tensor) -> bool:
     if torch.compiler.is_compiling() or x.dtype != torch.bfloat16:
         return False
     tensors = (x, *parts)
-    if x.numel() > FEW * x.shape[-1] or not x.numel() or not all(map(readable, tensors)):
+    if x.numel() > FEW * x.shape[-1] or not x.numel() or not all(map(_is_plain, tensors)):
         return False
     tracked = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     return parts[-1].dtype == x.dtype and not tracked and forward_ad._current_level < 0
+
+
+def _is_plain(x: Tensor) -> bool:
+    """Return whether a tensor is on the CPU, and no transform and no tracing goes on."""
+    modes = torch._C._TorchDispatchModeKey
+    traced = torch.compiler.is_compiling() or any(
+        torch._C._get_dispatch_mode(mode) is not None for mode in (modes.PROXY, modes.FAKE)
+    )
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    return x.device.type == "cpu" and not traced and not wrapped
 
 
 @functools.cache

@@ -21,7 +21,8 @@ from typing import Any
 from torch import Tensor
 
 from fnlm import tree
-from fnlm.files import folder
+from fnlm.files import folder, hub
+from fnlm.files._text import printable_errors
 from fnlm.leaves import Leaf, LowRank, attach
 from fnlm.params import io, rename
 from fnlm.params.config import BaseConfig, read_json, short
@@ -45,13 +46,15 @@ _HEEDED = {"alpha_pattern", "init_lora_weights", "lora_alpha", "peft_type", "use
 _STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 
 
-def load(params: Tree, directory: str | Path, *, name: str = "") -> Tree:
-    """Return parameters with the adapters of a directory.
+@printable_errors()
+def load(params: Tree, name_or_path: str | Path, *, name: str = "") -> Tree:
+    """Return parameters with the adapters of a directory or of the hub.
 
     Args:
         params: of the family that the adapters were made for, with the heads that they hold; of
             any type, which the adapters take.
-        directory: with adapter_config.json and adapter_model.safetensors, or .bin.
+        name_or_path: a directory with adapter_config.json and adapter_model.safetensors, or .bin;
+            or the name of one on the hub.
         name: of the adapters, in front of their parts in paths.
 
     Returns:
@@ -59,15 +62,23 @@ def load(params: Tree, directory: str | Path, *, name: str = "") -> Tree:
         for example) take the place of those of `params`.
 
     Raises:
-        FileNotFoundError: the directory lacks a file.
+        FileNotFoundError: no such directory or name, or it lacks a file.
         ValueError: a tensor that no leaf of `params` answers to, or of another shape; an adapter of
             a tied table; a key that asks for arithmetic that fnlm does not do.
+
+    >>> import tempfile
+    >>> from fnlm import gpt2, leaves, random
+    >>> params = gpt2.load("tiny")
+    >>> adapted = leaves.lora(params, random.key(0), rank=2)
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     files = save(adapted, place)
+    ...     again = load(params, place)
+    >>> tree.structure(again) == tree.structure(adapted)
+    True
     """
-    directory = folder.current(Path(directory), "adapter")
-    path = next((directory / x for x in WEIGHTS if (directory / x).exists()), None)
-    if path is None or not (directory / CONFIG).exists():
-        raise FileNotFoundError(f"{directory} lacks {CONFIG} or {' and '.join(WEIGHTS)}")
-    settings, file = _settings(directory / CONFIG), io.read(path)
+    place = folder.current(Path(name_or_path), "adapter")
+    path, config = hub.find(place, [(weights, CONFIG) for weights in WEIGHTS])
+    settings, file = _settings(config), io.read(path)
     family = rename.for_heads(_family(params), params.get("heads", {}))
     leaves = dict(tree.named_leaves(params, whole=Leaf))
     factors: dict[str, dict[str, Tensor]] = {}
@@ -116,6 +127,13 @@ def save(
     Raises:
         ValueError: no adapter of that name; one of a tied table, or of a leaf that the format has
             no name for.
+
+    >>> import tempfile
+    >>> from fnlm import gpt2, leaves, random
+    >>> params = leaves.lora(gpt2.load("tiny"), random.key(0), rank=2)
+    >>> with tempfile.TemporaryDirectory() as place:
+    ...     save(params, place)
+    ['adapter_model.safetensors', 'adapter_config.json']
     """
     family = _family(params)
     bare = family.dialects[0].bare and "heads" not in params
