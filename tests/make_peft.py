@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from conftest import ROOT
-from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -66,6 +65,8 @@ def logits(model: Any) -> torch.Tensor:
 
 def main() -> None:
     """Write the folder of each model."""
+    from peft import LoraConfig, get_peft_model
+
     warnings.simplefilter("ignore")
     for name, (make, settings) in MODELS.items():
         torch.manual_seed(0)
@@ -86,6 +87,8 @@ def main() -> None:
 
 def check(make: Any, folder: Path, expected: torch.Tensor) -> None:
     """Raise unless peft reads what fnlm writes."""
+    from peft import PeftModel
+
     family = gpt2 if folder.name == "gpt2" else bert
     params = peft.load(family.load(folder / "base"), folder / "adapter")
     with tempfile.TemporaryDirectory() as place:
