@@ -263,6 +263,20 @@ def test_the_weight_of_adapters_is_the_sum_of_the_paper() -> None:
     assert [a.shape, b.shape, c.shape, d.shape] == [(6, 2), (2, 8), (6, 1), (1, 8)]
 
 
+def test_wide_adapters_on_a_narrow_base_are_cast_where_they_are_used() -> None:
+    params, (ids, _) = adapted(GPT2), make_batch(GPT2)
+    half = tree.cast(params, torch.bfloat16)
+    adapters, _ = tree.partition(params, is_adapter)
+    frozen = tree.partition(half, is_adapter)[1]
+    wide = tree.merge(adapters, frozen)
+    assert torch.equal(gpt2.apply(wide, ids)[0], gpt2.apply(half, ids)[0])
+    slope = grad(lambda a: scalar(gpt2.apply(tree.merge(a, frozen), ids)[0].float()))(adapters)
+    assert {x.dtype for x in tree.leaves(slope)} == {torch.float32}
+    used = [x for path, x in tree.named_leaves(slope) if not path.startswith("heads")]
+    assert all(x.abs().max() > 0 for x in used)
+    assert dict(tree.typed_leaves(wide))["embed.token"].dense().dtype == torch.bfloat16
+
+
 def test_the_parts_of_adapters_have_paths() -> None:
     params = lora(make_params(GPT2), random.key(0), rank=2)
     params = lora(params, random.key(1), rank=3, name="second")

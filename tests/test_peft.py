@@ -139,7 +139,9 @@ QKV = f"{FRONT}.h.0.attn.c_attn"
         ({"layer_replication": [[0, 2]]}, "layer_replication"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa', which changed the base"),
         ({"alpha_pattern": {"h.*": 1}}, "pattern 'h.\\*'.*names of modules only"),
-        ({"lora_alpha": "3"}, "alpha '3' of 'lora_alpha': it must be a number"),
+        ({"alpha_pattern": ["c_attn"]}, "alpha_pattern=.*must be an object"),
+        ({"lora_alpha": "3"}, "alpha '3' of 'lora_alpha': it must be a finite number"),
+        ({"alpha_pattern": {"c_attn": 1e300}}, "it must be a finite number"),
     ],
 )
 def test_settings_that_change_numbers_are_refused(
@@ -159,6 +161,8 @@ def test_settings_that_change_numbers_are_refused(
         ({f"{FRONT}.h.0.ln_1.weight": (11,)}, r"norm_1.scale has shape \[11\], expected \[12\]"),
         ({f"{QKV}.lora_A.weight": (2, 11)}, r"lora_A\) has shape \[2, 11\], expected \[2, 12\]"),
         ({f"{QKV}.lora_B.weight": (36, 3)}, r"lora_B\) has shape \[36, 3\], expected \[36, 2\]"),
+        ({f"{QKV}.lora_A.weight": (0, 12)}, r"lora_A \[0, 12\], expected \[rank, inputs\]"),
+        ({f"{QKV[17:]}.lora_A.weight": (2, 12)}, "has lora_A of .*h.0.attn.c_attn twice"),
         ({f"{QKV}.lora_B.weight": None}, "h.0.attn.c_attn has no lora_B"),
         ({f"{FRONT}.wte.lora_embedding_A": (2, 17)}, "embed.token is tied to the output layer"),
     ],

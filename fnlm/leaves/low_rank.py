@@ -5,7 +5,7 @@ The weight of adapters 1, 2, ... on a base W [..., inputs, outputs] is::
     W + scale_1 a_1 b_1 + scale_2 a_2 b_2 + ...
 
 with a [..., inputs, rank] and b [..., rank, outputs]. It is never made: a product with it is one
-with W and two thin ones.
+with W and two thin ones. Adapters of a wider type than W are cast where they are used.
 
 Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685).
 Deviations: a tied table is one leaf, so its adapter acts wherever the table is used; an adapter
@@ -73,8 +73,9 @@ class LowRank(Leaf):
         return LowRank(base, factors, self.frame)
 
     def _scaled(self) -> list[tuple[Any, Any, float]]:
-        """Return a, b and scale of each adapter."""
-        return [(a, b, s) for (a, b), (_, s) in zip(self.factors, self.frame, strict=True)]
+        """Return a, b and scale of each adapter, in the type of the base."""
+        pairs = [(a.to(self.dtype), b.to(self.dtype)) for a, b in self.factors]
+        return [(a, b, scale) for (a, b), (_, scale) in zip(pairs, self.frame, strict=True)]
 
     @property
     def shape(self) -> torch.Size:

@@ -91,7 +91,9 @@ def load(params: Tree, name_or_path: str | Path, *, name: str = "") -> Tree:
             continue
         ours = _path(f"{match[1]}.weight", family, leaves, f"{path}: {foreign}")
         _check_untied(ours, params, family)
-        factors.setdefault(ours, {})[match[3]] = file[foreign]
+        if match[3] in factors.setdefault(ours, {}):
+            raise ValueError(f"{path} has lora_{match[3]} of {match[1]} twice: leave one out")
+        factors[ours][match[3]] = file[foreign]
         modules[ours] = match[1]
     for foreign in others:
         _path(foreign, family, leaves, f"{path}: {foreign}")
@@ -196,11 +198,14 @@ def _settings(path: Path) -> dict[str, Any]:
                 "reads plain adapters; merge this one in peft, and load the merged model"
             )
     patterns = settings.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise ValueError(f"{path} has alpha_pattern={short(patterns)}: it must be an object")
     numbers = {"lora_alpha": settings.get("lora_alpha", 8), **patterns}
     for key, value in numbers.items():
-        if not isinstance(value, int | float) or isinstance(value, bool):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not abs(value) < 1e30:
             raise ValueError(
-                f"{path} has alpha {short(value)} of {short(key)}: it must be a number"
+                f"{path} has alpha {short(value)} of {short(key)}: it must be a finite number"
             )
         if not re.fullmatch(r"\^?[\w.]+", key):
             raise ValueError(
@@ -262,8 +267,12 @@ def _pair(path: Path, module: str, found: dict[str, Tensor], leaf: Any) -> tuple
     """Return a [inputs, rank] and b [rank, outputs]."""
     if missing := {"A", "B"} - found.keys():
         raise ValueError(f"{path}: {module} has no lora_{missing.pop()}: the file is not whole")
-    rank = found["A"].shape[0] if found["A"].ndim == 2 else 0
-    inputs, outputs = leaf.shape
+    if found["A"].ndim != 2 or not found["A"].shape[0] or leaf.ndim != 2:
+        raise ValueError(
+            f"{path}: {module} has lora_A {list(found['A'].shape)}, expected [rank, inputs] with a "
+            f"rank of at least 1, for a weight {list(leaf.shape)}"
+        )
+    rank, (inputs, outputs) = found["A"].shape[0], leaf.shape
     _check_shape(path, f"{module} (lora_A)", found["A"], (rank, inputs))
     _check_shape(path, f"{module} (lora_B)", found["B"], (outputs, rank))
     a, b = (found[x].mT.contiguous().to(leaf.device, leaf.dtype) for x in "AB")
