@@ -2,76 +2,38 @@
 
 Parameters, gradients, optimizer states and caches are all trees, and one vocabulary serves them
 all. A frozen dataclass that was registered with `register_constant` (a model's config) has no
-leaves: every function here carries it along unchanged. This module alone knows which tree library
-does the work.
+leaves: every function here carries it along unchanged. A typed leaf, such as those of
+`fnlm.leaves`, stands where a tensor stands and is itself a small tree: paths go on into it, as in
+`blocks.0.attention.qkv.weight.a`. This module and `_nodes` alone know which tree library does the
+work.
 """
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-Tree = Any
-Params = dict[str, Any]  # the parameters of a model
-Predicate = Callable[[str, Any], bool]
-C = TypeVar("C", bound=type)
+from fnlm._nodes import (
+    Params,
+    Predicate,
+    Tree,
+    dotted,
+    is_typed,
+    keep,
+    register_constant,
+    register_leaf,
+    register_value,
+    union,
+)
 
 __all__ = [
-    "Params", "Tree", "cast", "count", "leaves", "map", "map_with_path", "merge", "named_leaves",
-    "norm", "partition", "register_constant", "register_value", "select", "stack", "structure",
-    "to", "unflatten", "unstack",
+    "Params", "Predicate", "Tree", "cast", "combine", "count", "describe", "dot", "init_many",
+    "leaves", "map", "map_with_path", "merge", "named_leaves", "norm", "partition",
+    "register_constant", "register_leaf", "register_value", "select", "stack", "structure", "to", "typed_leaves",
+    "unflatten", "unstack",
 ]  # fmt: skip
-
-
-def register_constant(cls: C) -> C:
-    """Return a frozen dataclass, registered as a tree node without leaves; usable as a decorator.
-
-    `torch.load` then reads what `torch.save` wrote of it, and so does `torch.export.load`, as long
-    as its fields can be written as JSON.
-
-    >>> @register_constant
-    ... @dataclasses.dataclass(frozen=True)
-    ... class Width:
-    ...     size: int = 4
-    >>> leaves({"config": Width(), "weight": 1.0})
-    [1.0]
-    """
-    pytree.register_constant(cls)
-    name = _name_in_files(cls)
-    pytree.SUPPORTED_SERIALIZED_TYPES[cls] = pytree._SerializeNodeDef(
-        cls,
-        name,
-        lambda node: dataclasses.asdict(node.value),
-        lambda fields: pytree.ConstantNode(cls(**fields)),
-    )
-    pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE[name] = cls
-    return cls
-
-
-def register_value(cls: C) -> C:
-    """Return a NamedTuple, registered for saving in files; usable as a decorator.
-
-    `torch.export.save` and a plain `torch.load` know its name, and pickles and copies hold its
-    tensors alone, not the larger storages that they may be views of.
-
-    >>> import io
-    >>> from fnlm.layers.kv_cache import Segment
-    >>> torch.save(Segment((torch.ones(2),), ()), file := io.BytesIO())
-    >>> torch.load(io.BytesIO(file.getvalue()))
-    Segment(keys=(tensor([1., 1.]),), values=())
-    """
-    pytree._register_namedtuple(cls, serialized_type_name=_name_in_files(cls))
-    cls.__reduce__ = _reduce  # type: ignore[assignment, method-assign]
-    return cls
-
-
-def _name_in_files(cls: type) -> str:
-    """Return the name of a class in files, after allowing it to `torch.load`."""
-    torch.serialization.add_safe_globals([cls])
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def structure(tree: Tree) -> Any:
@@ -101,14 +63,30 @@ def leaves(tree: Tree) -> list[Any]:
     return pytree.tree_leaves(tree)
 
 
-def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
+def named_leaves(tree: Tree, *, whole: type | None = None) -> list[tuple[str, Any]]:
     """Return the leaves with their dotted paths, the names used in errors, predicates and files.
+
+    Args:
+        tree: any tree.
+        whole: a class of typed leaves, or their base class, that count as one leaf each.
 
     >>> named_leaves({"blocks": ({"weight": 1}, {"weight": 2})})
     [('blocks.0.weight', 1), ('blocks.1.weight', 2)]
     """
-    pairs, _ = pytree.tree_flatten_with_path(tree)
-    return [(_dotted(path), leaf) for path, leaf in pairs]
+    pairs, _ = pytree.tree_flatten_with_path(tree, is_leaf=_is_a(whole))
+    return [(dotted(path), leaf) for path, leaf in pairs]
+
+
+def typed_leaves(tree: Tree) -> list[tuple[str, Any]]:
+    """Return the typed leaves with their paths; one that stands in another is not listed.
+
+    >>> from fnlm.leaves import quantize
+    >>> blocks = ({"weight": torch.ones(2, 4), "bias": torch.ones(4)},)
+    >>> typed_leaves(quantize({"blocks": blocks}, bits=8))
+    [('blocks.0.weight', Int8([2, 4], torch.float32))]
+    """
+    pairs, _ = pytree.tree_flatten_with_path(tree, is_leaf=is_typed)
+    return [(dotted(path), leaf) for path, leaf in pairs if is_typed(leaf)]
 
 
 def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -120,20 +98,30 @@ def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     return pytree.tree_map(fn, tree, *rest)
 
 
-def map_with_path(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
+def map_with_path(
+    fn: Callable[..., Any], tree: Tree, *rest: Tree, whole: type | None = None
+) -> Tree:
     """Return the tree of `fn(path, leaf, ...)`, `path` being the dotted name.
+
+    Args:
+        fn: of the path and the leaves at it.
+        tree: gives the structure.
+        rest: more trees of that structure.
+        whole: a class of typed leaves, or their base class, that count as one leaf each.
 
     >>> map_with_path(lambda path, x: f"{path}={x}", {"a": {"b": 1}})
     {'a': {'b': 'a.b=1'}}
     """
-    return pytree.tree_map_with_path(lambda path, *xs: fn(_dotted(path), *xs), tree, *rest)
+    return pytree.tree_map_with_path(
+        lambda path, *xs: fn(dotted(path), *xs), tree, *rest, is_leaf=_is_a(whole)
+    )
 
 
 def partition(tree: Tree, predicate: Predicate) -> tuple[Tree, Tree]:
     """Return two trees: the leaves for which `predicate(path, leaf)` holds, and the others.
 
-    Dict entries without any chosen leaf are left out; a tuple keeps its length, so the two halves
-    `merge` again. A constant node (a config) goes with the second half.
+    Dict entries without any chosen leaf are left out; a tuple keeps its length, and a typed leaf
+    its parts, so the two halves `merge` again. A constant node (a config) goes with the second.
 
     >>> chosen, rest = partition({"a": 1, "b": (2, 3)}, lambda path, leaf: path == "b.1")
     >>> chosen, rest
@@ -141,7 +129,7 @@ def partition(tree: Tree, predicate: Predicate) -> tuple[Tree, Tree]:
     >>> merge(chosen, rest)
     {'b': (2, 3), 'a': 1}
     """
-    return _keep(tree, predicate, "", False), _keep(
+    return keep(tree, predicate, "", False), keep(
         tree, lambda path, leaf: not predicate(path, leaf), "", True
     )
 
@@ -159,12 +147,12 @@ def merge(first: Tree, second: Tree) -> Tree:
     """Return the union of two halves of a `partition`: its inverse, up to the order of dicts.
 
     Raises:
-        ValueError: both trees have a leaf at the same place.
+        ValueError: both trees have a leaf at the same place, or halves of different leaves.
 
     >>> merge({"a": 1}, {"b": 2})
     {'a': 1, 'b': 2}
     """
-    return _merge(first, second, "")
+    return union(first, second, "")
 
 
 def count(tree: Tree) -> int:
@@ -187,6 +175,50 @@ def norm(tree: Tree) -> Tensor:
     if not norms:
         raise ValueError("norm() needs a tree with at least one leaf, got one with none")
     return torch.linalg.vector_norm(torch.stack(norms))
+
+
+def dot(first: Tree, second: Tree) -> Tensor:
+    """Return the inner product of two trees of one structure, a 0-d tensor of at least float32.
+
+    >>> dot({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 4.0])})
+    tensor(11.)
+    """
+
+    def wide(x: Tensor) -> Tensor:
+        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+    products = leaves(map(lambda x, y: (wide(x) * wide(y)).sum(), first, second))
+    if not products:
+        raise ValueError("dot() needs trees with at least one leaf, got two with none")
+    return torch.stack(products).sum()
+
+
+def combine(trees: Iterable[Tree], weights: Iterable[float | Tensor]) -> Tree:
+    """Return the weighted sum of trees of one structure, leaf by leaf.
+
+    An interpolation is `combine([a, b], [1 - t, t])`, task arithmetic
+    `combine([base, first, second], [1 - s - t, s, t])`; weights that are tensors can be learned.
+
+    Raises:
+        ValueError: not as many weights as trees, or none; a leaf that is not floating point.
+
+    >>> combine([{"w": torch.ones(2)}, {"w": torch.zeros(2)}], [0.25, 0.75])
+    {'w': tensor([0.2500, 0.2500])}
+    """
+    trees, factors = list(trees), list(weights)
+    if not trees or len(trees) != len(factors):
+        raise ValueError(f"combine() got {len(trees)} trees and {len(factors)} weights")
+
+    def sum_up(path: str, *xs: Tensor) -> Tensor:
+        if not all(x.is_floating_point() for x in xs):
+            raise ValueError(
+                f"{path} has type {xs[0].dtype}, of which there are no weighted sums: part the "
+                "tree with partition() and combine its floating-point half"
+            )
+        products = [x * factor for x, factor in zip(xs, factors, strict=True)]
+        return sum(products[1:], products[0])
+
+    return map_with_path(sum_up, *trees)
 
 
 def cast(tree: Tree, dtype: torch.dtype) -> Tree:
@@ -219,6 +251,23 @@ def stack(trees: Iterable[Tree]) -> Tree:
     return map(lambda *xs: torch.stack(xs), *trees)
 
 
+def init_many(init: Callable[..., Tree], config: Any, keys: Tensor, **kwargs: Any) -> Tree:
+    """Return an ensemble: `init(config, key)` for each key, stacked along a new first axis.
+
+    Args:
+        init: of a family.
+        config: of it.
+        keys: int64 [N], from `fnlm.random.split`.
+        kwargs: passed on to `init`.
+
+    >>> from fnlm import random
+    >>> keys = random.split(random.key(0), 3)
+    >>> init_many(lambda config, key: {"w": random.normal(key, (2,))}, None, keys)["w"].shape
+    torch.Size([3, 2])
+    """
+    return stack(init(config, key, **kwargs) for key in keys.unbind())
+
+
 def unstack(tree: Tree) -> list[Tree]:
     """Return one tree for each index of the leaves' first axis: the inverse of `stack`.
 
@@ -231,74 +280,44 @@ def unstack(tree: Tree) -> list[Tree]:
     return [map(lambda x, i=i: x[i], tree) for i in range(sizes.pop())]
 
 
-def _reduce(value: Any) -> tuple[Any, ...]:
-    return type(value), tuple(map(_compact, part) for part in value)
+def describe(tree: Tree) -> str:
+    """Return a table of the leaves: path, shape, type and number of elements.
 
+    Paths that differ in numbers alone share a line, with their count, if shape and type agree.
 
-def _compact(x: Any) -> Any:
-    """Return a tensor itself, or a copy where it is a view of more memory than its own."""
-    if not isinstance(x, torch.Tensor) or torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return x
-    return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
-
-
-def _dotted(path: Iterable[Any]) -> str:
-    names = (getattr(e, "key", getattr(e, "idx", getattr(e, "name", None))) for e in path)
-    return ".".join(str(name) for name in names)
-
-
-def _join(path: str, name: object) -> str:
-    return f"{path}.{name}" if path else str(name)
-
-
-def _is_named_tuple(node: object) -> bool:
-    return isinstance(node, tuple) and hasattr(node, "_fields")
-
-
-def _places(node: Any) -> Iterable[Any]:
-    """Return the path names of the children of a tuple or list: fields, or numbers."""
-    return node._fields if _is_named_tuple(node) else range(len(node))
-
-
-def _rebuild(node: Any, children: list[Any]) -> Any:
-    return type(node)(*children) if _is_named_tuple(node) else type(node)(children)
-
-
-def _keep(node: Tree, predicate: Predicate, path: str, constants: bool) -> Tree:
-    """Return the leaves that satisfy `predicate`; `{}` stands for a subtree with none."""
-    if isinstance(node, dict):
-        children = {k: _keep(v, predicate, _join(path, k), constants) for k, v in node.items()}
-        return {k: v for k, v in children.items() if not _is_empty(v)}
-    if isinstance(node, tuple | list):
-        named = zip(_places(node), node, strict=True)
-        return _rebuild(node, [_keep(v, predicate, _join(path, i), constants) for i, v in named])
-    if not leaves(node):
-        return node if constants else {}
-    return node if predicate(path, node) else {}
-
-
-def _is_empty(node: Tree) -> bool:
-    if isinstance(node, dict | tuple | list):
-        children = node.values() if isinstance(node, dict) else node
-        return all(_is_empty(child) for child in children)
-    return False
-
-
-def _merge(first: Tree, second: Tree, path: str) -> Tree:
-    if _is_empty(first):
-        return second
-    if _is_empty(second):
-        return first
-    if isinstance(first, dict) and isinstance(second, dict):
-        both = {k: _merge(v, second.get(k, {}), _join(path, k)) for k, v in first.items()}
-        return both | {k: v for k, v in second.items() if k not in first}
-    if (
-        isinstance(first, tuple | list)
-        and type(first) is type(second)
-        and len(first) == len(second)
-    ):
-        named = zip(_places(first), first, second, strict=True)
-        return _rebuild(first, [_merge(a, b, _join(path, i)) for i, a, b in named])
-    raise ValueError(
-        f"merge() found a leaf in both trees at {path!r}; merge halves of one partition"
+    >>> print(describe({"blocks": ({"w": torch.zeros(2, 3)},) * 4, "b": torch.zeros(3)}))
+    blocks.*.w  x4  [2, 3]  float32  24
+    b               [3]     float32   3
+    in all                           27
+    """
+    rows: dict[tuple[str, str, str], int] = {}  # path, shape, type -> number of leaves
+    elements: dict[tuple[str, str, str], int] = {}
+    for path, leaf in named_leaves(tree):
+        pattern = ".".join("*" if part.isdigit() else part for part in path.split("."))
+        row = pattern, str(list(leaf.shape)), str(leaf.dtype).removeprefix("torch.")
+        rows[row] = rows.get(row, 0) + 1
+        elements[row] = elements.get(row, 0) + leaf.numel()
+    cells = [
+        (
+            path,
+            f"x{number}" if number > 1 else "",
+            shape,
+            dtype,
+            f"{elements[path, shape, dtype]:,}",
+        )
+        for (path, shape, dtype), number in rows.items()
+    ]
+    cells.append(("in all", "", "", "", f"{sum(elements.values()):,}"))
+    widths = [max(len(row[column]) for row in cells) for column in range(5)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if column == 4 else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
     )
+
+
+def _is_a(kind: type | None) -> Callable[[Any], bool] | None:
+    """Return the test of what counts as one leaf, None where only tensors do."""
+    return None if kind is None else lambda node: isinstance(node, kind)

@@ -28,6 +28,7 @@ from huggingface_hub import constants, file_download
 
 from fnlm import gpt2, tree
 from fnlm.files import _hub_client, hub
+from fnlm.params import peft
 
 BIG = bytes(range(256)) * 4000  # a file of weights, as far as these tests look into it
 CONFIG = b"{}"
@@ -707,3 +708,18 @@ def test_an_index_is_not_read_without_end(tmp_path: Path) -> None:
         file.truncate(1 << 30)
     with pytest.raises(ValueError, match=r"index.json is too large for an index of shards"):
         _hub_client.whole([index.name], lambda name: tmp_path / name)
+
+
+@pytest.mark.usefixtures("client")
+def test_adapters_come_by_name(server: Hub) -> None:
+    folder = ROOT / "tests" / "fixtures" / "peft" / "gpt2"
+    params = gpt2.load(folder / "base")
+    contents = {path.name: path.read_bytes() for path in (folder / "adapter").iterdir()}
+    server.repositories["somebody/adapters"] = Repository(contents)
+    found = peft.load(params, "somebody/adapters")
+    expected = peft.load(params, folder / "adapter")
+    for a, b in zip(*map(tree.leaves, (found, expected)), strict=True):
+        assert torch.equal(a, b)
+    server.repositories["somebody/nothing"] = Repository({"README.md": b""})
+    with pytest.raises(FileNotFoundError, match="adapter_config.json"):
+        peft.load(params, "somebody/nothing")

@@ -20,17 +20,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calls import TABLE, files
+from calls import ABSTRACT, TABLE, files
 from test_public_names import MODULES, api
 from torch import Tensor, nn
 from torch.func import grad
 
 from fnlm import tree
+from fnlm.leaves import Leaf
 
 # Public, yet without an example: the reason.
 EXCEPTIONS = {
     "fnlm.tree.register_constant": "its purpose is to make a class known to torch's trees",
+    "fnlm.tree.register_leaf": "its purpose is to make a class known to torch's trees and files",
     "fnlm.tree.register_value": "its purpose is to make a class known to torch's files",
+    **{f"fnlm.leaves.Leaf.{name}": "each kind of leaf defines it" for name in ABSTRACT},
     "fnlm.tokenize.bpe.WordCache": "a cache within a tokenizer: its purpose is to fill up",
 }
 
@@ -43,6 +46,9 @@ def picture(value: Any) -> Any:
         return value.shape, value.stride(), value.dtype, value.requires_grad, content, version
     if isinstance(value, np.ndarray):
         return value.shape, value.dtype, value.tobytes()
+    if isinstance(value, Leaf):
+        slots: tuple[str, ...] = type(value).__slots__
+        return type(value), [picture(getattr(value, name)) for name in slots]
     if isinstance(value, nn.Module):
         return picture(value.state_dict()), [m.training for m in value.modules()]
     if isinstance(value, Mapping):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fnlm import gpt2, tree
+from fnlm import gpt2, random, tree
 
 Tree = Any
 
@@ -203,3 +203,51 @@ def test_a_constant_has_no_leaves_passes_transforms_and_is_part_of_the_structure
     assert gradient["config"] == Label("x") and gradient["w"].equal(torch.eye(3))
     with pytest.raises(ValueError):  # members of an ensemble must have one config
         tree.stack([t, {"config": Label("y"), "w": torch.ones(3)}])
+
+
+def test_dot_is_the_inner_product_in_wide_types() -> None:
+    a, b = {"x": torch.randn(3, 2), "y": (torch.randn(4),)}, {"x": torch.randn(3, 2)}
+    b["y"] = (torch.randn(4),)  # type: ignore[assignment]
+    flat = [torch.cat([x.flatten() for x in tree.leaves(t)]) for t in (a, b)]
+    torch.testing.assert_close(tree.dot(a, b), flat[0] @ flat[1])
+    torch.testing.assert_close(tree.dot(a, a), tree.norm(a) ** 2)
+    half = {"x": torch.full((2**12,), 1.0, dtype=torch.bfloat16)}
+    assert tree.dot(half, half).dtype == torch.float32 and tree.dot(half, half) == 2**12
+    with pytest.raises(ValueError, match="at least one leaf"):
+        tree.dot({}, {})
+
+
+def test_combine_is_the_weighted_sum_and_is_differentiable_by_the_weights() -> None:
+    trees = [{"w": torch.randn(3), "v": (torch.randn(2),)} for _ in range(3)]
+    found = tree.combine(iter(trees), [2.0, -1.0, torch.tensor(0.5)])
+    torch.testing.assert_close(found, tree.map(lambda a, b, c: 2 * a - b + 0.5 * c, *trees))
+    weights = torch.tensor([0.2, 0.3, 0.5])
+    slope = grad(lambda w: tree.dot(tree.combine(trees, w.unbind()), trees[0]))(weights)
+    torch.testing.assert_close(slope, torch.stack([tree.dot(t, trees[0]) for t in trees]))
+    with pytest.raises(ValueError, match="got 3 trees and 2 weights"):
+        tree.combine(trees, [1.0, 2.0])
+    with pytest.raises(ValueError, match="got 0 trees and 0 weights"):
+        tree.combine([], [])
+    with pytest.raises(ValueError, match="step has type torch.int64"):
+        tree.combine([{"step": torch.tensor(1)}], [1.0])
+
+
+def test_init_many_is_the_ensemble_of_the_loop() -> None:
+    keys = random.split(random.key(0), 3)
+    ensemble = tree.init_many(gpt2.init, GPT2.config, keys, heads=["multiple_choice"])
+    members = [gpt2.init(GPT2.config, key, heads=["multiple_choice"]) for key in keys]
+    assert ensemble["config"] == GPT2.config
+    for a, b in zip(tree.leaves(ensemble), tree.leaves(tree.stack(members)), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_describe_counts_what_is_there() -> None:
+    params = make_params(GPT2)
+    lines = tree.describe(params).splitlines()
+    assert lines[-1].split() == ["in", "all", f"{tree.count(params):,}"]
+    row = next(line for line in lines if line.startswith("blocks.*.mlp.up.weight"))
+    assert row.split() == [
+        "blocks.*.mlp.up.weight", "x2", "[36,", "144]", "float32", f"{2 * 36 * 144:,}",
+    ]  # fmt: skip
+    assert len({len(line) for line in lines}) == 1  # a table
+    assert tree.describe({}).split() == ["in", "all", "0"]

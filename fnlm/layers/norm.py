@@ -41,6 +41,8 @@ def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     >>> layer_norm(torch.tensor([1.0, 3.0]), torch.ones(2), torch.zeros(2), eps=0.0)
     tensor([-1.,  1.])
     """
+    # The kernel's derivatives are those of tensors: a typed leaf gives the one it stands for.
+    scale, bias = (x if isinstance(x, Tensor) else x.dense() for x in (scale, bias))
     if torch.compiler.is_compiling() or torch._C._is_tracing() or get_proxy_mode() is not None:
         return _plain(x, scale, bias, eps)  # a traced graph may be differentiated later
     stack = _functorch.get_interpreter_stack()  # of active torch.func transforms

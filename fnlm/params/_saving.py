@@ -22,6 +22,11 @@ def check(params: Tree, spec: Callable[..., Tree], family: Family) -> set[str]:
     Raises:
         ValueError: a leaf is missing, unexpected, of another shape or type, or no dense tensor.
     """
+    for path, leaf in tree.typed_leaves(params):
+        raise ValueError(
+            f"{path} is a leaf of type {type(leaf).__name__}, which no file of this form has: save "
+            "fnlm.leaves.merge(params), or adapters alone by fnlm.params.peft.save"
+        )
     leaves = dict(tree.named_leaves({k: v for k, v in params.items() if k != "config"}))
     for path, leaf in leaves.items():
         if not isinstance(leaf, Tensor):

@@ -22,9 +22,10 @@ def for_decoding(params: Tree) -> Tree:
     which is nothing beside a product with the whole table. `benchmarks/generate_gpt2.py` times it.
 
     Args:
-        params: a family's parameters. Matrices named "weight" and the table `embed.token` are laid
-            out; other leaves and those on other devices than the CPU are returned as they are, and
-            what is in order already shares its memory with the result.
+        params: a family's parameters. Matrices named "weight" and the table `embed.token`, and
+            what adapters of them stand on, are laid out; other leaves and those on other devices
+            than the CPU are returned as they are, and what is in order already shares its memory
+            with the result.
 
     Returns:
         a tree with equal values, shapes and types; gradients flow through it.
@@ -45,6 +46,7 @@ def for_decoding(params: Tree) -> Tree:
 
 
 def _lay_out(path: str, x: Tensor) -> Tensor:
+    path = path.removesuffix(".base")  # of a weight with adapters
     table = path in TABLES
     if x.ndim != 2 or x.device.type != "cpu" or not (table or path.split(".")[-1] == "weight"):
         return x

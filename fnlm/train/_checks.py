@@ -8,7 +8,7 @@ from torch import Tensor
 from fnlm import tree
 from fnlm.tree import Tree
 
-__all__ = ["check_clip", "check_decay_rates", "check_gradients", "check_rates"]
+__all__ = ["check_clip", "check_decay_rates", "check_gradients", "check_rates", "check_trainable"]
 
 
 def check_rates(**rates: Any) -> None:
@@ -49,6 +49,20 @@ def check_clip(**norms: Any) -> None:
     for name, value in norms.items():
         if not isinstance(value, Tensor) and math.isnan(value):
             raise ValueError(f"{name} must be a number (not above 0 for no clipping), got {value}")
+
+
+def check_trainable(params: Tree) -> None:
+    """Raise unless all leaves are floating point.
+
+    Raises:
+        ValueError: names the first one that is not, such as the integers of a quantized matrix.
+    """
+    for path, leaf in tree.named_leaves(params):
+        if not leaf.is_floating_point():
+            raise ValueError(
+                f"{path} has type {leaf.dtype}, which no optimizer updates: train a part of the "
+                "tree, tree.partition(params, lambda path, leaf: leaf.is_floating_point())"
+            )
 
 
 def check_gradients(grads: Tree, params: Tree) -> None:

@@ -23,7 +23,13 @@ from torch import Tensor
 
 from fnlm import tree
 from fnlm.layers.precision import at_least_float32
-from fnlm.train._checks import check_clip, check_decay_rates, check_gradients, check_rates
+from fnlm.train._checks import (
+    check_clip,
+    check_decay_rates,
+    check_gradients,
+    check_rates,
+    check_trainable,
+)
 from fnlm.train.schedules import Schedule
 from fnlm.tree import Predicate, Tree
 
@@ -105,6 +111,7 @@ def chain(*transformations: GradientTransformation, donated: Donated | None = No
     """
 
     def init(params: Tree) -> OptimizerState:
+        check_trainable(params)
         device = next((leaf.device for leaf in tree.leaves(params)), None)
         count = torch.zeros((), dtype=torch.int64, device=device)
         return OptimizerState(count, tuple(t.init(params) for t in transformations))

@@ -7,6 +7,7 @@ from torch import Tensor, compiler
 from torch import func as torch_func
 from torch.func import debug_unwrap, vjp
 
+from fnlm import tree
 from fnlm.tree import Tree
 
 __all__ = ["grad", "grad_and_value"]
@@ -49,7 +50,7 @@ def grad_and_value(loss: Callable[..., Any], *, has_aux: bool = False) -> Callab
         `params`. It works under every transform, `grad` included.
 
     Raises:
-        ValueError: from the returned function, if the loss is not a scalar.
+        ValueError: from the returned function, if the loss is not a scalar, or a leaf not floating.
 
     >>> import torch
     >>> grad_and_value(lambda x: x.square().sum())(torch.tensor([1.0, 2.0]))
@@ -57,6 +58,7 @@ def grad_and_value(loss: Callable[..., Any], *, has_aux: bool = False) -> Callab
     """
 
     def differentiate(params: Tree, *args: Any, **kwargs: Any) -> Any:
+        _check_floating(params)
         if compiler.is_compiling():  # the compiler drops the graph if it is not needed
             return torch_func.grad_and_value(loss, has_aux=has_aux)(params, *args, **kwargs)
         value, pull, *aux = vjp(lambda p: loss(p, *args, **kwargs), params, has_aux=has_aux)
@@ -68,6 +70,18 @@ def grad_and_value(loss: Callable[..., Any], *, has_aux: bool = False) -> Callab
         return grads, (value, *aux) if has_aux else value
 
     return differentiate
+
+
+def _check_floating(params: Tree) -> None:
+    """Raise ValueError where a leaf has no gradient."""
+    if all(x.is_floating_point() for x in tree.leaves(params)):
+        return
+    path, leaf = next(p for p in tree.named_leaves(params) if not p[1].is_floating_point())
+    raise ValueError(
+        f"{path} has type {leaf.dtype}, by which nothing can be differentiated: part it from the "
+        "others, tree.partition(params, lambda path, leaf: leaf.is_floating_point()), and "
+        "tree.merge the halves in the loss"
+    )
 
 
 def _is_tracked(value: Tensor) -> bool:

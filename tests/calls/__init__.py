@@ -4,22 +4,25 @@ A public function that its own docstring calls needs no row, nor does one that a
 """
 
 from calls.common import Example, Make, files
+from calls.curvature import CURVATURE
 from calls.decoding import DECODING
 from calls.families import FAMILY_ROWS
 from calls.layers import HEADS, LAYERS, XL_LAYERS
+from calls.leaves import ABSTRACT, LEAVES, PEFT, TYPED
 from calls.parameters import FILES, PARAMETERS, TREE
 from calls.text import LANGUAGE, TASKS, TOKENIZING
 from calls.tools import CHECKPOINTS, PROGRAM, REGISTER, WRITER
 from calls.training import FINETUNING, TRAINING, TRANSFORMS
 
-__all__ = ["TABLE", "Example", "Make", "files"]
+__all__ = ["ABSTRACT", "TABLE", "Example", "Make", "files"]
 
 TABLE: dict[str, Make] = {f"fnlm.{name}": make for name, make in FAMILY_ROWS.items()} | {
     f"fnlm.{part}.{name}": make
     for part, rows in {
-        "tree": TREE,
+        "tree": TREE | TYPED,
         "files": FILES,
-        "params": PARAMETERS,
+        "params": PARAMETERS | PEFT,
+        "leaves": LEAVES,
         "layers": LAYERS | XL_LAYERS,
         "heads": HEADS,
         "families": REGISTER,
@@ -27,7 +30,7 @@ TABLE: dict[str, Make] = {f"fnlm.{name}": make for name, make in FAMILY_ROWS.ite
         "pipeline": WRITER,
         "generate": DECODING,
         "train": TRAINING,
-        "transforms": TRANSFORMS,
+        "transforms": TRANSFORMS | CURVATURE,
         "finetune": FINETUNING,
         "tokenize": TOKENIZING,
         "tasks": TASKS,
