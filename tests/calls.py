@@ -559,6 +559,7 @@ TRANSFORMS: dict[str, Make] = {
     "grad_and_value": lambda _: on(transforms.grad_and_value(square), SMALL, X),
     "per_example_grads": lambda _: on(transforms.per_example_grads, square, SMALL, X, chunk_size=2),
     "per_example_norms": lambda _: on(transforms.per_example_norms, square, SMALL, X),
+    "remat": lambda _: on(grad(transforms.remat(square)), SMALL, X),
 }
 FINETUNING: dict[str, Make] = {
     "Epochs.of": lambda _: on(finetune.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "gpt2": _FAMILY | {"_causal"},
     "transfo_xl": _FAMILY | {"_adaptive_vocabulary"},
     "generate": {"random", "tree", "layers"},
-    "transforms": {"tree"},
+    "transforms": {"tree", "layers._levels"},
     "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"},
     "finetune": {"random", "tree", "files", "train"},
     "tokenize": {"files"},
