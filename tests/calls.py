@@ -537,6 +537,12 @@ TRAINING: dict[str, Make] = {
     "losses.pretraining": lambda _: on(
         losses.pretraining, X, X[:, 0, :2], IDS[:, :5] % 9, LABELS % 2
     ),
+    "losses.linear_cross_entropy": lambda _: on(
+        losses.linear_cross_entropy, X, X[0], IDS[:, :5] % 5 - 1, X[0, :, 0], chunk_size=4
+    ),
+    "losses.linear_language_model": lambda _: on(
+        losses.linear_language_model, X, X[0], IDS[:, :5] % 5, MASK[:, :5], chunk_size=4
+    ),
     "losses.regression": lambda _: on(losses.regression, X[..., :1], X[..., 1]),
     "losses.span": lambda _: on(losses.span, LOGITS, -LOGITS, LABELS, 3 + LABELS),
     "losses.token_classification": lambda _: on(
