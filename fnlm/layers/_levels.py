@@ -23,6 +23,7 @@ class Levels(NamedTuple):
     """The levels of differentiation around a call."""
 
     forward: int  # of forward mode
+    dual: bool  # that of forward_ad.dual_level, in which torch.func.jvp can't be called
     reverse: int  # of torch.func.grad and vjp
     autograd: bool  # plain autograd, outside of all transforms, tracks the inputs
     transforms: bool  # any transform of torch.func is active, vmap included
@@ -49,10 +50,13 @@ def levels(*inputs: Tensor) -> Levels:
     stack = _functorch.get_interpreter_stack()
     if not stack:
         tracked = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        return Levels(int(forward_ad._current_level >= 0), 0, tracked, False)
+        dual = forward_ad._current_level >= 0
+        return Levels(int(dual), dual, 0, tracked, False)
     kinds = [transform.key() for transform in stack]
-    forward = max(kinds.count(_JVP), int(forward_ad._current_level >= 0))
-    return Levels(forward, kinds.count(_GRAD), _is_tracked_outside(stack, inputs), True)
+    forward = kinds.count(_JVP)
+    dual = not forward and forward_ad._current_level >= 0  # torch.func.jvp opens a dual level
+    tracked = _is_tracked_outside(stack, inputs)
+    return Levels(forward or int(dual), dual, kinds.count(_GRAD), tracked, True)
 
 
 def is_traced() -> bool:

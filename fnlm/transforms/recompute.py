@@ -30,8 +30,9 @@ def remat(fn: Callable[..., Any]) -> Callable[..., Any]:
             draws are by keys. It must not close over tensors that are differentiated.
 
     Returns:
-        the same function. While `torch.compile`, `torch.export` or `make_fx` records, and under
-        two levels of forward mode, it is `fn` itself, which recomputes nothing.
+        the same function. While `torch.compile`, `torch.export` or `make_fx` records, under two
+        levels of forward mode, and in a `forward_ad.dual_level`, it is `fn` itself, which
+        recomputes nothing.
 
     Raises:
         ValueError: from the returned function, if the result depends on a tensor that is being
@@ -53,7 +54,7 @@ def remat(fn: Callable[..., Any]) -> Callable[..., Any]:
         floats = [leaf for leaf in leaves if _has_derivative(leaf)]
         active = levels(*floats)
         # jvp of jvp of a Function that has its own jvp is 0 in silence (docs/torch_func.md).
-        if not floats or not active.order or active.forward > 1:
+        if not floats or not active.order or active.forward > 1 or active.dual:
             return fn(*args, **kwargs)
 
         def call(inputs: Sequence[Any]) -> Any:
