@@ -235,6 +235,10 @@ def pulled(use: Callable[[Any], Any]) -> Any:
     return use(vjp(causal, Q, K, V)[1])
 
 
+def cubes(pull: Any) -> Any:
+    return grad(lambda g: torch.stack(pull(g)).pow(3).sum())
+
+
 def in_dual_level() -> list[Tensor]:
     leaves = tracked()
     y = causal(*leaves)
@@ -295,9 +299,7 @@ WAYS: dict[str, Callable[[], Any]] = {
     "jvp of jvp of a pull back": lambda: pulled(
         lambda pull: jvp(lambda g: jvp(lambda h: pull(g * h * h), (W,), (Z,))[1], (W,), (Z,))
     ),
-    "jvp of grad of a pull back": lambda: pulled(
-        lambda pull: jvp(grad(lambda g: torch.stack(pull(g)).pow(3).sum()), (W,), (Z,))
-    ),
+    "jvp of grad of a pull back": lambda: pulled(lambda pull: jvp(cubes(pull), (W,), (Z,))),
     "vmap of a pull back": lambda: pulled(lambda pull: vmap(pull)(torch.stack([W, Z]))),
     "vmap of jvp of a pull back": lambda: pulled(
         lambda pull: vmap(partial(jvp, lambda g: pull(g * g), (W,)), 0)((torch.stack([W, Z]),))

@@ -96,7 +96,9 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention: softmax(q k^T / sqrt(Dh)) v, masked before the softmax.
 
-    More than `SLICE` queries are computed in chunks: allocating all scores at once is slower.
+    Without dropout, many queries under at most one level of differentiation take torch's fused
+    kernel, which gives the same numbers to rounding. In plain operations, more than `SLICE` queries
+    are computed in chunks: allocating all scores at once is slower.
 
     Args:
         q: [..., H, T, Dh].
