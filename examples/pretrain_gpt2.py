@@ -19,7 +19,7 @@ from jsonargparse import auto_cli
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from fnlm import gpt2, random, train, tree
+from fnlm import gpt2, heads, random, train, tree
 from fnlm.tokenize import gpt2 as tokenize
 from fnlm.train import losses, schedules
 
@@ -110,7 +110,8 @@ def draw_batch(tokens: Tensor, key: Tensor, rows: int, length: int) -> Tensor:
 
 def loss(params: gpt2.Params, ids: Tensor, key: Tensor | None = None) -> Tensor:
     """Return the mean loss of each token given those before it."""
-    return losses.language_model(gpt2.apply(params, ids, key=key)[0], ids)
+    hidden, _ = gpt2.hidden_states(params, ids, key=key)
+    return losses.linear_language_model(hidden, heads.output_table(params), ids)
 
 
 @torch.no_grad()

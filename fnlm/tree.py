@@ -31,8 +31,8 @@ from fnlm._nodes import (
 __all__ = [
     "Params", "Predicate", "Tree", "cast", "combine", "count", "describe", "dot", "init_many",
     "leaves", "map", "map_with_path", "merge", "named_leaves", "norm", "partition",
-    "register_constant", "register_leaf", "register_value", "select", "stack", "structure", "to", "typed_leaves",
-    "unflatten", "unstack",
+    "register_constant", "register_leaf", "register_value", "select", "stack", "structure", "to",
+    "typed_leaves", "unflatten", "unstack",
 ]  # fmt: skip
 
 

@@ -1,7 +1,10 @@
-"""Attention in plain tensor ops, no fused kernel: it works under every torch.func transform.
+"""Attention, by torch's fused kernel or in plain operations: it works under every transform.
 
-Keys and values come as segments (cached ones, then the new tokens). They are never concatenated;
-their scores are, before the softmax.
+The kernel takes many queries without dropout, under at most one level of differentiation; where
+levels meet, in forward mode and for few queries, operations are plain.
+
+Keys and values come as segments (cached ones, then the new tokens). In plain operations they are
+never concatenated; their scores are, before the softmax.
 
 Dimensions: H heads, T queries, S keys, Si keys of a segment, Dh width of a head.
 """
@@ -12,6 +15,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from fnlm.layers import _fused_attention as fused
 from fnlm.layers.dropout import apply_mask, keep_mask
 from fnlm.layers.mask import check_mask
 
@@ -92,7 +96,9 @@ def attend(
 ) -> Tensor:
     """Scaled dot-product attention: softmax(q k^T / sqrt(Dh)) v, masked before the softmax.
 
-    More than `SLICE` queries are computed in chunks: allocating all scores at once is slower.
+    Without dropout, many queries under at most one level of differentiation take torch's fused
+    kernel, which gives the same numbers to rounding. In plain operations, more than `SLICE` queries
+    are computed in chunks: allocating all scores at once is slower.
 
     Args:
         q: [..., H, T, Dh].
@@ -126,6 +132,9 @@ def attend(
         )
     queries, total = q.shape[-2], sum(k.shape[-2] for k in keys)
     keep = keep_mask((*q.shape[:-1], total), rate, key)  # [..., H, T, S]
+    if keep is None and fused.can_attend(q, keys, values, mask):
+        chunk = SLICE if causal and queries > SLICE else None
+        return fused.attend(q, keys, values, mask, chunk)
     if queries <= SLICE:
         return _attend(q, keys, values, mask, keep, rate)
     if mask is not None:

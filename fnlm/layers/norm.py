@@ -10,15 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.autograd import forward_ad
-from torch.func import debug_unwrap
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.nn import functional as F
+
+from fnlm.layers._levels import is_traced, levels
 
 __all__ = ["layer_norm"]
 
-_GRAD, _JVP = _functorch.TransformType.Grad, _functorch.TransformType.Jvp
 _HALF = (torch.float16, torch.bfloat16)
 _kernel_backward = torch.ops.aten.native_layer_norm_backward.default
 
@@ -43,28 +40,14 @@ def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     """
     # The kernel's derivatives are those of tensors: a typed leaf gives the one it stands for.
     scale, bias = (x if isinstance(x, Tensor) else x.dense() for x in (scale, bias))
-    if torch.compiler.is_compiling() or torch._C._is_tracing() or get_proxy_mode() is not None:
+    if is_traced():
         return _plain(x, scale, bias, eps)  # a traced graph may be differentiated later
-    stack = _functorch.get_interpreter_stack()  # of active torch.func transforms
-    if stack or forward_ad._current_level >= 0:
-        kinds = [transform.key() for transform in stack or ()]
-        # Count the levels of differentiation: forward mode, plain autograd outside, torch.func.
-        forward = max(kinds.count(_JVP), int(forward_ad._current_level >= 0))
-        outside = _is_tracked_outside(stack or (), x, scale, bias)
-        if outside + forward + kinds.count(_GRAD) > 1 or (outside and stack):
-            return _plain(x, scale, bias, eps)
-    elif torch.is_grad_enabled() and (x.requires_grad or scale.requires_grad or bias.requires_grad):
+    active = levels(x, scale, bias)
+    if active.order > 1 or (active.autograd and active.transforms):
+        return _plain(x, scale, bias, eps)
+    if active.autograd:
         return _Kernel.apply(x, scale, bias, eps)
     return F.layer_norm(x, (x.shape[-1],), scale, bias, eps)
-
-
-def _is_tracked_outside(stack: Any, *inputs: Tensor) -> bool:
-    """Return whether plain autograd, outside of all transforms, tracks the inputs."""
-    outermost = next((transform for transform in stack if transform.key() == _GRAD), None)
-    grad_enabled = torch.is_grad_enabled()
-    if outermost is not None:  # it enables grad mode inside: the mode outside counts
-        grad_enabled = _functorch.CGradInterpreterPtr(outermost).prevGradMode()
-    return grad_enabled and any(debug_unwrap(leaf).requires_grad for leaf in inputs)
 
 
 def _plain(x: Tensor, scale: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -1,6 +1,6 @@
-"""Losses: scalar functions of logits and labels.
+"""Losses: scalar functions of logits and labels, or of hidden states where logits are too large.
 
-Letters: C classes, T time, V vocabulary; `...` any leading dimensions.
+Letters: C classes, D width, T time, V vocabulary; `...` any leading dimensions.
 
 Pure arithmetic with fixed shapes, so every loss works under grad, vmap, jvp and second derivatives.
 Half-precision logits are cast to float32 first, as a sum over a vocabulary of 50,000 has no digits
@@ -13,16 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from fnlm.layers.mask import check_mask
 from fnlm.layers.precision import at_least_float32
+from fnlm.transforms import remat
 
 __all__ = [
-    "cross_entropy", "language_model", "multiple_choice", "pretraining", "regression", "span",
-    "token_classification",
+    "cross_entropy", "language_model", "linear_cross_entropy", "linear_language_model",
+    "multiple_choice", "pretraining", "regression", "span", "token_classification",
 ]  # fmt: skip
 
 IGNORE = -1  # label of positions that do not count
+CHUNK = 2**23  # logits at a time, by default: 32 MiB of float32
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) -> Tensor:
@@ -55,17 +58,60 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
             "labels must have the shape of logits without the last dimension: "
             f"labels {tuple(labels.shape)}, logits {tuple(logits.shape)}"
         )
-    counted = labels != ignore_index
-    log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)  # [..., C]
-    index = torch.where(counted, labels, 0).unsqueeze(-1)  # [..., 1], 0 is a valid class
-    try:
-        label_log_probs = log_probs.gather(-1, index).squeeze(-1)  # [...]
-    except RuntimeError as error:
-        if "out of bounds" not in str(error):
-            raise
-        raise IndexError(_out_of_range(labels, logits.shape[-1], ignore_index)) from error
-    # `where`, not a product: 0 * NaN at an ignored position would be NaN.
-    return -torch.where(counted, label_log_probs, 0.0).sum() / counted.sum().clamp_min(1)
+    return _summed(logits, labels, ignore_index) / _count(labels, ignore_index)
+
+
+def linear_cross_entropy(
+    hidden: Tensor,
+    table: Tensor,
+    labels: Tensor,
+    bias: Tensor | None = None,
+    *,
+    ignore_index: int = IGNORE,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Return the cross entropy of hidden @ table^T + bias, without ever holding all logits.
+
+    Logits are computed for `chunk_size` positions at a time, and again in the backward pass. The
+    number is that of `cross_entropy`, as are derivatives of every order, under every transform.
+
+    Args:
+        hidden: [..., D], floating point.
+        table: [V, D], the output layer: see `fnlm.heads.output_table`.
+        labels: [...] integers in [0, V), or `ignore_index`.
+        bias: [V], or None.
+        ignore_index: the label of positions that do not count.
+        chunk_size: positions at a time; None takes as many as have `CHUNK` logits. Where one chunk
+            holds all, as in small vocabularies, nothing is computed again.
+
+    Returns:
+        [] float32 (float64 for float64 hidden states); 0, with gradient 0, if every label is
+        ignored.
+
+    Raises:
+        TypeError: labels are not integers, or hidden states not floating.
+        ValueError: the shapes do not fit, or chunk_size is less than 1.
+        IndexError: a label is out of range (on CPU; elsewhere the device stops).
+
+    >>> linear_cross_entropy(torch.zeros(3, 4), torch.ones(8, 4), torch.tensor([5, -1, 0]))
+    tensor(2.0794)
+    """
+    labels = _integers(labels, "labels")
+    _check_linear(hidden, table, labels, bias)
+    if chunk_size is not None and chunk_size < 1:
+        raise ValueError(f"chunk_size must be at least 1 position, or None, got {chunk_size}")
+    size = chunk_size or max(1, CHUNK // max(1, table.shape[0]))
+
+    def total(hidden: Tensor, labels: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
+        logits = hidden @ table.mT if bias is None else F.linear(hidden, table, bias)
+        return _summed(logits, labels, ignore_index)
+
+    flat, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)  # [N, D], [N]
+    if len(targets) > size:
+        total = remat(total)
+    chunks = zip(flat.split(size), targets.split(size), strict=True)
+    totals = [total(*chunk, table, bias) for chunk in chunks]
+    return torch.stack(totals).sum() / _count(labels, ignore_index)
 
 
 def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -91,18 +137,34 @@ def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> T
 
     Source: the loss of `GPT2LMHeadModel` in pytorch-pretrained-bert 0.6.2. Deviation: the mask.
     """
-    ids = _integers(ids, "ids")
-    labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], IGNORE)], dim=-1)  # [..., T]
-    check_mask(mask)
-    if mask is not None:
-        if mask.shape != ids.shape:
-            raise ValueError(
-                f"mask must have the shape of ids: mask {tuple(mask.shape)}, ids {tuple(ids.shape)}"
-            )
-        real = mask.bool()
-        next_real = torch.cat([real[..., 1:], torch.zeros_like(real[..., :1])], dim=-1)
-        labels = torch.where(real & next_real, labels, IGNORE)
-    return cross_entropy(logits, labels)
+    return cross_entropy(logits, _next_tokens(ids, mask))
+
+
+def linear_language_model(
+    hidden: Tensor,
+    table: Tensor,
+    ids: Tensor,
+    mask: Tensor | None = None,
+    *,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """Return `language_model` of the logits hidden @ table^T, without ever holding all of them.
+
+    Args:
+        hidden: [..., T, D], the last hidden states: `gpt.hidden_states`, `gpt2.hidden_states`.
+        table: [V, D], the output layer: see `fnlm.heads.output_table`.
+        ids: as in `language_model`.
+        mask: as in `language_model`.
+        chunk_size: as in `linear_cross_entropy`.
+
+    Returns:
+        [] float32 (float64 for float64 hidden states); 0 where there is no target.
+
+    >>> ids = torch.tensor([[3, 1, 2, 0]])
+    >>> linear_language_model(torch.zeros(1, 4, 2), torch.ones(5, 2), ids)
+    tensor(1.6094)
+    """
+    return linear_cross_entropy(hidden, table, _next_tokens(ids, mask), chunk_size=chunk_size)
 
 
 def multiple_choice(logits: Tensor, labels: Tensor) -> Tensor:
@@ -223,6 +285,62 @@ def regression(logits: Tensor, targets: Tensor) -> Tensor:
         )
     squares = (at_least_float32(logits).squeeze(-1) - targets).square()
     return squares.sum() / max(squares.numel(), 1)
+
+
+def _summed(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """Return the sum of -log softmax(logits)[label] over the positions that have a label: []."""
+    counted = labels != ignore_index
+    log_probs = torch.log_softmax(at_least_float32(logits), dim=-1)  # [..., C]
+    index = torch.where(counted, labels, 0).unsqueeze(-1)  # [..., 1], 0 is a valid class
+    try:
+        label_log_probs = log_probs.gather(-1, index).squeeze(-1)  # [...]
+    except RuntimeError as error:
+        if "out of bounds" not in str(error):
+            raise
+        raise IndexError(_out_of_range(labels, logits.shape[-1], ignore_index)) from error
+    # `where`, not a product: 0 * NaN at an ignored position would be NaN.
+    return -torch.where(counted, label_log_probs, 0.0).sum()
+
+
+def _count(labels: Tensor, ignore_index: int) -> Tensor:
+    """Return the number of positions that have a label, at least 1: []."""
+    return (labels != ignore_index).sum().clamp_min(1)
+
+
+def _next_tokens(ids: Any, mask: Tensor | None) -> Tensor:
+    """Return the label of each position, the token after it: [..., T]."""
+    ids = _integers(ids, "ids")
+    labels = torch.cat([ids[..., 1:], torch.full_like(ids[..., :1], IGNORE)], dim=-1)  # [..., T]
+    check_mask(mask)
+    if mask is None:
+        return labels
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"mask must have the shape of ids: mask {tuple(mask.shape)}, ids {tuple(ids.shape)}"
+        )
+    real = mask.bool()
+    next_real = torch.cat([real[..., 1:], torch.zeros_like(real[..., :1])], dim=-1)
+    return torch.where(real & next_real, labels, IGNORE)
+
+
+def _check_linear(hidden: Tensor, table: Tensor, labels: Tensor, bias: Tensor | None) -> None:
+    """Validate types and shapes of `linear_cross_entropy`."""
+    if not hidden.is_floating_point():
+        raise TypeError(f"hidden must be floating point, got {hidden.dtype}")
+    if hidden.shape[:-1] != labels.shape:
+        raise ValueError(
+            "labels must have the shape of hidden without the last dimension: "
+            f"labels {tuple(labels.shape)}, hidden {tuple(hidden.shape)}"
+        )
+    if len(table.shape) != 2 or table.shape[1] != hidden.shape[-1]:
+        raise ValueError(
+            f"table must be [V, {hidden.shape[-1]}], one row a class, as wide as hidden: "
+            f"table {tuple(table.shape)}, hidden {tuple(hidden.shape)}"
+        )
+    if bias is not None and tuple(bias.shape) != (table.shape[0],):
+        raise ValueError(
+            f"bias must have one number a class, [{table.shape[0]}], got {tuple(bias.shape)}"
+        )
 
 
 def _integers(x: Any, name: str) -> Tensor:

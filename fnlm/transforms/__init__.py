@@ -1,4 +1,4 @@
-"""Function transforms: gradients of batches and examples, curvature, attribution."""
+"""Function transforms: gradients of batches and examples, recomputation, curvature, influence."""
 
 from fnlm.transforms.attribution import Attribution, Influence, attribute, influence
 from fnlm.transforms.curvature import empirical_fisher, fisher, ggn, hessian
@@ -6,6 +6,7 @@ from fnlm.transforms.gradient import grad, grad_and_value
 from fnlm.transforms.kronecker import KroneckerOperator, Pair, ekfac, kfac
 from fnlm.transforms.operator import Operator
 from fnlm.transforms.per_example import per_example_grads, per_example_norms
+from fnlm.transforms.recompute import remat
 from fnlm.transforms.softmax import LinearSoftmaxCrossEntropy, SoftmaxCrossEntropy
 from fnlm.transforms.solvers import (
     Estimate,
@@ -22,6 +23,6 @@ __all__ = [
     "Attribution", "Estimate", "Influence", "KroneckerOperator", "Lanczos",
     "LinearSoftmaxCrossEntropy", "Operator", "Pair", "SoftmaxCrossEntropy", "Solution", "attribute",
     "dense", "diagonal", "ekfac", "empirical_fisher", "fisher", "ggn", "grad", "grad_and_value",
-    "hessian", "influence", "kfac", "lanczos", "per_example_grads", "per_example_norms", "solve",
-    "trace",
+    "hessian", "influence", "kfac", "lanczos", "per_example_grads", "per_example_norms", "remat",
+    "solve", "trace",
 ]  # fmt: skip

@@ -1,0 +1,110 @@
+"""Claim: the fused kernel is not slower than plain operations, and holds no scores.
+
+`fnlm.layers.attention.attend` as it is and with plain operations alone, in turns in one process,
+on one layer of GPT-2 (a causal mask) and of BERT (padding): forward, the gradient of fnlm and
+per-example gradients. A ratio is the median of the ratios of neighbours; below the size at which
+the kernel begins, both are the same code, and the ratio is what deciding costs.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+import fnlm
+from fnlm import transforms
+from fnlm.layers import _fused_attention as fused
+from fnlm.layers.attention import attend, causal_mask, padding_bias
+
+HEADS, WIDTH, TOKENS = 12, 64, 2048
+QUERIES = (1, 16, 32, 64, 128, 384, 1024)
+PAST = 512  # cached tokens of a decoding step
+BAR = 1.05
+Call = Callable[[], object]
+
+
+def calls(queries: int, causal: bool) -> dict[str, Call]:
+    """Each thing that is timed, for about `TOKENS` tokens in all."""
+    batch = max(1, TOKENS // max(queries, 128))
+    keys = PAST if queries == 1 else queries
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(tokens: int) -> Tensor:
+        return torch.randn(batch, HEADS, tokens, WIDTH, generator=generator)
+
+    q, k, v = draw(queries), draw(keys), draw(keys)
+    real = torch.arange(keys) >= torch.arange(batch)[:, None] % 3  # some rows are padded
+    mask = causal_mask(real, queries) if causal else padding_bias(real, q.dtype)
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        return attend(q, (k,), (v,), mask, causal=causal)
+
+    def loss(qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor) -> Tensor:
+        return forward(qkv[0], qkv[1], qkv[2], mask).square().sum()
+
+    gradient = transforms.grad(loss)
+    found: dict[str, Call] = {"forward": lambda: forward(q, k, v, mask)}
+    if queries > 1:
+        found["gradient"] = lambda: gradient((q, k, v), mask)
+        found["per example"] = lambda: vmap(gradient)((q, k, v), mask)
+    return found
+
+
+def seconds(call: Call, repeat: int) -> float:
+    start = time.perf_counter()
+    for _ in range(repeat):
+        call()
+    return time.perf_counter() - start
+
+
+def ratios(call: Call, rounds: int) -> list[float]:
+    """Time both in turns, and in both orders."""
+    repeat = max(1, int(0.01 / (min(seconds(call, 1) for _ in range(3)) + 1e-9)))
+    found = []
+    for turn in range(rounds):
+        times = {}
+        for ours in (True, False)[:: 1 if turn % 2 else -1]:
+            one = fused.can_attend if ours else lambda *given: False
+            with mock.patch.object(fused, "can_attend", one):
+                times[ours] = seconds(call, repeat)
+        found.append(times[True] / times[False])
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--smallest", type=int, help="queries and keys from which to fuse")
+    flags = parser.parse_args()
+    smallest = flags.smallest or fused.QUERIES
+    print(
+        f"python {platform.python_version()}, torch {torch.__version__}, fnlm {fnlm.__version__}, "
+        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, float32, {HEADS} heads of "
+        f"{WIDTH}, about {TOKENS} tokens, {flags.rounds} rounds; time as it is / in plain ones"
+    )
+    met = True
+    for name, causal in (("GPT-2, causal", True), ("BERT, padded", False)):
+        for queries in QUERIES:
+            for what, call in calls(queries, causal).items():
+                with mock.patch.multiple(fused, QUERIES=smallest, KEYS=smallest):
+                    low, ratio, high = statistics.quantiles(ratios(call, flags.rounds), n=4)
+                met &= ratio <= BAR
+                print(
+                    f"{name}, T {queries:4}, {what:11} {ratio:.3f} "
+                    f"(quartiles {low:.3f} to {high:.3f})",
+                    flush=True,
+                )
+    print(f"bar: at most {BAR}: {'met' if met else 'MISSED'}")
+    return not met
+
+
+if __name__ == "__main__":
+    sys.exit(main())
