@@ -26,6 +26,7 @@ ELEMENTS = 2**22  # of gradients in memory at once, where norms need them; at le
 TRAFFIC = 10  # multiplications that take the time of writing a number and reading it again
 _HALF = (torch.float16, torch.bfloat16)
 ByLeaf = dict[str, list["Use"]]
+_is_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 @tree.register_constant
@@ -156,7 +157,8 @@ def norms(by_leaf: ByLeaf, losses: Tensor, params: Tree) -> Tensor:
             total = total + _squares(uses)
     for group in shared.values():
         total = total + _squares_of_products(group)
-    return total.clamp(min=0).sqrt()  # a sum of products may come out below 0 by rounding
+    none = total <= 0  # or below it, by rounding; the root has no derivative there
+    return torch.where(none, 0, torch.where(none, 1, total).sqrt())
 
 
 def _squares(uses: list[Use]) -> Tensor:
@@ -247,7 +249,8 @@ def _gradient(use: Use, span: slice) -> Tensor:
 def weighted_sum(by_leaf: ByLeaf, params: Tree, weights: Tensor) -> Tree:
     """Return the sum of the gradients times weights [B]; `by_leaf` is emptied on the way."""
     absent = weights == 0
-    clear = torch._C._functorch.is_functorch_wrapped_tensor(absent) or bool(absent.any())
+    unread = torch.compiler.is_compiling() or _is_wrapped(absent)  # values cannot be read
+    clear = unread or bool(absent.any())
 
     def of_leaf(path: str, leaf: Tensor) -> Tensor:
         uses = by_leaf.pop(path, ())

@@ -128,6 +128,8 @@ def find(loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Plan:
     others = {path for path, leaf in tree.named_leaves(floats) if not leaf.numel()}
     if not rows(batch):
         return Plan((), (), frozenset())
+    if torch.compiler.is_compiling():  # it follows no probes
+        return Plan((), (), frozenset(paths))
     first = tree.map(lambda x: x[:1], batch)
     while True:
         try:
@@ -158,7 +160,7 @@ def _learn(
             more.update(path for path, _ in named)
         elif value.requires_grad and named:
             leaves = [leaf for _, leaf in named]
-            reached = torch.autograd.grad(value, leaves, allow_unused=True)
+            reached = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
             more.update(p for (p, _), x in zip(named, reached, strict=True) if x is not None)
         return value
 
@@ -170,6 +172,10 @@ def run(plan: Plan, loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Capture
     """Return the capture of a batch by a plan."""
     if not rows(batch):
         return Capture(floats, tree.leaves(floats)[0].new_zeros(0), (), {})
+    in_dims = (None, *(0 for _ in batch))  # parameters are shared
+    if len(plan.others) == len(tree.leaves(floats)):
+        grads, losses = vmap(grad_and_value(loss), in_dims)(floats, *batch)
+        return Capture(floats, losses, (), dict(tree.named_leaves(grads)))
     zeros = tuple(output.zero() for output in plan.outputs)
     others = {path: x for path, x in tree.named_leaves(floats) if path in plan.others}
     uses = reductions.Uses(plan.records)
@@ -190,7 +196,6 @@ def run(plan: Plan, loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Capture
         grads = list(grads)  # emptied, to free their memory
         return value, uses.reduced(grads, inputs), each
 
-    in_dims = (None, *(0 for _ in batch))
     losses, reduced, each = vmap(one, in_dims=in_dims)((zeros, others), *batch)
     return Capture(floats, losses, uses.assembled(*reduced), each)
 

@@ -138,7 +138,8 @@ def clipped_grad_sum(
 
 def _clip_factors(norms: Tensor, max_norm: float | Tensor, weights: Tensor | None) -> Tensor:
     """Return weight * min(1, max_norm / norm) of each example, 0 where the norm is not finite."""
-    factors = (max_norm / norms).clamp(max=1)  # a norm of 0 gives infinity, so 1
+    clipped = norms > max_norm
+    factors = torch.where(clipped, max_norm / torch.where(clipped, norms, 1), 1)
     if weights is not None:
         factors = factors * weights
     return torch.where(norms.isfinite(), factors, 0)
