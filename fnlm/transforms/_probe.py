@@ -1,15 +1,14 @@
 """Leaves that write down how a loss uses them.
 
 A `Probe` stands where a leaf of the parameters stood. What it knows (products, lookups, additions,
-scales, layer norms, of the leaf or of a view of it) it computes with the leaf as a constant, adds a
-zero to the result, and notes the input: the gradient of the leaf is a product of that input and
-the gradient of the zero. For everything else it is the tensor itself, with its derivative.
-
-So a first call of the loss finds out which leaves have only known uses: those that autograd does
-not reach. This holds for what goes past `__torch_function__` as well, such as an inner `vmap`.
+scales, layer norms, of the leaf or of a view of it) it computes with the leaf as a constant, and
+notes the input and the output: the gradient of the leaf is a product of that input and of the
+gradient of that output. In everything else it is the tensor itself, with its derivative. So
+autograd finds the rest of the gradient, if there is any, and this holds for what goes past
+`__torch_function__` as well, such as an inner `vmap`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -22,9 +21,10 @@ from torch.utils import _pytree as pytree
 
 from fnlm.transforms._views import View
 
-__all__ = ["Kind", "Output", "Probe", "Record", "Tape", "Watch"]
+__all__ = ["Changed", "Kind", "Probe", "Record", "Tape", "Watch"]
 
 _current_level = torch._C._functorch.maybe_current_level
+_level_of = torch._C._functorch.maybe_get_level
 Kind = str  # "product", "lookup", "add", "scale" or "norm"
 
 
@@ -39,37 +39,30 @@ class Record(NamedTuple):
     eps: float = 0.0  # of a norm
 
 
-class Output(NamedTuple):
-    """What is known of an output before there are values."""
-
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-
-    def zero(self) -> Tensor:
-        """Return a zero of this shape, in the memory of one number."""
-        return torch.zeros((), dtype=self.dtype, device=self.device).expand(self.shape)
+class Changed(Exception):  # noqa: N818
+    """An input or an output of a use was written to afterwards."""
 
 
 class Tape:
-    """The uses of all probes in one call of a loss, in the order of the calls.
+    """The uses of all probes in a call of a loss, in their order.
 
     Args:
-        zeros: what to add to each output; None while the uses are still to be found.
+        seed: a zero of shape [] that autograd tracks; it makes it track outputs.
+        copies: the loss gets copies of the outputs, and may write to them.
     """
 
-    def __init__(self, zeros: Sequence[Tensor] | None = None):
-        self.zeros = zeros
+    def __init__(self, seed: Tensor, *, copies: bool):
         self.records: list[Record] = []
-        self.outputs: list[Output] = []
         self.inputs: list[Tensor] = []
+        self.outputs: list[Tensor] = []
+        self._seed, self._copies = seed, copies
         self._numbers: dict[int, int] = {}  # of the inputs, by identity
-        self._versions: list[int] = []
+        self._versions: list[tuple[Tensor, int]] = []
         self._level, self._dual_level = _current_level(), forward_ad._current_level
 
-    def probe(self, path: str, leaf: Tensor) -> "Probe":
-        """Return the probe of a leaf."""
-        return Probe.of(leaf, path, View.whole(leaf.shape), self)
+    def probe(self, path: str, leaf: Tensor, constant: Tensor) -> "Probe":
+        """Return the probe of a leaf, which autograd tracks, and of the same as a constant."""
+        return Probe.of(leaf, constant, path, View.whole(leaf.shape), self)
 
     def is_current(self) -> bool:
         """Whether the loss itself runs, and no transform inside of it."""
@@ -79,41 +72,34 @@ class Tape:
             and not torch.compiler.is_compiling()
         )
 
-    def constant(self, x: Any) -> Any:
-        """Return the tensor of a probe, without its derivative; anything else as it is."""
-        if not isinstance(x, Probe):
-            return x
-        return x.plain.detach() if self.zeros is None else x.plain
-
     def note(self, kind: Kind, probe: "Probe", view: View, x: Any = None, eps: float = 0.0) -> None:
-        """Record a use, whose output `add_zero` is called with next."""
+        """Record a use, whose result `output` is called with next."""
         number = None
         if x is not None:
             number = self._numbers.setdefault(id(x), len(self.inputs))
             if number == len(self.inputs):
                 self.inputs.append(x)
-                self._versions.append(_version(x))
+                self._versions.append((x, _version(x)))
         self.records.append(Record(kind, probe.path, view, len(self.outputs), number, eps))
 
-    def add_zero(self, result: Tensor, term: Any = None) -> Tensor:
-        """Return result + term with the next zero added; without a term, result with it."""
-        number, learning = len(self.outputs), self.zeros is None
-        if learning or term is None:
-            summed = result if term is None else result + term
-            self.outputs.append(Output(summed.shape, summed.dtype, summed.device))
-            return summed if self.zeros is None else summed + self.zeros[number]
-        assert self.zeros is not None
-        summed = result + (term + self.zeros[number])  # the term is small: it has no examples
-        self.outputs.append(Output(summed.shape, summed.dtype, summed.device))
-        return summed
+    def output(self, result: Tensor) -> Tensor:
+        """Return the result of a use, tracked by autograd unless gradients are off."""
+        if not self.tracks(result):
+            result = result + self._seed
+        self.outputs.append(result)
+        if self._copies:
+            return result.clone()
+        self._versions.append((result, _version(result)))
+        return result
+
+    def tracks(self, x: Tensor) -> bool:
+        """Whether x depends on a leaf or the seed, as autograd sees it."""
+        return _level_of(x) == self._level and x.requires_grad
 
     def check(self) -> None:
-        """Raise RuntimeError if an input was changed in place after its use."""
-        if any(_version(x) != v for x, v in zip(self.inputs, self._versions, strict=True)):
-            raise RuntimeError(
-                "the loss changed a tensor in place after it had been multiplied by a parameter, "
-                "so the gradient is lost: use an operation that returns a new tensor"
-            )
+        """Raise `Changed` if an input or output was changed in place after its use."""
+        if any(_version(x) != version for x, version in self._versions):
+            raise Changed
 
 
 class Watch(TorchFunctionMode):
@@ -130,20 +116,23 @@ class Probe(Tensor):
     """A leaf, or a view of one, that writes its uses on a tape."""
 
     plain: Tensor
+    constant: Tensor
     path: str
     region: View
     tape: Tape
 
     @staticmethod
-    def of(plain: Tensor, path: str, region: View, tape: Tape) -> "Probe":
-        """Return the probe of a tensor: a region of the leaf at `path`."""
+    def of(plain: Tensor, constant: Tensor, path: str, region: View, tape: Tape) -> "Probe":
+        """Return the probe of a region of the leaf at `path`: two tensors of the same numbers."""
         probe = plain.as_subclass(Probe)
-        probe.plain, probe.path, probe.region, probe.tape = plain, path, region, tape
+        probe.plain, probe.constant, probe.path = plain, constant, path
+        probe.region, probe.tape = region, tape
         return probe
 
     def viewed(self, view: Callable[[Tensor], Tensor]) -> "Probe":
         """Return the probe of a view of this one."""
-        return Probe.of(view(self.plain), self.path, self.region.then(view), self.tape)
+        region = self.region.then(view)
+        return Probe.of(view(self.plain), view(self.constant), self.path, region, self.tape)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -158,6 +147,11 @@ class Probe(Tensor):
                     return result
         args, kwargs = pytree.tree_map_only(Probe, lambda probe: probe.plain, (args, kwargs))
         return func(*args, **kwargs)
+
+
+def _constant(x: Any) -> Any:
+    """Return the tensor of a probe, without its derivative; anything else as it is."""
+    return x.constant if isinstance(x, Probe) else x
 
 
 def _version(x: Tensor) -> int:
@@ -176,7 +170,7 @@ def _is_input(x: Any, *probes: Any) -> bool:
 def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
     if not _is_input(input, weight, bias) or weight.ndim != 2 or not _is_vector(bias):
         return NotImplemented
-    result = F.linear(input, tape.constant(weight))
+    result = F.linear(input, _constant(weight), _constant(bias))
     if result.dtype != input.dtype:  # autocast
         return NotImplemented
     if isinstance(weight, Probe):
@@ -186,7 +180,7 @@ def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
         tape.note("product", weight, view, input)
     if isinstance(bias, Probe):
         tape.note("add", bias, bias.region)
-    return tape.add_zero(result, tape.constant(bias))
+    return tape.output(result)
 
 
 def _is_vector(bias: Any) -> bool:
@@ -196,11 +190,11 @@ def _is_vector(bias: Any) -> bool:
 def _matmul(tape: Tape, input: Any, other: Any) -> Any:
     if not _is_input(input, other) or other.region.box is None:
         return NotImplemented
-    result = input @ tape.constant(other)
+    result = input @ _constant(other)
     if result.dtype != input.dtype:
         return NotImplemented
     tape.note("product", other, other.region, input)
-    return tape.add_zero(result)
+    return tape.output(result)
 
 
 def _addmm(tape: Tape, input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha: Any = 1) -> Any:
@@ -225,7 +219,7 @@ def _embedding(
     if not plain or isinstance(input, Probe) or weight.region.box is None:
         return NotImplemented
     tape.note("lookup", weight, weight.region, input)
-    return tape.add_zero(F.embedding(input, tape.constant(weight)))
+    return tape.output(F.embedding(input, _constant(weight)))
 
 
 def _getitem(tape: Tape, table: Any, index: Any) -> Any:
@@ -236,7 +230,7 @@ def _getitem(tape: Tape, table: Any, index: Any) -> Any:
             return NotImplemented
         rows = torch.where(index < 0, index + table.shape[0], index)
         tape.note("lookup", table, table.region, rows)
-        return tape.add_zero(tape.constant(table)[index])
+        return tape.output(_constant(table)[index])
     parts = index if isinstance(index, tuple) else (index,)
     if not all(part is None or type(part) in (int, slice, type(...)) for part in parts):
         return NotImplemented
@@ -255,13 +249,12 @@ def _add(tape: Tape, input: Any, other: Any, *, alpha: Any = 1) -> Any:
     if alpha != 1 or not all(isinstance(x, Tensor | int | float) for x in (input, other)):
         return NotImplemented
     probes = [x for x in (input, other) if isinstance(x, Probe)]
-    dtype = torch.result_type(tape.constant(input), tape.constant(other))
+    dtype = torch.result_type(_constant(input), _constant(other))
     if any(probe.plain.dtype != dtype for probe in probes):
         return NotImplemented
     for probe in probes:
         tape.note("add", probe, probe.region)
-    first, second = (input, other) if isinstance(other, Probe) else (other, input)
-    return tape.add_zero(tape.constant(first), tape.constant(second))
+    return tape.output(torch.add(_constant(input), _constant(other)))
 
 
 def _mul(tape: Tape, input: Any, other: Any) -> Any:
@@ -269,7 +262,7 @@ def _mul(tape: Tape, input: Any, other: Any) -> Any:
     if not isinstance(x, Tensor) or isinstance(x, Probe) or x.dtype != probe.plain.dtype:
         return NotImplemented
     tape.note("scale", probe, probe.region, x)
-    return tape.add_zero(x * tape.constant(probe))
+    return tape.output(x * _constant(probe))
 
 
 def _layer_norm(
@@ -282,14 +275,14 @@ def _layer_norm(
 ) -> Any:
     if not _is_input(input, weight, bias) or len(normalized_shape) != 1:
         return NotImplemented
-    result = F.layer_norm(input, normalized_shape, tape.constant(weight), tape.constant(bias), eps)
+    result = F.layer_norm(input, normalized_shape, _constant(weight), _constant(bias), eps)
     if result.dtype != input.dtype:
         return NotImplemented
     if isinstance(weight, Probe):
         tape.note("norm", weight, weight.region, input, eps)
     if isinstance(bias, Probe):
         tape.note("add", bias, bias.region)
-    return tape.add_zero(result)
+    return tape.output(result)
 
 
 _HANDLERS: dict[Any, Callable[..., Any]] = {

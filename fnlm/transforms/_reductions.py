@@ -4,7 +4,7 @@ Dimensions: B examples, T positions (tokens) of a use, n inputs, m outputs.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from fnlm.transforms._products import Factor, OuterProducts
 from fnlm.transforms._views import View
 from fnlm.tree import Tree
 
-__all__ = ["Lookup", "Product", "Site", "Term", "Use", "Uses", "dot", "norms", "weighted_sum"]
+__all__ = ["Factors", "Lookup", "Product", "Site", "Term", "Use", "dot", "norms", "weighted_sum"]
 
 ELEMENTS = 2**22  # of gradients in memory at once, where norms need them; at least one example's
 TRAFFIC = 10  # multiplications that take the time of writing a number and reading it again
@@ -69,7 +69,7 @@ class Term(NamedTuple):
 Use = Product | Lookup | Term
 
 
-class Uses:
+class Factors:
     """Turns what a tape noted into uses: first for one example, then for the batch."""
 
     def __init__(self, records: Sequence[Record]):
@@ -79,12 +79,12 @@ class Uses:
         self._numbers = {key: number for number, key in enumerate(dict.fromkeys(shared))}
 
     def reduced(
-        self, grads: list[Any], inputs: Sequence[Tensor]
+        self, grads: dict[int, Tensor], inputs: Sequence[Tensor]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return the distinct inputs and the gradients of the uses of one example.
 
         Args:
-            grads: of each output; the list is emptied.
+            grads: of each output, by its number; the dict is emptied.
             inputs: of the tape.
         """
         last = {record.output: number for number, record in enumerate(self.records)}
@@ -99,7 +99,7 @@ class Uses:
             x = None if record.input is None else inputs[record.input]
             found.append(_reduced(record, grads[record.output], x))
             if last[record.output] == number:
-                grads[record.output] = None
+                del grads[record.output]
         return kept, found
 
     def assembled(self, inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> tuple[Use, ...]:
@@ -253,28 +253,42 @@ def weighted_sum(by_leaf: ByLeaf, params: Tree, weights: Tensor) -> Tree:
     clear = unread or bool(absent.any())
 
     def of_leaf(path: str, leaf: Tensor) -> Tensor:
-        uses = by_leaf.pop(path, ())
-        found = [_weighted(use, weights.to(leaf.dtype), absent if clear else None) for use in uses]
-        return reduce(torch.add, found) if found else torch.zeros_like(leaf)
+        uses, own = by_leaf.pop(path, []), weights.to(leaf.dtype)
+        lookups = [use for use in uses if isinstance(use, Lookup)]
+        others = (use for use in uses if not isinstance(use, Lookup))
+        found = (_weighted(use, own, absent if clear else None) for use in others)
+        total = reduce(torch.add, found) if len(lookups) < len(uses) else torch.zeros_like(leaf)
+        for use in lookups:
+            total = _add_rows(total, use, own, absent if clear else None)
+        return total
 
     return tree.map_with_path(of_leaf, params)
 
 
-def _weighted(use: Use, weights: Tensor, absent: Tensor | None) -> Tensor:
+def _weighted(use: Product | Term, weights: Tensor, absent: Tensor | None) -> Tensor:
     """Return the sum over the examples of weight times gradient: [*leaf]."""
     view, grads = use.site.view, _cleared(use.grads, absent)
     if isinstance(use, Term):
         return view.place((weights @ _flat(grads)).reshape(view.shape), batched=False)
-    if isinstance(use, Lookup):
-        rows = (grads * _like(weights, grads)).flatten(0, 1)
-        table = rows.new_zeros(view.shape).index_add(0, use.ids.flatten(), rows)
-        return view.place(table, batched=False)
     inputs = _cleared(use.inputs, absent)
     if inputs.shape[2] <= grads.shape[2]:  # the narrower one is scaled
         inputs = inputs * _like(weights, inputs)
     else:
         grads = grads * _like(weights, grads)
     return view.place(inputs.flatten(0, 1).mT @ grads.flatten(0, 1), batched=False)
+
+
+def _add_rows(total: Tensor, use: Lookup, weights: Tensor, absent: Tensor | None) -> Tensor:
+    """Return total [*leaf], which is written to where it can be, plus the sum of a lookup."""
+    view, ids = use.site.view, use.ids.flatten()
+    rows = _cleared(use.grads, absent)
+    rows = (rows * _like(weights, rows)).flatten(0, 1)
+    if not view.is_whole:
+        table = rows.new_zeros(view.shape).index_add(0, ids, rows)
+        return total + view.place(table, batched=False)
+    if torch.compiler.is_compiling() or any(map(_is_wrapped, (total, ids, rows))):
+        return total.index_add(0, ids, rows)
+    return total.index_add_(0, ids, rows)
 
 
 def dot(by_leaf: ByLeaf, direction: dict[str, Tensor], losses: Tensor) -> Tensor:
@@ -292,11 +306,8 @@ def dot(by_leaf: ByLeaf, direction: dict[str, Tensor], losses: Tensor) -> Tensor
     return total
 
 
-def kronecker_factors(uses: Iterable[Use]) -> dict[str, tuple[Tensor, Tensor]]:
+def kronecker_factors(by_leaf: ByLeaf) -> dict[str, tuple[Tensor, Tensor]]:
     """Return sum x x^T and sum g g^T of each leaf that is used once, in a product."""
-    by_leaf: ByLeaf = defaultdict(list)
-    for use in uses:
-        by_leaf[use.site.path].append(use)
     found = {}
     for path, (use, *others) in by_leaf.items():
         if isinstance(use, Product) and not others:

@@ -19,13 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import vjp, vmap
+from torch.func import debug_unwrap, vjp, vmap
 
 from fnlm import tree
 from fnlm.transforms import _reductions as reductions
-from fnlm.transforms._probe import Output, Probe, Record, Tape, Watch
-from fnlm.transforms._reductions import Lookup, Product, Term, Use
-from fnlm.transforms.gradient import grad_and_value
+from fnlm.transforms._probe import Changed, Tape, Watch
+from fnlm.transforms._reductions import Factors, Lookup, Product, Term, Use
+from fnlm.transforms.gradient import grad_and_value, is_tracked
 from fnlm.tree import Tree
 
 __all__ = ["Capture", "Lookup", "Product", "Term", "capture"]
@@ -39,7 +39,7 @@ class Capture(NamedTuple):
     params: Tree  # the floating-point leaves
     losses: Tensor  # [B]
     uses: tuple[Use, ...]  # `Product`, `Lookup` and `Term`, in the order of the calls
-    each: dict[str, Tensor]  # gradients [B, *shape] of the leaves with other uses, by path
+    each: dict[str, Tensor]  # by path, the gradients [B, *shape] that come of other uses
 
     def norms(self) -> Tensor:
         """Return the Euclidean norm of each example's gradient: [B], at least float32."""
@@ -66,7 +66,7 @@ class Capture(NamedTuple):
 
         They are those of the leaves that are used once, in a product (see K-FAC, arXiv:1503.05671).
         """
-        return reductions.kronecker_factors(self.uses)
+        return reductions.kronecker_factors(self.by_leaf())
 
     def by_leaf(self) -> dict[str, list[Use]]:
         """Return the uses of each leaf by its path; a leaf without any is absent."""
@@ -74,37 +74,28 @@ class Capture(NamedTuple):
         for use in self.uses:
             found[use.site.path].append(use)
         for path, grads in self.each.items():
-            found[path] = [Term.of_leaf(path, grads)]
+            found[path].append(Term.of_leaf(path, grads))
         return dict(found)
-
-
-class Plan(NamedTuple):
-    """What a loss does with its parameters, found out on one example."""
-
-    records: tuple[Record, ...]
-    outputs: tuple[Output, ...]
-    others: frozenset[str]  # paths of the leaves with other uses
 
 
 def capture(loss: Loss, params: Tree, *batch: Any) -> Capture:
     """Return the factors of the gradient of the loss for each example.
 
-    The loss is called twice, on one example to find the uses of every leaf, then vectorized.
-
     Args:
-        loss: `loss(params, *example) -> []`, where an example has no batch axis; a function of its
-            arguments, which uses a leaf in the same way whatever the example.
+        loss: `loss(params, *example) -> []`, where an example has no batch axis.
         params: the parameters; leaves that are not floating point are constants.
         *batch: tensors, or trees of tensors, all with a first axis of length B (dropout keys too).
 
     Returns:
         The losses, inputs and output gradients of each use. Known are products `x @ W` and
         `F.linear`, lookups, additions, scales and layer norms, of leaves and of their slices and
-        transposes, in any number; of a leaf with another use, the gradients [B, *shape].
+        transposes, in any number. What comes of other uses of a leaf is kept as gradients
+        [B, *shape]; all leaves have these where nothing else is known to be right: while
+        `torch.compile` traces, and for a loss that writes to the input of a layer or
+        differentiates by plain autograd.
 
     Raises:
         ValueError: there is no batch, or its first axes differ.
-        RuntimeError: an input was changed in place after its use, or two calls differ.
 
     >>> params = {"w": torch.tensor([[1.0], [2.0]])}
     >>> found = capture(lambda p, x: (x @ p["w"]).sum() ** 2, params, torch.eye(2))
@@ -118,99 +109,77 @@ def capture(loss: Loss, params: Tree, *batch: Any) -> Capture:
     """
     check_batch(batch)
     floats, constants = differentiable(params)
-    of_floats = merged(loss, constants)
-    return run(find(of_floats, floats, batch), of_floats, floats, batch)
+    return run(merged(loss, constants), floats, batch)
 
 
-def find(loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Plan:
-    """Return the plan of a loss of floating-point leaves, found on the first example."""
-    paths = [path for path, _ in tree.named_leaves(floats)]
-    others = {path for path, leaf in tree.named_leaves(floats) if not leaf.numel()}
-    if not rows(batch):
-        return Plan((), (), frozenset())
-    if torch.compiler.is_compiling():  # it follows no probes
-        return Plan((), (), frozenset(paths))
-    first = tree.map(lambda x: x[:1], batch)
-    while True:
-        try:
-            tape, more = _learn(loss, floats, first, others)
-        except Exception:  # an error of the loss comes again, from a call that needs no probes
-            return Plan((), (), frozenset(paths))
-        if not more:
-            return Plan(tuple(tape.records), tuple(tape.outputs), frozenset(others))
-        others |= more
-
-
-def _learn(
-    loss: Loss, floats: Tree, first: tuple[Any, ...], others: set[str]
-) -> tuple[Tape, set[str]]:
-    """Call the loss on one example; return the tape, and leaves that autograd reaches besides."""
-    tapes: list[Tape] = []
-    more: set[str] = set()
-
-    def call(floats: Tree) -> Tensor:
-        def one(*example: Any) -> Tensor:
-            tapes.append(Tape())
-            return loss(_probed(tapes[0], floats, others), *example)
-
-        with Watch() as watch:
-            value = vmap(one)(*first).sum()
-        named = [(path, leaf) for path, leaf in tree.named_leaves(floats) if path not in others]
-        if watch.found:
-            more.update(path for path, _ in named)
-        elif value.requires_grad and named:
-            leaves = [leaf for _, leaf in named]
-            reached = torch.autograd.grad(value, leaves, allow_unused=True, retain_graph=True)
-            more.update(p for (p, _), x in zip(named, reached, strict=True) if x is not None)
-        return value
-
-    vjp(call, floats)
-    return tapes[0], more
-
-
-def run(plan: Plan, loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Capture:
-    """Return the capture of a batch by a plan."""
+def run(loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Capture:
+    """Return the capture of a loss of floating-point leaves alone."""
     if not rows(batch):
         return Capture(floats, tree.leaves(floats)[0].new_zeros(0), (), {})
-    in_dims = (None, *(0 for _ in batch))  # parameters are shared
-    if len(plan.others) == len(tree.leaves(floats)):
-        grads, losses = vmap(grad_and_value(loss), in_dims)(floats, *batch)
-        return Capture(floats, losses, (), dict(tree.named_leaves(grads)))
-    zeros = tuple(output.zero() for output in plan.outputs)
-    others = {path: x for path, x in tree.named_leaves(floats) if path in plan.others}
-    uses = reductions.Uses(plan.records)
+    if not torch.compiler.is_compiling():  # it follows no probes
+        for copies in (False, True):
+            try:
+                return _probed(loss, floats, batch, copies)
+            except Changed:
+                continue
+            except Exception:  # an error of the loss comes again, from a call without probes
+                break
+    grads, losses = _over_examples(grad_and_value(loss), batch)(floats, *batch)
+    return Capture(floats, losses, (), dict(tree.named_leaves(grads)))
 
-    def one(added: tuple[Any, ...], *example: Any) -> Any:
-        def probed(added: tuple[Any, ...]) -> tuple[Tensor, list[Tensor]]:
-            tape = Tape(added[0])
-            value = loss(_probed(tape, floats, plan.others, added[1]), *example)
+
+def _probed(loss: Loss, floats: Tree, batch: tuple[Any, ...], copies: bool) -> Capture:
+    """Return the capture by probes; raise `Changed` where outputs must be copied."""
+    names = tree.map_with_path(lambda path, _: path, floats)
+    factors: list[Factors] = []
+
+    def one(floats: Tree, *example: Any) -> Any:
+        tapes: list[Tape] = []
+
+        def probed(leaves: Tree, seed: Tensor) -> tuple[Tensor, Any]:
+            tape = Tape(seed, copies=copies)
+            with Watch() as watch:
+                value = loss(tree.map(tape.probe, names, leaves, floats), *example)
+            if watch.found:
+                raise RuntimeError("the loss differentiates by plain autograd")
             tape.check()
-            if tuple(tape.records) != plan.records:
-                raise RuntimeError(
-                    "the loss used its parameters in another way than for the first example: it "
-                    "must be a function of its arguments, without state"
-                )
-            return value, tape.inputs
+            tapes.append(tape)
+            leaves = dict(zip(tree.leaves(names), tree.leaves(leaves), strict=True))
+            return value, (*_gradients(value, tape, leaves), tape.inputs)
 
-        (grads, each), (value, inputs) = grad_and_value(probed, has_aux=True)(added)
-        grads = list(grads)  # emptied, to free their memory
-        return value, uses.reduced(grads, inputs), each
+        seed = tree.leaves(floats)[0].new_zeros(())
+        value, _, aux = vjp(probed, floats, seed, has_aux=True)  # type: ignore[misc]
+        grads, each, inputs = aux
+        factors.append(Factors([r for r in tapes[0].records if r.output in grads]))
+        del tapes[0]  # it holds the outputs
+        return value, factors[0].reduced(grads, inputs), each
 
-    losses, reduced, each = vmap(one, in_dims=in_dims)((zeros, others), *batch)
-    return Capture(floats, losses, uses.assembled(*reduced), each)
+    losses, reduced, each = _over_examples(one, batch)(floats, *batch)
+    return Capture(floats, losses, factors[0].assembled(*reduced), each)
 
 
-def _probed(
-    tape: Tape, floats: Tree, others: Any, replaced: dict[str, Tensor] | None = None
-) -> Tree:
-    """Return the tree with probes for leaves, but for `others`."""
+def _over_examples(fn: Callable[..., Any], batch: tuple[Any, ...]) -> Callable[..., Any]:
+    return vmap(fn, in_dims=(None, *(0 for _ in batch)))  # parameters are shared
 
-    def leaf(path: str, x: Tensor) -> Tensor | Probe:
-        if path in others:
-            return x if replaced is None else replaced[path]
-        return tape.probe(path, x)
 
-    return tree.map_with_path(leaf, floats)
+def _gradients(
+    value: Tensor, tape: Tape, leaves: dict[str, Tensor]
+) -> tuple[dict[int, Tensor], dict[str, Tensor]]:
+    """Return the gradients by outputs and by leaves that autograd reaches."""
+    if value.ndim:
+        raise ValueError("the loss is no number")
+    if not tape.tracks(value):
+        return {}, {}
+    wanted: dict[Any, Tensor] = {**leaves}
+    wanted |= {number: x for number, x in enumerate(tape.outputs) if tape.tracks(x)}
+    tape.outputs.clear()
+    again = is_tracked(debug_unwrap(value, recurse=False))  # for a second derivative
+    found = torch.autograd.grad(
+        value, [*wanted.values()], allow_unused=True, retain_graph=again, create_graph=again
+    )
+    reached = {key: g for key, g in zip(wanted, found, strict=True) if g is not None}
+    outputs = {key: g for key, g in reached.items() if isinstance(key, int)}
+    return outputs, {key: g for key, g in reached.items() if isinstance(key, str)}
 
 
 def merged(loss: Loss, constants: Tree | None) -> Loss:

@@ -63,18 +63,18 @@ def grad_and_value(loss: Callable[..., Any], *, has_aux: bool = False) -> Callab
         if not isinstance(value, Tensor) or value.ndim:
             result = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"the loss must return one number, a tensor of shape [], got {result}")
-        create_graph = _is_tracked(value)  # only for a second derivative
+        create_graph = is_tracked(value)  # only for a second derivative
         (grads,) = pull(value.new_ones(()), retain_graph=create_graph, create_graph=create_graph)
         return grads, (value, *aux) if has_aux else value
 
     return differentiate
 
 
-def _is_tracked(value: Tensor) -> bool:
+def is_tracked(value: Tensor) -> bool:
     """Return whether an outer transform, at any level, or autograd differentiates the value.
 
     The `requires_grad` of a batched tensor of `vmap` is not that of the tensor it wraps, so every
     level is checked.
     """
     inner = debug_unwrap(value, recurse=False)
-    return value.requires_grad or (inner is not value and _is_tracked(inner))
+    return value.requires_grad or (inner is not value and is_tracked(inner))

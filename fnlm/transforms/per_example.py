@@ -9,7 +9,7 @@ from torch.func import vmap
 
 from fnlm import tree
 from fnlm.transforms import _reductions as reductions
-from fnlm.transforms.capture import Loss, check_batch, differentiable, find, merged, rows, run
+from fnlm.transforms.capture import Loss, check_batch, differentiable, merged, rows, run
 from fnlm.transforms.gradient import grad
 from fnlm.tree import Tree
 
@@ -70,9 +70,8 @@ def per_example_norms(
     check_batch(batch, chunk_size)
     floats, constants = differentiable(params)
     of_floats = merged(loss, constants)
-    plan = find(of_floats, floats, batch)
     spans = _spans(rows(batch), chunk_size)
-    found = [run(plan, of_floats, floats, _take(batch, span)).norms() for span in spans]
+    found = [run(of_floats, floats, _take(batch, span)).norms() for span in spans]
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
@@ -122,11 +121,10 @@ def clipped_grad_sum(
         )
     floats, constants = differentiable(params)
     of_floats = merged(loss, constants)
-    plan = find(of_floats, floats, batch)
     total: Tree = None
     found = []
     for span in _spans(rows(batch), chunk_size):
-        captured = run(plan, of_floats, floats, _take(batch, span))
+        captured = run(of_floats, floats, _take(batch, span))
         norms, by_leaf = captured.norms(), captured.by_leaf()
         del captured  # the factors of a leaf are freed as soon as its sum is known
         factors = _clip_factors(norms, max_norm, None if weights is None else weights[span])
