@@ -398,7 +398,12 @@ def smooth(outputs: Any) -> Tensor:
     return sum(x.sin().sum() for x in tree.leaves(outputs))
 
 
-def nested(fn: Callable[..., Any], params: Tree, batch: Any) -> Tensor:
+def jvp_of_grad(fn: Callable[..., Any], params: Tree, batch: Any) -> Tree:
+    gradient = grad(lambda params: smooth(fn(params, *batch)))
+    return jvp(gradient, (params,), (tree.map(torch.sin, params),))[1]
+
+
+def inside_itself(fn: Callable[..., Any], params: Tree, batch: Any) -> Tensor:
     def loss(params: Tree, x: Tensor, ids: Tensor) -> Tensor:
         return smooth(fn(params, x[None], ids[None]))
 
@@ -415,10 +420,8 @@ AROUND: dict[str, Callable[[Callable[..., Any], Tree, Any], Any]] = {
         *(torch.stack([x, x.flip(0)]) for x in batch)
     ),
     "grad by the batch": lambda fn, p, batch: grad(lambda x: smooth(fn(p, x, batch[1])))(batch[0]),
-    "jvp of grad": lambda fn, p, batch: jvp(
-        grad(lambda p: smooth(fn(p, *batch))), (p,), (tree.map(torch.sin, p),)
-    )[1],
-    "inside itself": lambda fn, p, batch: nested(fn, p, batch),
+    "jvp of grad": jvp_of_grad,
+    "inside itself": inside_itself,
 }
 
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import debug_unwrap
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
@@ -21,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from fnlm.transforms._views import View
 
-__all__ = ["Changed", "Kind", "Probe", "Record", "Tape", "Watch"]
+__all__ = ["Kind", "Probe", "Record", "Tape", "Watch"]
 
 _current_level = torch._C._functorch.maybe_current_level
 _level_of = torch._C._functorch.maybe_get_level
@@ -39,25 +40,20 @@ class Record(NamedTuple):
     eps: float = 0.0  # of a norm
 
 
-class Changed(Exception):  # noqa: N818
-    """An input or an output of a use was written to afterwards."""
-
-
 class Tape:
     """The uses of all probes in a call of a loss, in their order.
 
     Args:
         seed: a zero of shape [] that autograd tracks; it makes it track outputs.
-        copies: the loss gets copies of the outputs, and may write to them.
     """
 
-    def __init__(self, seed: Tensor, *, copies: bool):
+    def __init__(self, seed: Tensor):
         self.records: list[Record] = []
         self.inputs: list[Tensor] = []
-        self.outputs: list[Tensor] = []
-        self._seed, self._copies = seed, copies
+        self.outputs: list[GradientEdge | None] = []  # of the graph, not the tensors themselves
+        self._seed = seed
         self._numbers: dict[int, int] = {}  # of the inputs, by identity
-        self._versions: list[tuple[Tensor, int]] = []
+        self._versions: list[int] = []
         self._level, self._dual_level = _current_level(), forward_ad._current_level
 
     def probe(self, path: str, leaf: Tensor, constant: Tensor) -> "Probe":
@@ -79,17 +75,14 @@ class Tape:
             number = self._numbers.setdefault(id(x), len(self.inputs))
             if number == len(self.inputs):
                 self.inputs.append(x)
-                self._versions.append((x, _version(x)))
+                self._versions.append(_version(x))
         self.records.append(Record(kind, probe.path, view, len(self.outputs), number, eps))
 
     def output(self, result: Tensor) -> Tensor:
         """Return the result of a use, tracked by autograd unless gradients are off."""
         if not self.tracks(result):
             result = result + self._seed
-        self.outputs.append(result)
-        if self._copies:
-            return result.clone()
-        self._versions.append((result, _version(result)))
+        self.outputs.append(get_gradient_edge(result) if self.tracks(result) else None)
         return result
 
     def tracks(self, x: Tensor) -> bool:
@@ -97,9 +90,9 @@ class Tape:
         return _level_of(x) == self._level and x.requires_grad
 
     def check(self) -> None:
-        """Raise `Changed` if an input or output was changed in place after its use."""
-        if any(_version(x) != version for x, version in self._versions):
-            raise Changed
+        """Raise RuntimeError if an input was changed in place after its use."""
+        if any(_version(x) != n for x, n in zip(self.inputs, self._versions, strict=True)):
+            raise RuntimeError("a tensor was written to after it had been multiplied by a leaf")
 
 
 class Watch(TorchFunctionMode):

@@ -13,6 +13,7 @@ every use of a leaf counts, with its cross terms; a leaf with a use that is not 
 the gradient of each example itself.
 """
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +24,7 @@ from torch.func import debug_unwrap, vjp, vmap
 
 from fnlm import tree
 from fnlm.transforms import _reductions as reductions
-from fnlm.transforms._probe import Changed, Tape, Watch
+from fnlm.transforms._probe import Tape, Watch
 from fnlm.transforms._reductions import Factors, Lookup, Product, Term, Use
 from fnlm.transforms.gradient import grad_and_value, is_tracked
 from fnlm.tree import Tree
@@ -117,19 +118,14 @@ def run(loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Capture:
     if not rows(batch):
         return Capture(floats, tree.leaves(floats)[0].new_zeros(0), (), {})
     if not torch.compiler.is_compiling():  # it follows no probes
-        for copies in (False, True):
-            try:
-                return _probed(loss, floats, batch, copies)
-            except Changed:
-                continue
-            except Exception:  # an error of the loss comes again, from a call without probes
-                break
+        with contextlib.suppress(Exception):  # an error of the loss comes again, from below
+            return _probed(loss, floats, batch)
     grads, losses = _over_examples(grad_and_value(loss), batch)(floats, *batch)
     return Capture(floats, losses, (), dict(tree.named_leaves(grads)))
 
 
-def _probed(loss: Loss, floats: Tree, batch: tuple[Any, ...], copies: bool) -> Capture:
-    """Return the capture by probes; raise `Changed` where outputs must be copied."""
+def _probed(loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Capture:
+    """Return the capture by probes."""
     names = tree.map_with_path(lambda path, _: path, floats)
     factors: list[Factors] = []
 
@@ -137,7 +133,7 @@ def _probed(loss: Loss, floats: Tree, batch: tuple[Any, ...], copies: bool) -> C
         tapes: list[Tape] = []
 
         def probed(leaves: Tree, seed: Tensor) -> tuple[Tensor, Any]:
-            tape = Tape(seed, copies=copies)
+            tape = Tape(seed)
             with Watch() as watch:
                 value = loss(tree.map(tape.probe, names, leaves, floats), *example)
             if watch.found:
@@ -170,9 +166,8 @@ def _gradients(
         raise ValueError("the loss is no number")
     if not tape.tracks(value):
         return {}, {}
-    wanted: dict[Any, Tensor] = {**leaves}
-    wanted |= {number: x for number, x in enumerate(tape.outputs) if tape.tracks(x)}
-    tape.outputs.clear()
+    wanted: dict[Any, Any] = {**leaves}
+    wanted |= {number: x for number, x in enumerate(tape.outputs) if x is not None}
     again = is_tracked(debug_unwrap(value, recurse=False))  # for a second derivative
     found = torch.autograd.grad(
         value, [*wanted.values()], allow_unused=True, retain_graph=again, create_graph=again
