@@ -16,6 +16,7 @@ pay less: the second table tells.
 """
 
 import argparse
+import importlib.util
 import os
 import platform
 import statistics
@@ -36,12 +37,6 @@ from fnlm.params.names.bert import FAMILY
 from fnlm.train import losses
 from fnlm.transforms import capture, clipped_grad_sum, grad, per_example_grads, per_example_norms
 from fnlm.tree import Tree
-
-try:
-    import opacus
-    import transformers
-except ImportError:
-    opacus = None
 
 BATCH, NORMS, CLIPPED, OPACUS = "gradient of the batch", "norms", "clipped sum", "opacus, ghost"
 MATERIALIZED = "gradients, then clipped"
@@ -96,6 +91,7 @@ def contenders(params: Tree, batch: tuple[Tensor, ...]) -> dict[str, Call]:
 
 def make_opacus(params: Tree) -> Any:
     """A model of transformers with the same weights, and Opacus's loss that clips."""
+    import transformers
     from opacus.grad_sample import GradSampleModuleFastGradientClipping as Hooked
     from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
@@ -247,7 +243,7 @@ def main() -> int:
         missed.append(verdict(f"{name}, time", ratio(taken, name, BATCH), bar))
         missed.append(verdict(f"{name}, memory", memory[name] / memory[BATCH], MEMORY_BAR))
     show_widths(args, batch)
-    if opacus is None:
+    if importlib.util.find_spec("opacus") is None:
         print("opacus is not installed: not compared")
     else:
         missed.append(compare_with_opacus(batch, args))

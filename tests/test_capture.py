@@ -162,7 +162,7 @@ KNOWN: dict[str, Op] = {
     "addmm": lambda p, x, ids: torch.addmm(p["b"], x, p["w"]),
     "of a vector": lambda p, x, ids: x + x[0] @ p["w"],
     "of more axes": lambda p, x, ids: (x[None].expand(2, -1, -1) @ p["w"]).sum(0),
-    "of no examples' inputs": lambda p, x, ids: x + torch.ones(3, D).double().cumsum(0)[:1] @ p["w"],
+    "of one input for all": lambda p, x, ids: x + torch.arange(D).double()[None] @ p["w"],
     "columns": lambda p, x, ids: torch.cat([x @ p["w"][:, :1], x @ p["w"][:, 1:]], -1),
     "overlapping columns": lambda p, x, ids: torch.cat([x @ p["w"][:, :3], x @ p["w"][:, 3:]], -1)
     * (x @ p["w"][:, 1:2]),
@@ -205,7 +205,7 @@ KNOWN: dict[str, Op] = {
     "an output written to": an_output_written_to,
     "unused": lambda p, x, ids: x,
     "sum of leaves": lambda p, x, ids: x @ (p["w"] + p["u"]),
-    "shape and type": lambda p, x, ids: x * (p["w"].shape[0] + len(p["table"])) + p["b"].dtype.itemsize,
+    "shape and type": lambda p, x, ids: x * p["w"].shape[0] + len(p["table"]) * p["b"].ndim,
 }  # fmt: skip
 OTHER: dict[str, Op] = {
     "padding_idx": lambda p, x, ids: x + F.embedding(ids, p["table"], padding_idx=0),

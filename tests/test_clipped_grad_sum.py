@@ -1,16 +1,17 @@
-"""Sums of clipped gradients: equal to a loop, with absent examples and such that are not numbers."""
+"""Sums of clipped gradients equal a loop; absent examples, and such that are no numbers."""
 
 import math
 from typing import Any
 
 import pytest
 import torch
+from allocations import peak_bytes
 from families import FAMILIES, Family, make_batch, make_params, scalar
 from torch import Tensor
 from torch.func import grad, vmap
 
-from fnlm import random, tree
-from fnlm.train.losses import cross_entropy
+from fnlm import gpt2, random, transforms, tree
+from fnlm.train.losses import cross_entropy, language_model
 from fnlm.transforms import clipped_grad_sum, per_example_grads, per_example_norms
 from fnlm.tree import Tree
 
@@ -162,6 +163,25 @@ def test_no_examples(chunk_size: int | None) -> None:
         assert norms.shape == (0,) and norms.dtype == torch.float64
         assert set(total) == {"table", "layers", "b"}
         assert all((x == 0).all() for x in tree.leaves(total))
+
+
+def test_no_gradient_of_an_example_is_in_memory() -> None:
+    """A tied table of 10 MB: norms need a part of it, the sum no more than the batch's gradient."""
+    config = gpt2.Config(vocab_size=40000, n_positions=9, n_embd=64, n_layer=1, n_head=2)
+    params = gpt2.init(config, random.key(0))
+    ids = (random.uniform(random.key(1), (6, 9)) * 40000).long()
+
+    def loss(params: Tree, ids: Tensor) -> Tensor:
+        return language_model(gpt2.apply(params, ids)[0], ids)
+
+    table = params["embed"]["token"].nbytes
+    whole = peak_bytes(lambda: transforms.grad(loss)(params, ids))
+    logits = 6 * 9 * 40000 * 4
+    norms = peak_bytes(lambda: per_example_norms(loss, params, ids))
+    clipped = peak_bytes(lambda: clipped_grad_sum(loss, params, ids, max_norm=1.0))
+    assert norms < 4 * logits  # which are as large as the table here
+    assert clipped < min(1.1 * whole, 5 * table)
+    assert peak_bytes(lambda: per_example_grads(loss, params, ids)) > 6 * table
 
 
 def test_under_vmap_and_grad() -> None:

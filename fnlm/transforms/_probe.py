@@ -18,8 +18,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.func import debug_unwrap
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
+from fnlm import tree
 from fnlm.transforms._views import View
 
 __all__ = ["Kind", "Probe", "Record", "Tape", "Watch"]
@@ -98,10 +98,13 @@ class Tape:
 class Watch(TorchFunctionMode):
     """Notices derivatives that a loss takes by plain autograd, which no probe sees."""
 
-    found = False
+    def __init__(self) -> None:
+        super().__init__()
+        self.found, self._level = False, _current_level()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.found |= func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward)
+        if func in (torch.autograd.grad, torch.autograd.backward, Tensor.backward):
+            self.found |= _current_level() == self._level  # further in, probes are plain tensors
         return func(*args, **(kwargs or {}))
 
 
@@ -138,7 +141,7 @@ class Probe(Tensor):
                 result = handler(probes[0].tape, *args, **kwargs)
                 if result is not NotImplemented:
                     return result
-        args, kwargs = pytree.tree_map_only(Probe, lambda probe: probe.plain, (args, kwargs))
+        args, kwargs = tree.map(lambda x: x.plain if isinstance(x, Probe) else x, (args, kwargs))
         return func(*args, **kwargs)
 
 
@@ -199,15 +202,9 @@ def _addmm(tape: Tape, input: Any, mat1: Any, mat2: Any, *, beta: Any = 1, alpha
 
 
 def _embedding(
-    tape: Tape,
-    input: Any,
-    weight: Any,
-    padding_idx: int | None = None,
-    max_norm: float | None = None,
-    norm_type: float = 2.0,
-    scale_grad_by_freq: bool = False,
-    sparse: bool = False,
-) -> Any:
+    tape: Tape, input: Any, weight: Any, *, padding_idx: Any = None, max_norm: Any = None,
+    norm_type: float = 2.0, scale_grad_by_freq: bool = False, sparse: bool = False,
+) -> Any:  # fmt: skip
     plain = padding_idx is None and max_norm is None and not scale_grad_by_freq and not sparse
     if not plain or isinstance(input, Probe) or weight.region.box is None:
         return NotImplemented

@@ -9,29 +9,33 @@ gradient of a weight.
 Sources: Goodfellow 2015, "Efficient Per-Example Gradient Computations" (arXiv:1510.01799); Li et
 al. 2021 (arXiv:2110.05679, ghost clipping); Bu et al. 2023 (arXiv:2210.00038, book-keeping); Ding
 et al. 2024 (arXiv:2405.18194, tied embeddings). Deviations: functions instead of modules and hooks;
-every use of a leaf counts, with its cross terms; a leaf with a use that is not among the known has
-the gradient of each example itself.
+every use of a leaf counts, with its cross terms, and uses that are not known have gradients.
 """
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import debug_unwrap, vjp, vmap
+from torch.func import debug_unwrap, vjp
 
 from fnlm import tree
 from fnlm.transforms import _reductions as reductions
+from fnlm.transforms._examples import (
+    Loss,
+    check_batch,
+    differentiable,
+    merged,
+    over_examples,
+    rows,
+)
 from fnlm.transforms._probe import Tape, Watch
 from fnlm.transforms._reductions import Factors, Lookup, Product, Term, Use
 from fnlm.transforms.gradient import grad_and_value, is_tracked
 from fnlm.tree import Tree
 
 __all__ = ["Capture", "Lookup", "Product", "Term", "capture"]
-
-Loss = Callable[..., Tensor]
 
 
 class Capture(NamedTuple):
@@ -120,7 +124,7 @@ def run(loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Capture:
     if not torch.compiler.is_compiling():  # it follows no probes
         with contextlib.suppress(Exception):  # an error of the loss comes again, from below
             return _probed(loss, floats, batch)
-    grads, losses = _over_examples(grad_and_value(loss), batch)(floats, *batch)
+    grads, losses = over_examples(grad_and_value(loss), batch)(floats, *batch)
     return Capture(floats, losses, (), dict(tree.named_leaves(grads)))
 
 
@@ -150,12 +154,8 @@ def _probed(loss: Loss, floats: Tree, batch: tuple[Any, ...]) -> Capture:
         del tapes[0]  # it holds the outputs
         return value, factors[0].reduced(grads, inputs), each
 
-    losses, reduced, each = _over_examples(one, batch)(floats, *batch)
+    losses, reduced, each = over_examples(one, batch)(floats, *batch)
     return Capture(floats, losses, factors[0].assembled(*reduced), each)
-
-
-def _over_examples(fn: Callable[..., Any], batch: tuple[Any, ...]) -> Callable[..., Any]:
-    return vmap(fn, in_dims=(None, *(0 for _ in batch)))  # parameters are shared
 
 
 def _gradients(
@@ -175,39 +175,3 @@ def _gradients(
     reached = {key: g for key, g in zip(wanted, found, strict=True) if g is not None}
     outputs = {key: g for key, g in reached.items() if isinstance(key, int)}
     return outputs, {key: g for key, g in reached.items() if isinstance(key, str)}
-
-
-def merged(loss: Loss, constants: Tree | None) -> Loss:
-    """Return the loss as a function of the floating-point leaves alone."""
-
-    def of_floats(floats: Tree, *example: Any) -> Tensor:
-        return loss(floats if constants is None else tree.merge(floats, constants), *example)
-
-    return of_floats
-
-
-def rows(batch: tuple[Any, ...]) -> int:
-    """Return B."""
-    return int(tree.leaves(batch)[0].shape[0])
-
-
-def differentiable(params: Tree) -> tuple[Tree, Tree | None]:
-    """Split into floating-point leaves and constants (None if there are no constants)."""
-    if all(torch.is_floating_point(leaf) for leaf in tree.leaves(params)):
-        return params, None
-    return tree.partition(params, lambda path, leaf: torch.is_floating_point(leaf))
-
-
-def check_batch(batch: tuple[Any, ...], chunk_size: int | None = None) -> None:
-    """Validate the examples: raise ValueError unless all have one first axis."""
-    sizes = {f"batch.{path}": tuple(leaf.shape[:1]) for path, leaf in tree.named_leaves(batch)}
-    if not sizes:
-        raise ValueError(
-            "no batch was given; examples are positional arguments with a first axis of examples"
-        )
-    if len(set(sizes.values())) > 1 or () in sizes.values():
-        raise ValueError(f"all of batch need one first axis of examples, got the lengths {sizes}")
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(
-            f"chunk_size must be at least 1, got {chunk_size}; leave it out for all at once"
-        )

@@ -5,11 +5,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 
 from fnlm import tree
 from fnlm.transforms import _reductions as reductions
-from fnlm.transforms.capture import Loss, check_batch, differentiable, merged, rows, run
+from fnlm.transforms._examples import (
+    Loss,
+    check_batch,
+    differentiable,
+    merged,
+    over_examples,
+    rows,
+)
+from fnlm.transforms.capture import run
 from fnlm.transforms.gradient import grad
 from fnlm.tree import Tree
 
@@ -157,7 +164,7 @@ def _map_examples(
     fn: Callable[..., Tree], params: Tree, batch: tuple[Any, ...], chunk_size: int | None
 ) -> Tree:
     """Map a function over examples, in chunks that are copied into one preallocated result."""
-    mapped = vmap(fn, in_dims=(None, *(0 for _ in batch)))  # params are shared
+    mapped = over_examples(fn, batch)
     spans = _spans(rows(batch), chunk_size)
     if len(spans) == 1:
         return mapped(params, *batch)
