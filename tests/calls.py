@@ -554,11 +554,23 @@ TRAINING: dict[str, Make] = {
         schedules.warmup_cosine_with_warmup_restarts(0.1, 20, 2)
     ),
 }
+CAPTURED = transforms.capture(square, SMALL, X)
 TRANSFORMS: dict[str, Make] = {
     "grad": lambda _: on(transforms.grad(square), SMALL, X),
     "grad_and_value": lambda _: on(transforms.grad_and_value(square), SMALL, X),
     "per_example_grads": lambda _: on(transforms.per_example_grads, square, SMALL, X, chunk_size=2),
     "per_example_norms": lambda _: on(transforms.per_example_norms, square, SMALL, X),
+    "clipped_grad_sum": lambda _: on(
+        transforms.clipped_grad_sum, square, SMALL, X, max_norm=0.1, weights=torch.arange(3.0)
+    ),
+    "capture": lambda _: on(transforms.capture, square, SMALL, X),
+    "Capture.norms": lambda _: on(lambda found: found.norms(), CAPTURED),
+    "Capture.dot": lambda _: on(lambda found, x: found.dot(x), CAPTURED, SMALL),
+    "Capture.weighted_sum": lambda _: on(
+        lambda found, w: found.weighted_sum(w), CAPTURED, torch.arange(3.0)
+    ),
+    "Capture.kronecker_factors": lambda _: on(lambda found: found.kronecker_factors(), CAPTURED),
+    "Capture.by_leaf": lambda _: on(lambda found: found.by_leaf(), CAPTURED),
 }
 FINETUNING: dict[str, Make] = {
     "Epochs.of": lambda _: on(finetune.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
