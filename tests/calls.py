@@ -190,6 +190,11 @@ STEP = train.train_step(square_with_key, train.adamw(0.1), accumulate=3)
 STATE = train.init_state(SMALL, train.adamw(0.1), KEY)
 
 
+PRIVATE_STEP = train.private_step(
+    square_with_key, train.adamw(0.1), max_norm=0.1, noise_multiplier=1.0, expected_batch_size=2
+)
+
+
 def square_and_sum(params: Any, carry: Tensor, x: Tensor, *, key: Tensor) -> tuple[Tensor, Tensor]:
     return square_with_key(params, x + carry, key=key), carry + x
 
@@ -529,6 +534,18 @@ TRAINING: dict[str, Make] = {
     "save_state": writes(train.save_state, STATE),
     "train_step": lambda _: on(STEP, STATE, X),
     "carry_step": lambda _: on(CARRY_STEP, CARRIED, X),
+    "poisson_sample": lambda _: on(train.poisson_sample, KEY, 0.5, 20),
+    "private_gradient": lambda _: on(
+        train.private_gradient,
+        square,
+        SMALL,
+        X,
+        key=KEY,
+        max_norm=0.1,
+        noise_multiplier=1.0,
+        expected_batch_size=2,
+    ),
+    "private_step": lambda _: on(PRIVATE_STEP, STATE, X),
     "CarryState.step": lambda _: on(lambda state: state.step, CARRIED),
     "losses.cross_entropy": lambda _: on(losses.cross_entropy, LOGITS, LABELS),
     "losses.language_model": lambda _: on(

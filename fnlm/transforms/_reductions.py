@@ -20,7 +20,18 @@ from fnlm.transforms._products import Factor, OuterProducts
 from fnlm.transforms._views import View
 from fnlm.tree import Tree
 
-__all__ = ["Factors", "Lookup", "Product", "Site", "Term", "Use", "dot", "norms", "weighted_sum"]
+__all__ = [
+    "Factors",
+    "Lookup",
+    "Product",
+    "Site",
+    "Term",
+    "Use",
+    "dot",
+    "norms",
+    "term_of_leaf",
+    "weighted_sum",
+]
 
 ELEMENTS = 2**22  # of gradients in memory at once, where norms need them; at least one example's
 TRAFFIC = 10  # multiplications that take the time of writing a number and reading it again
@@ -59,11 +70,6 @@ class Term(NamedTuple):
 
     site: Site
     grads: Tensor  # [B, *shape of the view]
-
-    @classmethod
-    def of_leaf(cls, path: str, grads: Tensor) -> "Term":
-        """Return the term of a whole leaf: grads [B, *shape]."""
-        return cls(Site(path, View.whole(grads.shape[1:])), grads)
 
 
 Use = Product | Lookup | Term
@@ -139,6 +145,11 @@ def _standardized(x: Tensor, eps: float) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=eps)
     centered = x - x.mean(-1, keepdim=True)
     return centered * ((centered * centered).mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def term_of_leaf(path: str, grads: Tensor) -> Term:
+    """Return the term of a whole leaf: grads [B, *shape]."""
+    return Term(Site(path, View.whole(grads.shape[1:])), grads)
 
 
 # Norms.

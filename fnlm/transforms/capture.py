@@ -79,7 +79,7 @@ class Capture(NamedTuple):
         for use in self.uses:
             found[use.site.path].append(use)
         for path, grads in self.each.items():
-            found[path].append(Term.of_leaf(path, grads))
+            found[path].append(reductions.term_of_leaf(path, grads))
         return dict(found)
 
 
