@@ -305,6 +305,25 @@ def test_a_model_learns_and_a_config_file_says_how(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").iterdir())) == 1, "both files hold the same rows"
 
 
+def test_a_model_learns_in_private(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("fine", "good", "old", "sad")
+    rows = [(f"the {a} king and the {b} sea", a in words[:2]) for a in words for b in words] * 8
+    text = "sentence\tlabel\n" + "".join(f"{row}\t{label:d}\n" for row, label in rows)
+    for split in ("train", "dev"):
+        (tmp_path / f"{split}.tsv").write_text(text)
+    line = (
+        f"--task_name SST-2 --data_dir {tmp_path} --bert_model bert-base-uncased --output_dir "
+        f"{tmp_path}/run --noise_multiplier 0.05 --expected_batch_size 64 --max_norm 1 "
+        "--num_train_epochs 30 --learning_rate 3e-3 --max_seq_length 16 --chunk_size 100"
+    )
+    program = load("examples/private_glue.py")
+    assert cli.run(program.main, program.Flags, shlex.split(line)) == 0
+    assert "128 examples, 60 steps of 50.00%, noise multiplier 0.050\n" in capsys.readouterr().out
+    assert results(str(tmp_path / "run"))["accuracy"] > 0.9
+    assert bert.load(tmp_path / "run")["heads"].keys() == {"sequence_classification"}
+    assert cli.run(program.main, program.Flags, shlex.split(line.replace("SST-2", "STS-B"))) == 2
+
+
 def test_squad_2_finds_thresholds(tmp_path: Path) -> None:
     known = json.loads(questions())
     known["data"][0]["paragraphs"][0]["qas"].append(

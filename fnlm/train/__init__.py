@@ -3,6 +3,12 @@
 from fnlm.train import losses, schedules
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
+from fnlm.train.private import (
+    PrivateGradient,
+    poisson_sample,
+    private_gradient,
+    private_step,
+)
 from fnlm.train.rows import mask_rows
 from fnlm.train.state import (
     CarryState,
@@ -38,6 +44,7 @@ __all__ = [
     "Metrics",
     "Optimizer",
     "OptimizerState",
+    "PrivateGradient",
     "TrainState",
     "adamw",
     "add_decayed_weights",
@@ -56,6 +63,9 @@ __all__ = [
     "losses",
     "mask_rows",
     "openai_adam",
+    "poisson_sample",
+    "private_gradient",
+    "private_step",
     "read_log",
     "save_state",
     "scale_by_adam",

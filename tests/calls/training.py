@@ -96,7 +96,24 @@ def finetuned(folder: Path) -> Example:
 
 
 RATES: dict[str, Any] = {"warmup": 0.1, "t_total": 10}
+PRIVATE_STEP = train.private_step(
+    square_with_key, train.adamw(0.1), max_norm=0.1, noise_multiplier=1.0, expected_batch_size=2
+)
+
+
 TRAINING: dict[str, Make] = {
+    "poisson_sample": lambda _: on(train.poisson_sample, KEY, 0.5, 20),
+    "private_gradient": lambda _: on(
+        train.private_gradient,
+        square,
+        SMALL,
+        X,
+        key=KEY,
+        max_norm=0.1,
+        noise_multiplier=1.0,
+        expected_batch_size=2,
+    ),
+    "private_step": lambda _: on(PRIVATE_STEP, STATE, X),
     "add_decayed_weights": links(train.add_decayed_weights(0.1, train.except_bias_and_norm)),
     "chain": updates(train.chain, train.clip_by_global_norm(0.1), train.scale_by_adam()),
     "clip_by_global_norm": links(train.clip_by_global_norm(0.1)),
@@ -128,7 +145,19 @@ TRAINING: dict[str, Make] = {
         schedules.warmup_cosine_with_warmup_restarts(0.1, 20, 2)
     ),
 }
+CAPTURED = transforms.capture(square, SMALL, X)
 TRANSFORMS: dict[str, Make] = {
+    "clipped_grad_sum": lambda _: on(
+        transforms.clipped_grad_sum, square, SMALL, X, max_norm=0.1, weights=torch.arange(3.0)
+    ),
+    "capture": lambda _: on(transforms.capture, square, SMALL, X),
+    "Capture.norms": lambda _: on(lambda found: found.norms(), CAPTURED),
+    "Capture.dot": lambda _: on(lambda found, x: found.dot(x), CAPTURED, SMALL),
+    "Capture.weighted_sum": lambda _: on(
+        lambda found, w: found.weighted_sum(w), CAPTURED, torch.arange(3.0)
+    ),
+    "Capture.kronecker_factors": lambda _: on(lambda found: found.kronecker_factors(), CAPTURED),
+    "Capture.by_leaf": lambda _: on(lambda found: found.by_leaf(), CAPTURED),
     "grad": lambda _: on(transforms.grad(square), SMALL, X),
     "grad_and_value": lambda _: on(transforms.grad_and_value(square), SMALL, X),
     "per_example_grads": lambda _: on(transforms.per_example_grads, square, SMALL, X, chunk_size=2),
