@@ -14,6 +14,7 @@ from fnlm.train import (
     CarryState,
     Metrics,
     Optimizer,
+    Skipped,
     TrainState,
     adamw,
     bert_adam,
@@ -85,7 +86,13 @@ def test_a_step_is_gradient_update_and_count() -> None:
     step_key = random.fold_in(key, 0)
     grads = grad(lambda p: loss(p, *batch, key=step_key))(params)
     expected, opt_state = opt.update(grads, opt.init(params), params)
-    assert_bitwise(state, TrainState(expected, opt_state, key, torch.tensor(1)))
+    zero = torch.tensor(0)
+    assert_bitwise(
+        state,
+        TrainState(
+            expected, opt_state, key, torch.tensor(1), (), Skipped(zero, zero, zero, zero - 1)
+        ),
+    )
     assert isinstance(metrics, Metrics)
     torch.testing.assert_close(metrics.loss, loss(params, *batch, key=step_key))
     torch.testing.assert_close(metrics.gradient_norm, tree.norm(grads))

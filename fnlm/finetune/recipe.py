@@ -19,7 +19,7 @@ from fnlm.finetune.data import Arrays, Epochs, batches, length_sorted_batches
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import bert_adam
 from fnlm.train.rows import mask_rows
-from fnlm.train.state import init_state, train_step
+from fnlm.train.step import init_state, train_step
 from fnlm.train.transformations import Optimizer, except_bias_and_norm
 from fnlm.tree import Tree
 

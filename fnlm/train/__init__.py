@@ -1,17 +1,19 @@
 """Optimizers, schedules, losses, training steps and a training loop, over parameter trees."""
 
-from fnlm.train import losses, schedules
+from fnlm.train import loss_scale, losses, schedules
 from fnlm.train.loop import fit, read_log
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
+from fnlm.train.precision import Precision
 from fnlm.train.rows import mask_rows
-from fnlm.train.state import (
+from fnlm.train.state import load_state, save_state
+from fnlm.train.step import (
     CarryState,
     Metrics,
+    Skipped,
     TrainState,
     carry_step,
+    describe_skipped,
     init_state,
-    load_state,
-    save_state,
     train_step,
 )
 from fnlm.train.transformations import (
@@ -38,6 +40,8 @@ __all__ = [
     "Metrics",
     "Optimizer",
     "OptimizerState",
+    "Precision",
+    "Skipped",
     "TrainState",
     "adamw",
     "add_decayed_weights",
@@ -48,11 +52,13 @@ __all__ = [
     "clip_per_tensor",
     "correct_bias",
     "decay_updated_weights",
+    "describe_skipped",
     "everything",
     "except_bias_and_norm",
     "fit",
     "init_state",
     "load_state",
+    "loss_scale",
     "losses",
     "mask_rows",
     "openai_adam",

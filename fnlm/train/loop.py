@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from fnlm import tree
 from fnlm.files.checkpoint import half_written, replace
-from fnlm.train.state import CarryState, Metrics, TrainState, load_state, save_state
+from fnlm.train.state import load_state, save_state
+from fnlm.train.step import CarryState, Metrics, TrainState
 
 __all__ = ["fit", "read_log"]
 

@@ -7,6 +7,9 @@ Half-precision logits are cast to float32 first, as a sum over a vocabulary of 5
 left in bfloat16. Labels are integers; `ignore_index` (-1) marks positions without a label. A NaN
 logit at a labelled position makes the loss NaN; where no position has a label, as in an empty
 batch, the loss is 0 and so is its gradient.
+
+`train_step(..., accumulate=n)` takes these means, and `mean` in losses of your own, over all that
+the whole batch counts.
 """
 
 from typing import Any
@@ -16,10 +19,11 @@ from torch import Tensor
 
 from fnlm.layers.mask import check_mask
 from fnlm.layers.precision import at_least_float32
+from fnlm.train._means import mean, mean_of
 
 __all__ = [
-    "cross_entropy", "language_model", "multiple_choice", "pretraining", "regression", "span",
-    "token_classification",
+    "cross_entropy", "language_model", "mean", "multiple_choice", "pretraining", "regression",
+    "span", "token_classification",
 ]  # fmt: skip
 
 IGNORE = -1  # label of positions that do not count
@@ -65,7 +69,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
             raise
         raise IndexError(_out_of_range(labels, logits.shape[-1], ignore_index)) from error
     # `where`, not a product: 0 * NaN at an ignored position would be NaN.
-    return -torch.where(counted, label_log_probs, 0.0).sum() / counted.sum().clamp_min(1)
+    return mean_of(-torch.where(counted, label_log_probs, 0.0).sum(), counted.sum())
 
 
 def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -222,7 +226,7 @@ def regression(logits: Tensor, targets: Tensor) -> Tensor:
             f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}"
         )
     squares = (at_least_float32(logits).squeeze(-1) - targets).square()
-    return squares.sum() / max(squares.numel(), 1)
+    return mean(squares)
 
 
 def _integers(x: Any, name: str) -> Tensor:

@@ -1,155 +1,20 @@
-"""The state of a training run, training steps, and saving and loading the state."""
+"""Saving and loading the state of a run, or any other tree of tensors, bit for bit."""
 
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fnlm import random, tree
+from fnlm import tree
 from fnlm.files import safetensors as safe
-from fnlm.train.transformations import Optimizer
-from fnlm.transforms.gradient import grad_and_value
 from fnlm.tree import Tree
 
-__all__ = [
-    "CarryState", "Metrics", "TrainState", "carry_step", "init_state", "load_state", "save_state",
-    "train_step",
-]  # fmt: skip
+__all__ = ["load_state", "save_state"]
 
 CHECKSUM = "sha256"  # key in the metadata of a state file
-Loss = Callable[..., Tensor]
-
-
-class TrainState(NamedTuple):
-    """The complete state of a training run, from which it can resume."""
-
-    params: Tree  # the trained parameters
-    opt_state: Tree  # the state of the optimizer
-    key: Tensor  # [] int64, the source of all randomness of the run; constant
-    step: Tensor  # [] int64, number of steps made
-
-
-class CarryState(NamedTuple):
-    """The state of a run whose model carries state from batch to batch, such as memories."""
-
-    train: TrainState
-    carry: Tree  # the state that the model carries, without gradient
-
-    @property
-    def step(self) -> Tensor:
-        """Number of steps made: [] int64."""
-        return self.train.step
-
-
-class Metrics(NamedTuple):
-    """The metrics of a training step."""
-
-    loss: Tensor  # [] before the update
-    gradient_norm: Tensor  # [] global norm of the gradients, before any clipping
-
-
-StepFn = Callable[..., tuple[TrainState, Metrics]]
-
-
-def init_state(params: Tree, optimizer: Optimizer, key: Tensor) -> TrainState:
-    """Return the state before the first step.
-
-    Args:
-        params: the initial parameters; the state holds these tensors, not copies.
-        optimizer: the optimizer given to `train_step`.
-        key: [] int64, from `fnlm.random.key`.
-
-    >>> from fnlm.train import adamw
-    >>> init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0)).step
-    tensor(0)
-    """
-    return TrainState(params, optimizer.init(params), key, torch.zeros_like(key))
-
-
-def train_step(
-    loss: Loss, optimizer: Optimizer, *, accumulate: int = 1, donate: bool = False
-) -> StepFn:
-    """Return a training step: `step(state, *batch) -> (state, metrics)`.
-
-    Args:
-        loss: `loss(params, *batch, key=key) -> []`. The key is `fold_in(state.key, state.step)`
-            (folded once more with the index of the micro-batch if there are several), so a run that
-            resumes draws the same numbers.
-        optimizer: turns gradients into new parameters.
-        accumulate: number of micro-batches (gradient accumulation), equal parts of the first axis
-            of the batch. The step takes the mean of their losses, which is the loss of the whole
-            batch if all micro-batches have the same number of labels.
-        donate: update in place: the tensors of the state are overwritten with the results.
-
-    Returns:
-        the step, which is pure (without `donate`): it can be vmapped over states and compiled.
-
-    >>> from fnlm.train import adamw
-    >>> step = train_step(lambda params, x, key: ((params["w"] - x) ** 2).sum(), adamw(0.1))
-    >>> state = init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0))
-    >>> state, metrics = step(state, torch.ones(2))
-    >>> state.step, metrics.loss
-    (tensor(1), tensor(2.))
-    """
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
-    differentiate = grad_and_value(lambda params, *batch, key: loss(params, *batch, key=key))
-
-    def gradient(params: Tree, key: Tensor, batch: tuple[Any, ...]) -> tuple[Tree, Tensor]:
-        if accumulate == 1:
-            return differentiate(params, *batch, key=key)
-        total: Any = None  # sums of gradients and losses
-        for i, micro_batch in enumerate(_micro_batches(batch, accumulate)):
-            pair = differentiate(params, *micro_batch, key=random.fold_in(key, i))
-            total = pair if total is None else tree.map(torch.add, total, pair)
-        return tree.map(lambda x: x / accumulate, total)
-
-    def step(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
-        grads, value = gradient(state.params, random.fold_in(state.key, state.step), batch)
-        metrics = Metrics(value, tree.norm(grads))
-        params, opt_state = optimizer.update(grads, state.opt_state, state.params, donate=donate)
-        return TrainState(params, opt_state, state.key, state.step + 1), metrics
-
-    return step
-
-
-def carry_step(
-    loss: Callable[..., tuple[Tensor, Tree]], optimizer: Optimizer, *, donate: bool = False
-) -> Callable[..., tuple[CarryState, Metrics]]:
-    """Return a training step that carries model state: `train_step` over a `CarryState`.
-
-    Args:
-        loss: `loss(params, carry, *batch, key=key) -> ([], carry)`. Gradients are truncated at the
-            boundary of steps.
-        optimizer, donate: as for `train_step`.
-
-    >>> from fnlm.train import adamw
-    >>> def loss(params, carry, x, key):  # of the sum of all batches so far
-    ...     carry = carry + x
-    ...     return ((params["w"] - carry) ** 2).sum(), carry
-    >>> start = init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0))
-    >>> state = CarryState(start, torch.zeros(2))
-    >>> step = carry_step(loss, adamw(0.1))
-    >>> step(step(state, torch.ones(2))[0], torch.ones(2))[0].carry
-    tensor([2., 2.])
-    """
-    differentiate = grad_and_value(loss, has_aux=True)
-
-    def step(state: CarryState, *batch: Any) -> tuple[CarryState, Metrics]:
-        params, opt_state, key, count = state.train
-        step_key = random.fold_in(key, count)
-        grads, (value, carry) = differentiate(params, state.carry, *batch, key=step_key)
-        metrics = Metrics(value, tree.norm(grads))
-        params, opt_state = optimizer.update(grads, opt_state, params, donate=donate)
-        carry = tree.map(torch.Tensor.detach, carry)
-        return CarryState(TrainState(params, opt_state, key, count + 1), carry), metrics
-
-    return step
 
 
 def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
@@ -213,19 +78,6 @@ def _checksum(tensors: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _micro_batches(batch: tuple[Any, ...], number: int) -> list[tuple[Any, ...]]:
-    """Split the first axis of every leaf into equal parts."""
-    for path, leaf in tree.named_leaves(batch):
-        if leaf.ndim == 0 or leaf.shape[0] % number:
-            raise ValueError(
-                f"accumulate={number} must divide the first axis of batch.{path}, "
-                f"which has shape {tuple(leaf.shape)}"
-            )
-    # [B, ...] -> [number, B / number, ...]
-    stacked = tree.map(lambda leaf: leaf.unflatten(0, (number, -1)), batch)
-    return [tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
 
 
 def _check(
