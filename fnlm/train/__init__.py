@@ -16,6 +16,7 @@ from fnlm.train.step import (
     init_state,
     train_step,
 )
+from fnlm.train.storage import OffloadedState, half_moments, offload, round_stochastically
 from fnlm.train.transformations import (
     AdamState,
     GradientTransformation,
@@ -38,6 +39,7 @@ __all__ = [
     "CarryState",
     "GradientTransformation",
     "Metrics",
+    "OffloadedState",
     "Optimizer",
     "OptimizerState",
     "Precision",
@@ -56,13 +58,16 @@ __all__ = [
     "everything",
     "except_bias_and_norm",
     "fit",
+    "half_moments",
     "init_state",
     "load_state",
     "loss_scale",
     "losses",
     "mask_rows",
+    "offload",
     "openai_adam",
     "read_log",
+    "round_stochastically",
     "save_state",
     "scale_by_adam",
     "scale_by_schedule",

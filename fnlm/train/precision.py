@@ -10,7 +10,7 @@ from torch import Tensor
 from fnlm import tree
 from fnlm.tree import Tree
 
-__all__ = ["Precision"]
+__all__ = ["Precision", "without_autocast"]
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,16 @@ class Precision:
         """
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
-            devices = {leaf.device.type for leaf in tree.leaves(args) if isinstance(leaf, Tensor)}
-            with torch.autocast(next(iter(devices - {"meta"}), "cpu"), enabled=False):
+            with without_autocast(args):
                 return self.to_output(fn(*self.to_compute(args), **kwargs))
 
         return wrapped
+
+
+def without_autocast(values: Tree) -> torch.autocast:
+    """Return a context that turns torch's autocast off, for the device of the first tensor."""
+    devices = (leaf.device.type for leaf in tree.leaves(values) if isinstance(leaf, Tensor))
+    return torch.autocast(next((name for name in devices if name != "meta"), "cpu"), enabled=False)
 
 
 def _cast(values: Tree, dtype: torch.dtype) -> Tree:

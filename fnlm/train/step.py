@@ -13,7 +13,7 @@ from fnlm import random, tree
 from fnlm.layers.precision import at_least_float32
 from fnlm.train import _means
 from fnlm.train.loss_scale import LossScale, LossScaleState
-from fnlm.train.precision import Precision
+from fnlm.train.precision import Precision, without_autocast
 from fnlm.train.transformations import Optimizer
 from fnlm.transforms.gradient import grad_and_value
 from fnlm.tree import Tree
@@ -139,7 +139,8 @@ def train_step(
     def step(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
         _check_state(state, precision, loss_scale)
         key = random.fold_in(state.key, state.step)
-        grads, value = gradient(state.params, key, _scale_of(state), batch)
+        with nullcontext() if precision is None else without_autocast(state.params):
+            grads, value = gradient(state.params, key, _scale_of(state), batch)
         return _advance(state, grads, value, optimizer, loss_scale, donate=donate)
 
     return step
@@ -181,7 +182,8 @@ def carry_step(
         _check_state(train, precision, loss_scale)
         scale, key = _scale_of(train), random.fold_in(train.key, train.step)
         differentiate = grad_and_value(scaled, has_aux=True)
-        grads, (_, (value, carry)) = differentiate(train.params, scale, old, *batch, key=key)
+        with nullcontext() if precision is None else without_autocast(train.params):
+            grads, (_, (value, carry)) = differentiate(train.params, scale, old, *batch, key=key)
         carry = tree.map(lambda x, y: x.detach().to(y.dtype), carry, old)
         train, metrics = _advance(
             train, _unscaled(grads, scale), value.detach(), optimizer, loss_scale, donate=donate
