@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._C import _functorch
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from fnlm import random, tree
 from fnlm.layers.precision import at_least_float32
-from fnlm.train import _means
+from fnlm.train._accumulation import accumulated, is_readable, times, unscaled
 from fnlm.train.loss_scale import LossScale, LossScaleState
 from fnlm.train.precision import Precision, without_autocast
 from fnlm.train.transformations import Optimizer
@@ -24,7 +22,6 @@ __all__ = [
 ]  # fmt: skip
 
 Loss = Callable[..., Tensor]
-Counts = tuple[Tensor, ...]  # how many values each mean of a loss was taken over
 
 
 class Skipped(NamedTuple):
@@ -134,7 +131,7 @@ def train_step(
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
     loss = loss if precision is None else precision.wrap(loss)
-    gradient = _accumulated(loss, accumulate)
+    gradient = accumulated(loss, accumulate)
 
     def step(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
         _check_state(state, precision, loss_scale)
@@ -175,7 +172,7 @@ def carry_step(
 
     def scaled(params: Tree, scale: Tensor | None, *args: Any, key: Tensor) -> Any:
         value, carry = loss(params, *args, key=key)
-        return _times(value, scale), (value, carry)
+        return times(value, scale), (value, carry)
 
     def step(state: CarryState, *batch: Any) -> tuple[CarryState, Metrics]:
         train, old = state
@@ -186,7 +183,7 @@ def carry_step(
             grads, (_, (value, carry)) = differentiate(train.params, scale, old, *batch, key=key)
         carry = tree.map(lambda x, y: x.detach().to(y.dtype), carry, old)
         train, metrics = _advance(
-            train, _unscaled(grads, scale), value.detach(), optimizer, loss_scale, donate=donate
+            train, unscaled(grads, scale), value.detach(), optimizer, loss_scale, donate=donate
         )
         return CarryState(train, _choose(metrics.finite, lambda: carry, old)), metrics
 
@@ -212,104 +209,6 @@ def describe_skipped(state: TrainState | CarryState) -> str:
     return f"{steps}: {what} was not finite{scale}"
 
 
-def _accumulated(loss: Loss, parts: int) -> Callable[..., tuple[Tree, Tensor]]:
-    """Return the function that computes gradient and loss of a batch in micro-batches."""
-    uneven: list[bool] = []
-
-    def heard(
-        params: Tree, scale: Tensor | None, shares: Tensor | None, *batch: Any, key: Tensor
-    ) -> Any:
-        listener = _means.Listener(shares)
-        with _means.listening(listener) if parts > 1 else nullcontext():
-            _means.begin(listener)
-            value = loss(params, *batch, key=key)
-        return _times(value, scale), (value, tuple(listener.counts))
-
-    differentiate = grad_and_value(heard, has_aux=True)
-
-    def gradient(
-        params: Tree, key: Tensor, scale: Tensor | None, batch: tuple[Any, ...]
-    ) -> tuple[Tree, Tensor]:
-        if parts == 1:
-            grads, (_, (value, _)) = differentiate(params, scale, None, *batch, key=key)
-            return _unscaled(grads, scale), value.detach()
-        micro = [(b, random.fold_in(key, i)) for i, b in enumerate(_micro_batches(batch, parts))]
-
-        def part(i: int, shares: Tensor | None = None) -> tuple[Tree, Tensor, Counts]:
-            rows, key = micro[i]
-            grads, (_, (value, counts)) = differentiate(params, scale, shares, *rows, key=key)
-            return _unscaled(grads, scale), value.detach(), counts
-
-        def counts_of(i: int) -> Counts:
-            rows, key = micro[i]
-            with torch.no_grad():
-                return heard(params, None, None, *rows, key=key)[1][1]
-
-        return _mean_of_parts(part, counts_of, parts, uneven)
-
-    return gradient
-
-
-def _mean_of_parts(
-    part: Callable[..., tuple[Tree, Tensor, Counts]],
-    counts_of: Callable[[int], Counts],
-    parts: int,
-    uneven: list[bool],
-) -> tuple[Tree, Tensor]:
-    """Return gradient and loss of a batch from those of its micro-batches.
-
-    One mean is weighted by what it counts. Several need their shares beforehand where micro-batches
-    count differently; after the first time, which `uneven` notes, the counting comes first.
-
-    Args:
-        part: `part(i, shares)` gives gradient, loss and the counts of the K means of micro-batch i,
-            with each mean multiplied by its share.
-        counts_of: gives the counts alone.
-        parts: number of micro-batches.
-        uneven: holds True once micro-batches were found that count differently.
-    """
-
-    def by_shares(counts: list[Counts]) -> tuple[Tree, Tensor]:
-        table = torch.stack([torch.stack(row) for row in counts]).double()  # [parts, K]
-        shares = table / table.mean(0).clamp_min(1 / parts)
-        result = part(0, shares[0])[:2]
-        for i in range(1, parts):
-            result = _mixed(result, part(i, shares[i])[:2], 1 / (i + 1))
-        return result
-
-    if uneven and _differ(counts := [counts_of(i) for i in range(parts)]):
-        return by_shares(counts)
-    *result, first = part(0)
-    total: Any = sum(first[:1])
-    for i in range(1, parts):
-        grads, value, counts_i = part(i)
-        if len(counts_i) != len(first):
-            raise ValueError(
-                f"the loss took {len(first)} means of the first micro-batch and {len(counts_i)} of "
-                f"number {i}: take the same ones of every batch"
-            )
-        if len(first) > 1 and _differ([first, counts_i]):
-            uneven[:] = [True]
-            return by_shares([counts_of(j) for j in range(parts)])
-        weight: Any = 1 / (i + 1)
-        if first:  # NaN where nothing was counted so far: as if each had counted one
-            total = total + counts_i[0]
-            weight = (counts_i[0] / total).nan_to_num(weight)
-        result = _mixed(result, [grads, value], weight)
-    return result[0], result[1]
-
-
-def _mixed(mean: Tree, part: Tree, weight: Any) -> Tree:
-    """Return the mean that includes one more part."""
-    return tree.map(lambda m, x: m + (x - m) * _like(weight, x), mean, part)
-
-
-def _differ(counts: list[Counts]) -> bool:
-    """Return whether micro-batches count differently, or whether that can't be read."""
-    table = torch.stack([torch.stack(row) for row in counts])  # [parts, K]
-    return not _is_readable(table) or bool((table != table[0]).any())
-
-
 def _advance(
     state: TrainState,
     grads: Tree,
@@ -328,7 +227,7 @@ def _advance(
     finite = value.isfinite() & ~bad.any()
     metrics = Metrics(value, torch.linalg.vector_norm(norms), finite)
     old = (state.params, state.opt_state)
-    donate = donate and _is_readable(finite)  # else the former values are needed afterwards
+    donate = donate and is_readable(finite)  # else the former values are needed afterwards
     params, opt_state = _choose(
         finite, lambda: optimizer.update(grads, state.opt_state, state.params, donate=donate), old
     )
@@ -348,32 +247,9 @@ def _advance(
 
 def _choose(condition: Tensor, new: Callable[[], Tree], old: Tree) -> Tree:
     """Return `new()` or `old`: by a branch where the condition can be read, else by selection."""
-    if _is_readable(condition):
+    if is_readable(condition):
         return new() if bool(condition) else old
     return tree.map(lambda a, b: torch.where(condition, a, b), new(), old)
-
-
-def _is_readable(x: Tensor) -> bool:
-    """Return whether the values of a tensor may decide what is computed next."""
-    traced = torch.compiler.is_compiling() or get_proxy_mode() is not None
-    return not (traced or _functorch.is_functorch_wrapped_tensor(x))
-
-
-def _times(x: Tensor, factor: Tensor | None) -> Tensor:
-    """Multiply by a factor, at least in float32."""
-    return x if factor is None else at_least_float32(x) * _like(factor, at_least_float32(x))
-
-
-def _like(factor: Any, x: Tensor) -> Any:
-    """Return a number, or a 0-d tensor in the type of `x`."""
-    return factor.to(x.dtype) if isinstance(factor, Tensor) else factor
-
-
-def _unscaled(grads: Tree, scale: Tensor | None) -> Tree:
-    """Divide gradients by the loss scale, in float32."""
-    if scale is None:
-        return grads
-    return tree.map(lambda g: at_least_float32(g) / scale, grads)
 
 
 def _scale_of(state: TrainState) -> Tensor | None:
@@ -398,16 +274,3 @@ def _check_state(
                 f"params.{path} is {leaf.dtype}, precision.params is {precision.params}: "
                 "init_state(precision.to_params(params), ...), or another precision"
             )
-
-
-def _micro_batches(batch: tuple[Any, ...], number: int) -> list[tuple[Any, ...]]:
-    """Split the first axis of every leaf into equal parts."""
-    for path, leaf in tree.named_leaves(batch):
-        if leaf.ndim == 0 or leaf.shape[0] % number:
-            raise ValueError(
-                f"accumulate={number} must divide the first axis of batch.{path}, "
-                f"which has shape {tuple(leaf.shape)}"
-            )
-    # [B, ...] -> [number, B / number, ...]
-    stacked = tree.map(lambda leaf: leaf.unflatten(0, (number, -1)), batch)
-    return [tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
