@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -250,7 +250,7 @@ def damaged(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_loading_is_strict(damage: str, message: str, tmp_path: Path) -> None:
     state = init_state(make_params(), optimizer(), random.key(5))
     save_state(state, tmp_path / "good")
-    save_file(damaged(damage, load_file(tmp_path / "good")), tmp_path / "bad")
+    save_state(damaged(damage, load_file(tmp_path / "good")), tmp_path / "bad")
     with pytest.raises(ValueError, match=message):
         load_state(tmp_path / "bad", like=state)
 

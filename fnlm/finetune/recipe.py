@@ -16,7 +16,8 @@ from torch import Tensor
 from fnlm import random, tree
 from fnlm.files.checkpoint import replace
 from fnlm.finetune.data import Arrays, Epochs, batches, length_sorted_batches
-from fnlm.train.loop import fit, read_log
+from fnlm.train.log import read_log
+from fnlm.train.loop import fit
 from fnlm.train.optimizers import bert_adam
 from fnlm.train.rows import mask_rows
 from fnlm.train.step import init_state, train_step

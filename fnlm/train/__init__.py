@@ -1,11 +1,12 @@
 """Optimizers, schedules, losses, training steps and a training loop, over parameter trees."""
 
 from fnlm.train import loss_scale, losses, schedules
-from fnlm.train.loop import fit, read_log
+from fnlm.train.log import describe_run, plot_log, read_log
+from fnlm.train.loop import Interrupted, fit
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
 from fnlm.train.precision import Precision
 from fnlm.train.rows import mask_rows
-from fnlm.train.state import load_state, save_state
+from fnlm.train.state import DamagedStateError, load_state, read_notes, save_state
 from fnlm.train.step import (
     CarryState,
     Metrics,
@@ -37,7 +38,9 @@ from fnlm.train.transformations import (
 __all__ = [
     "AdamState",
     "CarryState",
+    "DamagedStateError",
     "GradientTransformation",
+    "Interrupted",
     "Metrics",
     "OffloadedState",
     "Optimizer",
@@ -54,6 +57,7 @@ __all__ = [
     "clip_per_tensor",
     "correct_bias",
     "decay_updated_weights",
+    "describe_run",
     "describe_skipped",
     "everything",
     "except_bias_and_norm",
@@ -66,7 +70,9 @@ __all__ = [
     "mask_rows",
     "offload",
     "openai_adam",
+    "plot_log",
     "read_log",
+    "read_notes",
     "round_stochastically",
     "save_state",
     "scale_by_adam",
