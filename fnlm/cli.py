@@ -91,13 +91,12 @@ def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | Non
 
 def _check_device(name: str) -> None:
     """Raise ValueError, before any file is read, unless tensors can be made on a device."""
-    import torch
+    from fnlm.train.device import choose_device
 
     try:
-        torch.empty(0, device=name)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--device {name} is none here ({reason}): use --device cpu") from error
+        choose_device(name)
+    except ValueError as error:
+        raise ValueError(str(error).replace("device=", "--device ")) from error
 
 
 def progress(what: str) -> Callable[[int, int], None]:

@@ -30,7 +30,7 @@ PRECISION = [(torch.float32, 1e-5), (torch.float64, 1e-9)]
 
 
 def make_config(**changes: Any) -> bert.Config:
-    """The config of the table with changes: five labels, the only eps the ancestor knows."""
+    """The config of the table with changes: five labels, the only eps pytorch-pretrained-bert knows."""
     changes = {"layer_norm_eps": 1e-12, "num_labels": 5} | changes
     return bert.Config.from_dict(BERT.config.to_dict() | changes)
 

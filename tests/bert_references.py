@@ -10,7 +10,7 @@ from pathlib import Path
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import tokenizers
-from pytorch_pretrained_bert import tokenization as ancestor
+from pytorch_pretrained_bert import tokenization as ppb
 
 from fnlm.tokenize import bert, wordpiece
 from fnlm.tokenize._bert_words import PROFILES, SPECIAL, make_rules, words
@@ -28,7 +28,7 @@ Tokenize = Callable[[str], list[str]]
 logging.getLogger("pytorch_pretrained_bert.tokenization").setLevel(logging.ERROR)
 
 
-class _Google(ancestor.BasicTokenizer):
+class _Google(ppb.BasicTokenizer):
     """Google's of March 2019, which keeps characters that are private or not assigned."""
 
     def _clean_text(self, text: str) -> str:
@@ -43,10 +43,10 @@ class _Google(ancestor.BasicTokenizer):
 
 
 def references(path: Path, lower: bool) -> dict[str, Tokenize]:
-    """Return what each profile is to reproduce: the ancestor, Google's two, the peer."""
-    first = ancestor.BertTokenizer(str(path), do_lower_case=lower)
-    november = ancestor.BertTokenizer(str(path), do_lower_case=lower, never_split=())
-    march = ancestor.BertTokenizer(str(path), do_lower_case=lower, never_split=())
+    """Return what each profile is to reproduce: pytorch-pretrained-bert, Google's two, the peer."""
+    first = ppb.BertTokenizer(str(path), do_lower_case=lower)
+    november = ppb.BertTokenizer(str(path), do_lower_case=lower, never_split=())
+    march = ppb.BertTokenizer(str(path), do_lower_case=lower, never_split=())
     march.basic_tokenizer = _Google(do_lower_case=lower, never_split=())
     for google in (november, march):
         google.wordpiece_tokenizer.max_input_chars_per_word = 200
@@ -66,7 +66,7 @@ def reference_words(name: str, lower: bool) -> Tokenize:
         normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lower)
         cut = tokenizers.pre_tokenizers.BertPreTokenizer().pre_tokenize_str
         return lambda text: [word for word, _ in cut(normalizer.normalize_str(text))]
-    kind = _Google if name == "google-2019-03" else ancestor.BasicTokenizer
+    kind = _Google if name == "google-2019-03" else ppb.BasicTokenizer
     found: Tokenize = kind(do_lower_case=lower, never_split=()).tokenize
     return found
 

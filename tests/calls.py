@@ -786,7 +786,7 @@ def counted_saved(folder: Path) -> Path:
 
 
 def corpus_saved(folder: Path) -> Path:
-    """Make a file as the ancestor's converter does."""
+    """Make a file as pytorch-pretrained-bert's converter does."""
     torch.save({"dataset": "wt103", "train": np.arange(5), "valid": None}, folder / "corpus.bin")
     return folder
 

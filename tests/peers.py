@@ -81,7 +81,7 @@ def ppb_gpt(config: dict[str, Any], model: str = "OpenAIGPTLMHeadModel") -> Any:
 
 @lru_cache
 def ppb_transfo_xl_module() -> Any:
-    """The ancestor's Transformer-XL file, for what its package does not export."""
+    """pytorch-pretrained-bert's Transformer-XL file, for what its package does not export."""
     with quiet():
         return import_module("pytorch_pretrained_bert.modeling_transfo_xl")
 

@@ -189,7 +189,7 @@ def test_words_are_drawn_from_the_log_uniform_distribution() -> None:
     assert draw_words(random.key(3), 10_000, 1).eq(0).all()
 
 
-def test_the_sampled_softmax_equals_the_ancestors_for_the_same_draws() -> None:
+def test_the_sampled_softmax_equals_pytorch_pretrained_bert_for_the_same_draws() -> None:
     """Its function is given our distinct draws, and the chances that its own words describe.
 
     Its sampler draws from a global generator, and has 1 - (1 + p)^-n for 1 - (1 - p)^n.

@@ -117,7 +117,7 @@ class Evil:
         (np.array([b"a"], "V1"), "|V1"),
     ],
 )
-def test_what_is_no_number_is_listed_and_not_read(array: Any, dtype: str, tmp_path: Path) -> None:
+def test_arrays_of_other_types_are_listed_and_not_read(array: Any, dtype: str, tmp_path: Path) -> None:
     (tmp_path / "w.npz").write_bytes(npz({"odd": array} | ARRAYS))
     (tmp_path / "odd.npy").write_bytes(npy(array))
     for file in (numpy.read(tmp_path / "w.npz"), numpy.read(tmp_path / "odd.npy")):
@@ -325,7 +325,7 @@ def test_the_published_shapes_are_read_without_touching_the_shards(tmp_path: Pat
         ),
     ],
 )
-def test_what_is_wrong_with_shards_is_told(
+def test_errors_in_shards_are_named(
     change: Callable[[Path], Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     write_gpt(tmp_path, SHAPES, [20, 40])

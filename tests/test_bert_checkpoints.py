@@ -160,8 +160,8 @@ def test_transformers_loads_what_is_saved_and_back(
 
 
 @pytest.mark.parametrize(("name", "heads"), ARCHITECTURES)
-def test_the_ancestors_form_comes_back(name: str, heads: tuple[str, ...], tmp_path: Path) -> None:
-    """Ours is read by the ancestor, name by name; its state dict, and an older one, by us."""
+def test_the_form_of_pytorch_pretrained_bert_comes_back(name: str, heads: tuple[str, ...], tmp_path: Path) -> None:
+    """Ours is read by pytorch-pretrained-bert, name by name; its state dict, and an older one, by us."""
     params = make(heads)
     bert.save(params, tmp_path, dialect="pytorch-pretrained-bert")
     same(bert.load(tmp_path), params)
@@ -296,6 +296,6 @@ def test_defaults_are_those_of_the_peers() -> None:
         name: value for name, value in ours.items() if name in theirs
     }
     assert set(ours) - set(theirs) == {"num_labels"}
-    ancestor = ppb().BertConfig(30522).to_dict()
-    assert set(ancestor) - set(ours) == set()
-    assert {name: ours[name] for name in ancestor} == ancestor
+    published = ppb().BertConfig(30522).to_dict()
+    assert set(published) - set(ours) == set()
+    assert {name: ours[name] for name in published} == published

@@ -151,7 +151,7 @@ def test_defaults_are_those_of_the_peer(library: str, variant: str) -> None:
 def test_every_activation_equals_the_peer(
     variant: str, activation: str, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """In the blocks and in the head; the ancestor knows three of them."""
+    """In the blocks and in the head; pytorch-pretrained-bert knows three of them."""
     config = make_config(hidden_act=activation)
     x = inputs(config, variant)
     compare("transformers", variant, config, dtype, tolerance, *x)
@@ -161,7 +161,7 @@ def test_every_activation_equals_the_peer(
 
 @precisions
 @pytest.mark.parametrize("variant", [name for name in CLASSES if name not in ("apply", "layers")])
-def test_losses_equal_the_ancestors(variant: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_losses_equal_pytorch_pretrained_bert(variant: str, dtype: torch.dtype, tolerance: float) -> None:
     config = make_config(num_labels=2)
     params = make(config, variant, dtype)
     peer = make_peer("pytorch-pretrained-bert", variant, config, dtype)
@@ -178,15 +178,15 @@ def test_losses_equal_the_ancestors(variant: str, dtype: torch.dtype, tolerance:
         "question_answering": ((torch.tensor([3, 99, 0]), torch.tensor([6, 7, 4])), losses.span),
     }
     labels, loss = cases[variant]
-    theirs = [x.clone() for x in labels if x is not mask]  # the ancestor writes into some
+    theirs = [x.clone() for x in labels if x is not mask]  # pytorch-pretrained-bert writes into some
     expected = peer.apply(peer.params(params), ids, types, mask, *theirs)
     torch.testing.assert_close(loss(*outputs, *labels), expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("variant", ["sequence_classification", "question_answering"])
 @pytest.mark.parametrize("library", PEERS)
-def test_fine_tuning_without_dropout_is_the_peers(library: str, variant: str) -> None:
-    """Five steps of the peer's model under the ancestor's BertAdam, warm-up and decay included."""
+def test_fine_tuning_without_dropout_matches_the_peer(library: str, variant: str) -> None:
+    """Five steps of the peer's model under pytorch-pretrained-bert's BertAdam, warm-up and decay included."""
     config = make_config()
     params, peer = (
         make(config, variant, torch.float64),
@@ -231,7 +231,7 @@ def test_the_epsilon_of_the_config_counts(eps: float) -> None:
 
 
 @pytest.mark.parametrize("variant", CLASSES)
-def test_a_fully_padded_row_equals_the_ancestors(variant: str) -> None:
+def test_a_fully_padded_row_equals_pytorch_pretrained_bert(variant: str) -> None:
     """The mask adds -1e4 to the scores: where all have it, none is masked."""
     config = make_config()
     ids, types, mask = inputs(config, variant)
@@ -280,7 +280,7 @@ def test_leading_dimensions_are_any(variant: str) -> None:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_what_is_padded_has_no_say(side: str) -> None:
+def test_ids_of_padding_change_nothing(side: str) -> None:
     """The ids and types of padding change nothing, bit for bit."""
     config = make_config()
     params = make(config, "apply", torch.float32)

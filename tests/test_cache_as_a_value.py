@@ -242,7 +242,7 @@ def saved(value: Any) -> bytes:
 
 
 @pytest.mark.parametrize("name", VALUES)
-def test_files_and_copies_hold_what_is_seen(name: str) -> None:
+def test_files_and_copies_hold_the_visible_values_only(name: str) -> None:
     with torch.no_grad():
         value = VALUES[name]()
     clone = tree.map(lambda x: x.clone(memory_format=torch.contiguous_format), value)

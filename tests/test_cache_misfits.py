@@ -135,7 +135,7 @@ def said(
 
 @CAUSAL
 @pytest.mark.parametrize("name", STRANGE)
-def test_what_is_no_cache_is_named(name: str, family: Family) -> None:
+def test_invalid_caches_are_named(name: str, family: Family) -> None:
     params = make_params(family)
     change, error, words = STRANGE[name]
     given = change(*family.module.apply(params, IDS[:, :4]))
@@ -147,7 +147,7 @@ def test_what_is_no_cache_is_named(name: str, family: Family) -> None:
 XL_STRANGE: dict[str, tuple[Change, type[Exception], list[str]]] = {
     "scores": (lambda scores, mems: scores, TypeError, ["mems", "Tensor", "init_mems"]),
     "the whole result": (lambda scores, mems: (scores, mems), TypeError, ["mems", "tuple of 2"]),
-    "the ancestor's list": (lambda scores, mems: list(mems.hidden), TypeError, ["mems", "list"]),
+    "pytorch-pretrained-bert's list": (lambda scores, mems: list(mems.hidden), TypeError, ["mems", "list"]),
     "a cache": (
         lambda scores, mems: GPT2.module.apply(make_params(GPT2), IDS)[1],
         TypeError,
@@ -183,7 +183,7 @@ XL_STRANGE: dict[str, tuple[Change, type[Exception], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", XL_STRANGE)
-def test_what_is_no_memory_is_named(name: str) -> None:
+def test_invalid_mems_are_named(name: str) -> None:
     change, error, words = XL_STRANGE[name]
     given = change(*transfo_xl.apply(XL, IDS[:, :4]))
     for task in (transfo_xl.apply, transfo_xl.hidden_states):
@@ -321,7 +321,7 @@ def test_caches_of_no_tokens_and_no_rows(family: Family) -> None:
     assert apply(params, IDS[:0])[0].shape == (0, 9, 41)
 
 
-def test_what_has_no_rows_or_no_first_tokens_is_named() -> None:
+def test_files_without_rows_or_first_tokens_are_named() -> None:
     params = make_params(GPT2)
     logits, cache = GPT2.module.apply(params, IDS)
     fixed = GPT2.module.init_cache(params, 2, 9)

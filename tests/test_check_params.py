@@ -157,7 +157,7 @@ BAD_IDS: list[tuple[str, Any, type[Exception], str]] = [
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 @pytest.mark.parametrize(("what", "ids", "error", "word"), BAD_IDS, ids=lambda x: str(x)[:9])
-def test_ids_that_are_none_are_named(
+def test_invalid_ids_are_named(
     what: str, ids: Any, error: type[Exception], word: str, family: Family
 ) -> None:
     params = SMALL[family.name]
@@ -256,6 +256,6 @@ def test_the_check_passes_under_transforms_and_with_other_leaves() -> None:
 
 
 @pytest.mark.parametrize("given", ["gpt2", None, nn.Linear(2, 2), IDS])
-def test_what_is_no_tree_is_not_laid_out(given: Any) -> None:
+def test_a_layout_of_anything_but_parameters_is_an_error(given: Any) -> None:
     with pytest.raises(TypeError, match="params must be the parameters of a family, got"):
         for_decoding(given)

@@ -85,7 +85,7 @@ MODELS = {"GPT2Model": (), "GPT2LMHeadModel": (), "GPT2DoubleHeadsModel": HEAD}
 def test_names_of_pytorch_pretrained_bert(
     name: str, legacy: bool, wrapped: str, tmp_path: Path
 ) -> None:
-    """A .bin of the ancestor, as it is or wrapped, with mask buffers and a tied copy, both ways."""
+    """A .bin of pytorch-pretrained-bert, as it is or wrapped, with mask buffers and a tied copy, both ways."""
     module = ppb_gpt2(GPT2.config.to_dict(), name)
     state = {wrapped + key: value for key, value in module.state_dict().items()}
     file = tmp_path / "pytorch_model.bin"

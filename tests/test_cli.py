@@ -70,7 +70,7 @@ def test_several_texts_and_beams(model: Path, capsys: pytest.CaptureFixture[str]
     assert found.startswith(f"--- 1 of 2\n{PROMPT}") and "--- 2 of 2" in found
 
 
-def test_half_precision_speaks(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_in_bfloat16(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", str(model), "--prompt", PROMPT, "--dtype", "bfloat16"]) == 0
     assert capsys.readouterr().out.startswith(PROMPT)
 
@@ -208,7 +208,7 @@ class Flags:
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:99", "tpu", "mps"])
-def test_a_device_that_is_none_here_is_one_line(
+def test_an_absent_device_is_an_error_of_one_line(
     device: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if device.split(":")[0] in ("cuda", "mps") and torch.accelerator.is_available():

@@ -1,4 +1,4 @@
-"""`fnlm convert` and `fnlm inspect`: any form in, two forms out, the ancestor's four verbs."""
+"""`fnlm convert` and `fnlm inspect`: any form in, two forms out, pytorch-pretrained-bert's four verbs."""
 
 import json
 import re
@@ -59,7 +59,7 @@ def test_there_and_back_is_the_same(
 
 
 @pytest.mark.parametrize("heads", [False, True])
-def test_the_ancestor_reads_what_is_converted(heads: bool, tmp_path: Path, run: Any) -> None:
+def test_pytorch_pretrained_bert_reads_what_is_converted(heads: bool, tmp_path: Path, run: Any) -> None:
     params = make_params(GPT2) if heads else bare(make_params(GPT2))
     gpt2.save(params, tmp_path / "a")
     run("convert", tmp_path / "a", tmp_path / "b", "--to", "pytorch-pretrained-bert")
@@ -90,7 +90,7 @@ def test_openais_release_becomes_what_transformers_loads(tmp_path: Path, run: An
     )
 
 
-def test_the_ancestors_verb_for_gpt2(tmp_path: Path, run: Any) -> None:
+def test_the_verb_of_pytorch_pretrained_bert_for_gpt2(tmp_path: Path, run: Any) -> None:
     source = data_path(OPENAI)
     for more in ([], [source / "hparams.json"]):
         target = tmp_path / str(len(more))
@@ -171,7 +171,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path, run: Any) -> None:
     assert "of a trainer: 2 tensors" in shown and shown.count("no parameter, not read") == 1
 
 
-def test_values_that_are_not_finite_are_told_and_kept(tmp_path: Path, run: Any) -> None:
+def test_values_that_are_not_finite_are_reported_and_kept(tmp_path: Path, run: Any) -> None:
     params = bare(make_params(GPT2))
     params["norm"]["bias"][:2] = torch.tensor([torch.nan, torch.inf])
     gpt2.save(params, tmp_path / "a")

@@ -311,7 +311,7 @@ Raises:
         pytest.param("Add::\n\n    a =\n        b + 1", "goes on in the next", id="broken off"),
     ],
 )  # fmt: skip
-def test_what_is_garbled_is_seen(text: str, message: str) -> None:
+def test_garbled_docstrings_are_found(text: str, message: str) -> None:
     told = complaints(text, {"x", "y"})
     assert any(message in what for what in told), told
 

@@ -215,7 +215,7 @@ def test_published_files_are_read() -> None:
     rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8"), newline="")))[1:]
     found = rocstories.read(path)
     assert len(found) == len(rows) == 1171
-    for example, row in zip(found, rows, strict=True):  # the columns that the ancestor takes
+    for example, row in zip(found, rows, strict=True):  # the columns that pytorch-pretrained-bert takes
         assert example == (" ".join(row[1:5]), (row[5], row[6]), int(row[-1]) - 1)
     assert {example.label for example in rocstories.read(path, labelled=False)} == {None}
 
@@ -276,7 +276,7 @@ def test_the_first_step_is_that_of_adam_with_bias_correction(tmp_path: Path) -> 
 
 
 def columns(path: str, rows: int) -> Tensor:
-    """The text in columns, as the ancestor's iterator has it."""
+    """The text in columns, as pytorch-pretrained-bert's iterator has it."""
     tokenizer = tokenize_xl.load("xl")
     ids = [at for line in tokenizer.encode_file(path) for at in line]
     return torch.tensor(ids[: len(ids) // rows * rows]).view(rows, -1)
@@ -327,7 +327,7 @@ def test_memory_does_not_grow_with_the_text(
     assert set(lengths[:-1]) == {8} and len(set(sizes[:-1])) == 1
 
 
-def test_a_corpus_of_the_ancestor_is_evaluated(tmp_path: Path) -> None:
+def test_a_corpus_of_pytorch_pretrained_bert_is_evaluated(tmp_path: Path) -> None:
     ids = columns("text.txt", 1)[0].numpy()
     with open(tmp_path / "corpus.bin", "wb") as file:
         pickle.dump({"valid": ids[:40], "test": ids}, file)

@@ -41,7 +41,7 @@ def foreign(family: Family, dialect: str, heads: tuple[str, ...] = ()) -> Tensor
 
 
 def put(place: Path, family: Family, tensors: Tensors, form: str = "bin") -> Path:
-    """A folder of a model as the ancestor wrote it, in some form of file."""
+    """A folder of a model as pytorch-pretrained-bert wrote it, in some form of file."""
     place.mkdir(exist_ok=True)
     family.config.to_json_file(place / "config.json")
     if form == "bin":
@@ -145,7 +145,7 @@ def load(place: Path, family: Family) -> Any:
         ("transformer.wte.weight.mask", (41, 36)),
     ],
 )
-def test_what_is_no_slot_is_an_error(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_unexpected_tensors_beside_optimizer_slots_are_errors(name: str, shape: tuple[int, ...], tmp_path: Path) -> None:
     weights = foreign(GPT2, "tensorflow") | {name: torch.ones(shape)}
     with pytest.raises(ValueError, match=re.escape(f"unexpected {name}")):
         gpt2.load(put(tmp_path, GPT2, weights, "npz"))
@@ -304,7 +304,7 @@ def others_in(folder: Path) -> Iterator[str]:
                 yield from re.findall(r"\b(?:pass|give|with|by) (\w+)=", node.value)
 
 
-def test_every_argument_that_reading_tells_to_pass_has_a_flag() -> None:
+def test_every_argument_that_errors_of_reading_name_has_a_flag() -> None:
     told = {*others_in(ROOT / "fnlm" / "params"), "heads", "ignore", "key"}
     assert told <= {*cli.FLAGS}, "give it a flag in fnlm.cli.FLAGS, or say it otherwise"
     parser = cli._parser()
@@ -455,7 +455,7 @@ HELD = {
 
 
 @pytest.mark.parametrize("what", HELD)
-def test_what_people_hold_is_converted(what: str, tmp_path: Path, run: Any) -> None:
+def test_models_in_the_wild_are_converted(what: str, tmp_path: Path, run: Any) -> None:
     make, words = HELD[what]
     make(tmp_path / "a")
     code, said = run("inspect", tmp_path / "a", *words)
@@ -520,7 +520,7 @@ SPECIAL = {  # a file of a folder, what is made special in it, and what is loade
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "/dev/zero", "/dev/full", "/"])
 @pytest.mark.parametrize("what", SPECIAL)
-def test_what_is_no_file_is_refused_at_once(what: str, kind: str, tmp_path: Path, run: Any) -> None:
+def test_special_files_are_refused_at_once(what: str, kind: str, tmp_path: Path, run: Any) -> None:
     form, name, path = SPECIAL[what]
     tensors = foreign(GPT2, "tensorflow" if form == "bundle" else "transformers")
     place = put(tmp_path / "a", GPT2, tensors, form)

@@ -34,7 +34,7 @@ def rewrite(folder: Path, *left_out: str, **changes: Any) -> None:
 def test_labels_that_a_config_does_not_count_are_those_of_the_head(
     labels: int, head: str, named: bool, tmp_path: Path
 ) -> None:
-    """The ancestor's classifiers: the number was an argument of their class."""
+    """pytorch-pretrained-bert's classifiers: the number was an argument of their class."""
     row = BERT._replace(config=dataclasses.replace(BERT.config, num_labels=labels))
     params = with_heads(row, (head,))
     bert.save(params, tmp_path, dialect="pytorch-pretrained-bert")
@@ -72,7 +72,7 @@ def test_one_head_may_be_given_as_a_word(family: Family, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dialect", ["transformers", "pytorch-pretrained-bert"])
 def test_transfo_xl_without_its_softmax(dialect: str, tmp_path: Path) -> None:
-    """The ancestor's base class."""
+    """pytorch-pretrained-bert's base class."""
     whole = make_params(TRANSFO_XL)
     base = {name: part for name, part in whole.items() if name != "softmax"}
     transfo_xl.save(base, tmp_path, dialect=dialect)
@@ -104,7 +104,7 @@ def test_cutoffs_that_a_config_lacks_are_those_of_the_tables(
     assert transfo_xl.apply(loaded, IDS)[0].equal(transfo_xl.apply(params, IDS)[0])
 
 
-def test_cutoffs_that_nothing_tells_are_asked_for(tmp_path: Path) -> None:
+def test_cutoffs_that_cannot_be_inferred_are_asked_for(tmp_path: Path) -> None:
     config = dataclasses.replace(TRANSFO_XL.config, div_val=1)
     transfo_xl.save(make_params(TRANSFO_XL._replace(config=config)), tmp_path)
     rewrite(tmp_path, "cutoffs")
@@ -159,7 +159,7 @@ def test_a_config_may_begin_with_a_byte_order_mark(family: Family, tmp_path: Pat
     ],
     ids=range(17),
 )
-def test_what_is_wrong_with_a_config_is_named(text: str, said: str, tmp_path: Path) -> None:
+def test_errors_in_a_config_are_named(text: str, said: str, tmp_path: Path) -> None:
     gpt2.save(with_heads(GPT2, ()), tmp_path)
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError) as caught:

@@ -68,7 +68,7 @@ PROMPT = torch.tensor([[1], [9]])
 @each_run
 @pytest.mark.parametrize("what", ["NaN", "infinity", "-inf"])
 @pytest.mark.parametrize("step", [0, 3])
-def test_logits_that_are_no_distribution_are_named(run: Run, what: str, step: int) -> None:
+def test_logits_without_a_distribution_are_named(run: Run, what: str, step: int) -> None:
     apply = breaking(what, at=9 + step, row=1)
     message = rf"of new token {step} .* rows \[1\].*{what}.*tree\.named_leaves"
     if run is beams and what == "-inf":
@@ -195,7 +195,7 @@ def test_to_sample_takes_a_key(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("options", OFF, ids=str)
-def test_what_samples_nothing_needs_no_key(options: dict[str, Any]) -> None:
+def test_greedy_options_need_no_key(options: dict[str, Any]) -> None:
     for run in GREEDY.values():
         assert run(counts, {}, PROMPT, 2, **options).tolist() == [[2, 3], [10, 11]]
     assert sample(counts({}, PROMPT)[0], **options).tolist() == [[2], [10]]

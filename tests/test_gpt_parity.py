@@ -95,7 +95,7 @@ def theirs_of(
         options["mc_token_ids"] = x["choice_positions"]
     if peer == "transformers" and "position_ids" in options:  # it takes them flat alone
         options["position_ids"] = options["position_ids"].flatten(0, -2)
-    with quiet():  # the ancestor's Dropout2d warns of its input
+    with quiet():  # pytorch-pretrained-bert's Dropout2d warns of its input
         result = apply(params, x["ids"], **options)
     if isinstance(result, Tensor):
         return (result,)
@@ -147,7 +147,7 @@ def test_outputs_and_gradients_equal_the_peer(
 
 @pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
 @pytest.mark.parametrize("variant", ["apply", "double_heads"])
-def test_losses_equal_the_ancestor(variant: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_losses_equal_pytorch_pretrained_bert(variant: str, dtype: torch.dtype, tolerance: float) -> None:
     config = make_config("three heads, special tokens")
     params = make_params(GPT._replace(config=config), dtype=dtype)
     apply, theirs = make_peer("pytorch-pretrained-bert", variant, config, params)
@@ -289,7 +289,7 @@ def test_transformers_loads_what_is_saved_and_back(heads: tuple[str, ...], tmp_p
 
 
 @pytest.mark.parametrize("variant", CLASSES)
-def test_the_ancestor_loads_what_is_saved_and_back(variant: str, tmp_path: Path) -> None:
+def test_pytorch_pretrained_bert_loads_what_is_saved_and_back(variant: str, tmp_path: Path) -> None:
     config = make_config("three heads, special tokens")
     params = make_params(GPT._replace(config=config))
     if variant != "double_heads":

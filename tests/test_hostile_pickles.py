@@ -228,7 +228,7 @@ def test_calls_in_every_form_run_nothing(legacy: bool, tmp_path: Path, tally: Ta
     assert not sentinel.exists()
 
 
-def test_the_forbidden_name_and_the_remedy_are_told(tmp_path: Path) -> None:
+def test_the_forbidden_name_and_the_remedy_are_named(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return os.system, ("touch was_here",)
@@ -504,7 +504,7 @@ def test_values_that_are_not_finite_are_the_same_bits(tmp_path: Path, tally: Tal
     ],
     ids=lambda value: value if isinstance(value, str) else "bytes",  # those change from run to run
 )
-def test_other_files_are_told_apart(content: bytes, message: str, tmp_path: Path) -> None:
+def test_files_of_other_formats_are_named(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(content)
     with pytest.raises(ValueError, match=r"w\.bin can't be read: ") as caught:
         torch_pickle.read(tmp_path / "w.bin")

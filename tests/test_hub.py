@@ -135,7 +135,7 @@ def test_paths_win_over_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         (["x.npz", "y.npz"], "x.npz, y.npz"),
     ],
 )
-def test_what_could_be_meant_is_listed(names: list[str], candidates: str, tmp_path: Path) -> None:
+def test_several_candidates_are_listed(names: list[str], candidates: str, tmp_path: Path) -> None:
     put(tmp_path, *names)
     with pytest.raises(ValueError, match=f"holds {candidates}: give the path of the one") as caught:
         hub.locate(tmp_path)
@@ -150,7 +150,7 @@ def test_a_note_of_tensorflow_cannot_leave_its_directory(tmp_path: Path) -> None
             hub.locate(inside)
 
 
-def test_what_is_missing_on_disk_is_named(tmp_path: Path) -> None:
+def test_missing_files_are_named(tmp_path: Path) -> None:
     empty = put(tmp_path / "empty")
     bare = put(tmp_path / "bare", "model.safetensors")
     packed = put(tmp_path / "packed", "bert-base-uncased.tar.gz")
@@ -237,13 +237,13 @@ def test_an_index_names_files_beside_it_only(shard: Any, offline: Path) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"{}", b'{"weight_map": [1]}', b"\xff", b"[" * 99999]
 )
-def test_what_is_no_index_is_named(content: bytes, offline: Path) -> None:
+def test_an_invalid_index_is_named(content: bytes, offline: Path) -> None:
     cache(offline, "owner/name", {"config.json": b"", "pytorch_model.bin.index.json": content})
     with pytest.raises(ValueError, match=r"pytorch_model.bin.index.json is no index of shards"):
         hub.locate("owner/name")
 
 
-def test_near_misses_are_told(offline: Path) -> None:
+def test_near_misses_are_named(offline: Path) -> None:
     for typo, meant in {
         "bert-base-uncase": "bert-base-uncased",
         "GPT2": "gpt2",
@@ -364,7 +364,7 @@ def test_the_token_is_sent_and_only_to_the_hub(
     assert any(request.path.startswith("/cdn") for request in server.requests)
 
 
-def test_a_private_repository_is_as_good_as_none(
+def test_a_private_repository_is_reported_as_missing(
     server: Hub, client: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.repositories["owner/name"].private = True
@@ -375,7 +375,7 @@ def test_a_private_repository_is_as_good_as_none(
     assert "no such repository" in failure("owner/none")
 
 
-def test_what_a_repository_holds_instead_is_told(server: Hub, client: Path) -> None:
+def test_the_files_of_a_repository_without_weights_are_listed(server: Hub, client: Path) -> None:
     server.repositories["owner/name"].files = {"README.md": b"", "model.gguf": b""}
     message = failure()
     assert "it holds README.md, model.gguf;" in message
@@ -486,7 +486,7 @@ def test_damaged_bytes_are_not_kept(server: Hub, client: Path) -> None:
     assert hub.locate("owner/name").weights.read_bytes() == BIG
 
 
-def test_a_full_disk_is_told_before_the_download(
+def test_a_full_disk_is_reported_before_the_download(
     server: Hub, client: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
@@ -547,7 +547,7 @@ LISTINGS = {
 
 
 @pytest.mark.parametrize("listing", LISTINGS, ids=lambda content: repr(content[:60]))
-def test_what_is_no_listing_is_told(listing: bytes, server: Hub, client: Path) -> None:
+def test_invalid_hub_response_is_reported(listing: bytes, server: Hub, client: Path) -> None:
     server.listings = listing.replace(b"COMMIT", COMMIT.encode())
     assert LISTINGS[listing] in failure()
     assert not list(client.glob("models--*/*/*"))

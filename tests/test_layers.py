@@ -185,7 +185,7 @@ def test_a_row_without_any_allowed_key_stays_finite() -> None:
     assert half.isfinite().all()
 
 
-def test_what_is_not_allowed_has_no_say() -> None:
+def test_masked_keys_change_nothing() -> None:
     q, k, v = draw(2, 4, 3), draw(2, 4, 3, seed=1), draw(2, 4, 3, seed=2)
     allowed = causal_mask(torch.tensor([True, False, True, True]), 4)
     before = attend(q, (k,), (v,), allowed)

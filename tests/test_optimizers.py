@@ -138,7 +138,7 @@ def peer_schedule(name: str, warmup: float) -> Any:
 @each_precision
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 @pytest.mark.parametrize("name", PEER_SCHEDULES)
-def test_bert_adam_equals_the_ancestor(
+def test_bert_adam_equals_pytorch_pretrained_bert(
     name: str, donate: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     def make(named: list[tuple[str, Tensor]]) -> Any:
@@ -164,7 +164,7 @@ def test_bert_adam_equals_the_ancestor(
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 @pytest.mark.parametrize("vector_l2", [False, True])
 @pytest.mark.parametrize("name", PEER_SCHEDULES)
-def test_openai_adam_equals_the_ancestor(
+def test_openai_adam_equals_pytorch_pretrained_bert(
     name: str, vector_l2: bool, donate: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
     kwargs: dict[str, Any] = {"weight_decay": 0.1, "vector_l2": vector_l2, "max_grad_norm": 0.5}
@@ -181,7 +181,7 @@ def test_openai_adam_equals_the_ancestor(
 
 
 @pytest.mark.parametrize("which", ["BertAdam", "OpenAIAdam"])
-def test_defaults_are_those_of_the_ancestor(which: str) -> None:
+def test_defaults_are_those_of_pytorch_pretrained_bert(which: str) -> None:
     """Same numbers from nothing but a learning rate, each step to 1e-7 of a parameter of size 1."""
     peer, ours = {
         "BertAdam": (ppb().optimization.BertAdam, bert_adam(0.01)),
@@ -198,7 +198,7 @@ def test_defaults_are_those_of_the_ancestor(which: str) -> None:
 
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 @pytest.mark.parametrize("which", ["BertAdam", "OpenAIAdam"])
-def test_single_steps_in_float32_equal_the_ancestor_to_1e_7(which: str, donate: bool) -> None:
+def test_single_steps_in_float32_equal_pytorch_pretrained_bert_to_1e_7(which: str, donate: bool) -> None:
     """From one state, one step: no rounding of earlier steps to add up."""
     peers: dict[str, tuple[Any, Any, tuple[str, str]]] = {
         "BertAdam": (bert_adam, ppb().optimization.BertAdam, ("next_m", "next_v")),

@@ -188,7 +188,7 @@ def test_rates_without_meaning_are_named(
 
 @pytest.mark.parametrize("donate", [False, True], ids=["pure", "donated"])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_no_gradient_or_no_state_is_named(name: str, donate: bool) -> None:
+def test_invalid_gradients_and_states_are_named(name: str, donate: bool) -> None:
     optimizer: Any = OPTIMIZERS[name](0.1)
     params = {"used": torch.ones(2), "unused": torch.ones(2)}
     state = optimizer.init(params)

@@ -8,7 +8,7 @@ CONFIG = {"vocab_size": 31, "n_positions": 17, "n_embd": 36, "n_layer": 2, "n_he
 
 
 @pytest.mark.parametrize("model", ["GPT2Model", "GPT2LMHeadModel", "GPT2DoubleHeadsModel"])
-def test_the_ancestor_runs_every_variant_of_gpt2(model: str) -> None:
+def test_pytorch_pretrained_bert_runs_every_variant_of_gpt2(model: str) -> None:
     module = peers.ppb_gpt2(CONFIG, model)
     ids = torch.randint(0, 31, (2, 3, 7))
     choices = (torch.full((2, 3), 6),) if model == "GPT2DoubleHeadsModel" else ()
@@ -18,7 +18,7 @@ def test_the_ancestor_runs_every_variant_of_gpt2(model: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["BertAdam", "OpenAIAdam"])
-def test_the_ancestors_optimizers_step(name: str) -> None:
+def test_the_optimizers_of_pytorch_pretrained_bert_step(name: str) -> None:
     weight = torch.nn.Parameter(torch.ones(3))
     optimizer = getattr(peers.ppb(), name)([weight], lr=0.1, warmup=0.5, t_total=4)
     weight.grad = torch.ones(3)

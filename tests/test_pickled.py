@@ -135,7 +135,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 @both
-def test_the_ancestor_reads_what_is_written(legacy: bool, tmp_path: Path) -> None:
+def test_pytorch_pretrained_bert_reads_what_is_written(legacy: bool, tmp_path: Path) -> None:
     """And its state dicts are read: zip and legacy, with `_metadata` and tied embeddings."""
     model = peers.ppb_gpt2(GPT2.config.to_dict())
     (tmp_path / "pytorch_model.bin").write_bytes(saved(model.state_dict(), legacy))
@@ -185,7 +185,7 @@ def test_the_state_dict_is_found_in_a_checkpoint(name: str, legacy: bool, tmp_pa
     ],
 )
 @both
-def test_what_is_no_dict_of_tensors_is_named(
+def test_a_file_without_a_dict_of_tensors_is_named(
     value: Any, message: str, legacy: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "w.pt").write_bytes(saved(value, legacy))

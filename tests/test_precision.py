@@ -48,7 +48,7 @@ def test_what_is_cast_where(dtype: torch.dtype) -> None:
     step = train.train_step(loss, optimizer, precision=precision)
     state = train.init_state({"w": torch.ones(3)}, optimizer, random.key(0))
     state, metrics = step(state, torch.ones(3), torch.tensor(2))
-    assert seen == [(dtype, dtype, torch.int64, torch.int64)]
+    assert seen == [(dtype, torch.float32, torch.int64, torch.int64)]
     assert dtypes(state, metrics) == {torch.float32}
     assert metrics.loss == 6 and metrics.gradient_norm == pytest.approx(12**0.5)
 
@@ -204,7 +204,7 @@ def test_an_overflow_halves_the_scale_and_skips_the_step_and_nothing_else(
 
     def loss(params: Tree, x: Tensor, *, key: Tensor) -> Tensor:
         noise = random.normal(key, (3,)).to(params["w"].dtype)
-        return losses.mean((params["w"] * x + noise).square())
+        return losses.mean((params["w"] * x.to(params["w"].dtype) + noise).square())
 
     optimizer, precision = train.bert_adam(0.1), Precision(compute=torch.float16)
     scale = loss_scale.dynamic(2.0**8, growth_interval=3)

@@ -130,7 +130,7 @@ PUBLIC = public()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def torch_has_woken_up() -> None:
+def warm_up_torch() -> None:
     """The first gradient imports torch's compiler, which sets an environment variable."""
     grad(torch.sin)(torch.tensor(1.0))
 

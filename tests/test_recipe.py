@@ -1,4 +1,4 @@
-"""Batches as functions of the step; fine-tuning beside the BertAdam of the ancestor."""
+"""Batches as functions of the step; fine-tuning beside the BertAdam of pytorch-pretrained-bert."""
 
 import json
 from collections import Counter
@@ -104,7 +104,7 @@ RECIPE = finetune.Recipe(
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_the_recipe_is_the_ancestors(tmp_path: Path, parts: int) -> None:
+def test_the_recipe_matches_pytorch_pretrained_bert(tmp_path: Path, parts: int) -> None:
     recipe = replace(RECIPE, gradient_accumulation_steps=parts)
     before = tree.map(torch.clone, PARAMS)
     found, results = finetune.finetune(loss, PARAMS, numbered(11), recipe, tmp_path)

@@ -30,7 +30,7 @@ def loss(params: Any, ids: Any = IDS, padding: int | None = None) -> Any:
 
 
 @pytest.mark.parametrize("donate", [False, True])
-def test_training_is_that_of_padding_idx_under_the_ancestors_optimizer(donate: bool) -> None:
+def test_training_matches_padding_idx_under_the_optimizer_of_pytorch_pretrained_bert(donate: bool) -> None:
     """The row has no part in the norm that the table is clipped by, and only decays."""
     theirs = tree.map(lambda x: x.clone().requires_grad_(), PARAMS)
     rates = {"warmup": 0.2, "t_total": 20}

@@ -358,7 +358,7 @@ def test_too_many_skipped_steps_in_a_row_stop_the_run_and_keep_the_good_state(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_parameters_that_are_no_numbers_are_not_written(value: float, tmp_path: Path) -> None:
+def test_parameters_of_nan_are_not_written(value: float, tmp_path: Path) -> None:
     """The loss of a step is that before its update, so it does not tell of a spoiled one."""
 
     def step(state: train.TrainState, x: torch.Tensor) -> tuple[train.TrainState, train.Metrics]:
@@ -372,7 +372,7 @@ def test_parameters_that_are_no_numbers_are_not_written(value: float, tmp_path: 
     assert equal(on_disk(tmp_path), run(tmp_path / "short", 2))
 
 
-def test_an_evaluation_that_is_no_number_stops_the_run(tmp_path: Path) -> None:
+def test_an_evaluation_of_nan_stops_the_run(tmp_path: Path) -> None:
     values = iter([1.0, float("inf"), float("nan")])  # infinite is worse than all, but a number
     with pytest.raises(ValueError, match="what `evaluate` returned is nan: .* diverged"):
         run(tmp_path, evaluate=lambda state: next(values))

@@ -215,7 +215,7 @@ def test_paths_out_of_the_folder_are_refused(file: Any, tmp_path: Path) -> None:
         ({"w": 3}, 'no "weight_map" of tensors to files'),
     ],
 )
-def test_what_is_wrong_with_an_index_is_told(
+def test_errors_in_an_index_are_named(
     names: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "model").mkdir()
@@ -265,7 +265,7 @@ def test_every_byte_of_an_index(tmp_path: Path, tally: Tally) -> None:
         b'{"x": ' + b"9" * 10_000 + b"}",
     ],
 )
-def test_indexes_that_are_none(content: bytes, tmp_path: Path) -> None:
+def test_invalid_indexes_are_errors(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "w.index.json"
     path.write_bytes(content)
     with nothing_runs():

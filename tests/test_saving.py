@@ -177,7 +177,7 @@ REFUSED: dict[str, tuple[Family, Any, str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_what_load_would_refuse_is_not_saved(what: str, tmp_path: Path) -> None:
+def test_unloadable_parameters_are_not_saved(what: str, tmp_path: Path) -> None:
     family, params, said = REFUSED[what]
     good = with_heads(family, ())
     family.module.save(good, tmp_path)
@@ -188,7 +188,7 @@ def test_what_load_would_refuse_is_not_saved(what: str, tmp_path: Path) -> None:
         assert_loads(tmp_path, family, good, "transformers")
 
 
-def test_numbers_that_are_none_are_saved_and_loaded(tmp_path: Path) -> None:
+def test_nan_is_saved_and_loaded(tmp_path: Path) -> None:
     params = changed(GPT2, SCALE, lambda x: torch.full_like(x, torch.nan))
     gpt2.save(params, tmp_path)
     assert gpt2.load(tmp_path)["blocks"][0]["norm_1"]["scale"].isnan().all()

@@ -1,4 +1,4 @@
-"""Schedules equal their formulas, and the ancestor's, at every step and beyond the last one."""
+"""Schedules equal their formulas, and pytorch-pretrained-bert's, at every step and beyond the last one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ from fnlm.train import schedules
 T_TOTAL = 37  # a prime, so that progress is never a round number
 STEPS = range(2 * T_TOTAL + 5)
 
-# name: (factory of warmup and t_total, name of the ancestor's class, its further arguments)
+# name: (factory of warmup and t_total, name of pytorch-pretrained-bert's class, its further arguments)
 CASES: dict[str, tuple[Callable[..., schedules.Schedule], str, dict[str, float]]] = {
     "constant": (schedules.constant, "ConstantLR", {}),
     "warmup_constant": (schedules.warmup_constant, "WarmupConstantSchedule", {}),
@@ -86,7 +86,7 @@ def test_equals_the_formula_at_every_step(name: str, warmup: float) -> None:
 
 @each_case
 @each_warmup
-def test_equals_the_ancestor_at_every_step(name: str, warmup: float) -> None:
+def test_equals_pytorch_pretrained_bert_at_every_step(name: str, warmup: float) -> None:
     factory, peer_name, kwargs = CASES[name]
     schedule = factory(warmup, T_TOTAL)
     peer = getattr(ppb().optimization, peer_name)(warmup=warmup, t_total=T_TOTAL, **kwargs)

@@ -218,7 +218,7 @@ OURS_ALONE = {"layer_norm_epsilon", "proj_same_dim", "attn_type", "sample_softma
 @pytest.mark.parametrize(
     ("key", "value"), [c for c in TRANSFO_XL_CHANGES if c[0] not in OURS_ALONE]
 )
-def test_a_heeded_key_of_transfo_xl_counts_as_for_the_ancestor(key: str, value: Any) -> None:
+def test_a_heeded_key_of_transfo_xl_counts_as_for_pytorch_pretrained_bert(key: str, value: Any) -> None:
     def run(config: transfo_xl.Config) -> tuple[list[Tensor], list[Tensor]]:
         params, module = make_pair(config, torch.float32)
         found: list[Tensor] = []
@@ -238,7 +238,7 @@ def test_a_heeded_key_of_transfo_xl_counts_as_for_the_ancestor(key: str, value: 
     assert any(x.shape != y.shape or not x.allclose(y, atol=1e-4) for x, y in pairs)
 
 
-def test_fields_of_transfo_xl_that_the_ancestor_lacks_count() -> None:
+def test_fields_of_transfo_xl_that_pytorch_pretrained_bert_lacks_count() -> None:
     ids = IDS[0]
     usual, _ = transfo_xl.apply(make_params(TRANSFO_XL), ids)
     config = make_config(layer_norm_epsilon=0.3)

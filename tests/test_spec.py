@@ -159,7 +159,7 @@ def test_configs_are_frozen_and_take_names_only() -> None:
     assert issubclass(gpt2.Config, BaseConfig)
 
 
-def test_what_could_not_run_is_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match="n_embd=37 must be a multiple of n_head=3"):
         gpt2.Config(n_embd=37, n_head=3)
     with pytest.raises(ValueError, match="activation_function='sine' is not one of gelu, "):

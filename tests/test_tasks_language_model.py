@@ -1,4 +1,4 @@
-"""Batches of a text: equal to the ancestor's, resumable at any position, in little memory."""
+"""Batches of a text: equal to pytorch-pretrained-bert's, resumable at any position, in little memory."""
 
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +49,7 @@ def random_sentences(count: int, longest: int = 40, shortest: int = 1) -> list[l
     ("batch_size", "length", "extra"),
     [(1, 1, 0), (1, 7, 3), (3, 5, 0), (4, 7, 9), (10, 70, 20), (2, 1000, 1)],
 )
-def test_ordered_batches_equal_the_ancestors(
+def test_ordered_batches_equal_pytorch_pretrained_bert(
     ids: int, batch_size: int, length: int, extra: int
 ) -> None:
     text = GENERATOR.integers(0, 500, ids).astype(np.int32)
@@ -62,8 +62,8 @@ def test_ordered_batches_equal_the_ancestors(
     assert_equal(arrays(ours), arrays(theirs.get_fixlen_iter(at)))
 
 
-def test_batches_of_varying_lengths_are_the_ancestors_windows() -> None:
-    """The lengths are ours, by the key; what is in a window of that length is the ancestor's."""
+def test_batches_of_varying_lengths_are_windows_of_pytorch_pretrained_bert() -> None:
+    """The lengths are ours, by the key; what is in a window of that length is pytorch-pretrained-bert's."""
     ids = GENERATOR.integers(0, 500, 60_001)
     theirs = LMOrderedIterator(torch.from_numpy(ids), 3, 70, ext_len=8)
     at, lengths = 0, []
@@ -89,7 +89,7 @@ def test_batches_of_varying_lengths_are_the_ancestors_windows() -> None:
 @pytest.mark.parametrize(
     ("batch_size", "length", "extra"), [(1, 1, 0), (1, 8, 3), (3, 5, 0), (4, 6, 6), (2, 50, 7)]
 )
-def test_sentences_equal_the_ancestors(
+def test_sentences_equal_pytorch_pretrained_bert(
     sentences: int, batch_size: int, length: int, extra: int
 ) -> None:
     made = random_sentences(sentences)
@@ -104,7 +104,7 @@ def test_sentences_equal_the_ancestors(
 
 
 def test_what_is_in_front_may_be_longer_than_what_is_new() -> None:
-    """The ancestor fails there."""
+    """pytorch-pretrained-bert fails there."""
     text = language_model.gather(random_sentences(60))
     new = [b.inputs for b in language_model.sentences([text], 3, 4)]
     for at, batch in enumerate(language_model.sentences([text], 3, 4, extra=10)):
@@ -274,6 +274,6 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_is_out_of_range(call: Callable[[], object], message: str) -> None:
+def test_arguments_out_of_range_are_named(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -49,7 +49,7 @@ def test_correlations_are_scipys(size: int, steps: int) -> None:
     assert metrics.spearman(given, wanted) == pytest.approx(spearman, rel=1e-12, nan_ok=True)
 
 
-def test_what_has_no_correlation() -> None:
+def test_undefined_correlations() -> None:
     assert np.isnan(metrics.pearson([2.5, 2.5], [1.0, 2.0]))
     assert np.isnan(metrics.spearman([1.0], [1.0]))
     assert metrics.matthews([1, 1, 1], [0, 1, 0]) == 0.0
@@ -98,7 +98,7 @@ def test_correlations_of_strange_numbers_are_scipys(name: str, side: str) -> Non
 @pytest.mark.parametrize("metric", [metrics.accuracy, metrics.f1, metrics.matthews])
 @pytest.mark.parametrize("side", ["predictions", "labels"])
 @pytest.mark.parametrize("wrong", [np.nan, None, np.inf, -1, 0.5])
-def test_what_is_no_class_is_an_error(metric: Any, side: str, wrong: Any) -> None:
+def test_invalid_classes_are_named(metric: Any, side: str, wrong: Any) -> None:
     pair: tuple[list[Any], list[Any]] = ([1, 0, 1], [1, 0, 1])
     pair[side == "labels"][1] = wrong
     with pytest.raises(ValueError, match=rf"{side} must be numbers of classes.*at 1"):
@@ -135,7 +135,7 @@ def test_the_likeliest_class(wrong: Any) -> None:
         metrics.most_likely(logits)
 
 
-def test_predictions_and_odds_of_questions_that_are_none_are_named() -> None:
+def test_predictions_and_odds_of_unknown_questions_are_named() -> None:
     question = Example("7", "Who?", "It was Ann.", (Answer("Ann", 7),))
     for evaluate in (squad_metrics.evaluate_v1, squad_metrics.evaluate_v2):
         with pytest.raises(TypeError, match=r"prediction of question '7' must be a text.*None"):

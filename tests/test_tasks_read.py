@@ -125,7 +125,7 @@ def test_texts_come_as_they_stand(name: str, oddity: str, tmp_path: Path) -> Non
     ],
     ids=["empty", "blank", "UTF-16", "cut gzip"],
 )
-def test_files_that_are_none_are_named(
+def test_files_of_another_format_are_named(
     name: str, content: bytes, words: str, tmp_path: Path
 ) -> None:
     (tmp_path / "bad.file").write_bytes(content)
@@ -260,7 +260,7 @@ def test_whole_numbers_are_ids(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", ["nan", "inf", "-inf", "NaN", "1e999", ""])
-def test_a_score_that_is_no_number_is_no_label(label: str, tmp_path: Path) -> None:
+def test_a_score_of_nan_is_no_label(label: str, tmp_path: Path) -> None:
     (tmp_path / "x.tsv").write_text(f"sentence1\tsentence2\tscore\na\tb\t3.5\na\tb\t{label}\n")
     with pytest.raises(ValueError, match=r"x\.tsv, line 3, column 'score': .* is not a number"):
         glue.read(tmp_path / "x.tsv", "STS-B")

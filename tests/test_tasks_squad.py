@@ -423,7 +423,7 @@ def test_the_parts_of_version_2_make_the_whole() -> None:
     assert squad_metrics.evaluate_v2(questions, texts)["total"] == 199
 
 
-def test_what_cannot_be_evaluated() -> None:
+def test_evaluation_without_predictions_or_odds_is_an_error() -> None:
     questions, texts, odds = quiz(9, 1)
     with pytest.raises(ValueError, match="no question has a prediction"):
         squad_metrics.evaluate_v2(questions, {"other": "x"})

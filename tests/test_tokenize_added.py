@@ -109,7 +109,7 @@ def test_offsets_of_added_tokens_are_where_they_stand(family: str, tmp_path: Pat
 
 
 def test_old_lists_of_added_tokens(tmp_path: Path) -> None:
-    """added_tokens.json, special_tokens_map.json and the ancestor's special_tokens.txt."""
+    """added_tokens.json, special_tokens_map.json and pytorch-pretrained-bert's special_tokens.txt."""
     for family, kind in KINDS.items():
         folder = write(family, tmp_path / family)
         size = kind.load(folder).vocab_size

@@ -177,7 +177,7 @@ def test_special_tokens_in_a_text(uncased: dict[str, bert.Tokenizer]) -> None:
     assert peer.tokenize("the[MASK]fox") == ["the", "[MASK]", "fox"]
     assert "[MASK]" not in google.tokenize("the [MASK] fox")
     assert "[MASK]" not in ppb.tokenize("the [MASK]. fox")
-    assert "[MASK]" in ppb.tokenize("the [MA\x00SK] fox"), "the ancestor cleans a text first"
+    assert "[MASK]" in ppb.tokenize("the [MA\x00SK] fox"), "pytorch-pretrained-bert cleans a text first"
     assert "[MASK]" not in peer.tokenize("the [MA\x00SK] fox"), "the peer does not"
     text = "A, [MASK] AllenNLP"
     ids, offsets = ppb.encode_with_offsets(text)

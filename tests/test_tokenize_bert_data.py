@@ -75,7 +75,7 @@ def pair(vocabulary: str, profile: str) -> tuple[bert.Tokenizer, Tokenize]:
 def test_ids_are_those_of_the_reference(profile: str, vocabulary: str, collection: str) -> None:
     """Equal, without exceptions."""
     if not PINNED and profile != "transformers":
-        pytest.skip("the ancestor's ids are those of Unicode 14 on Python 3.11 only")
+        pytest.skip("pytorch-pretrained-bert's ids are those of Unicode 14 on Python 3.11 only")
     tokenizer, reference = pair(vocabulary, profile)
     texts = texts_of(collection)
     for text in texts if FULL else texts[:: max(1, len(texts) // 150)]:

@@ -107,7 +107,7 @@ def test_a_token_that_is_no_line_cannot_be_saved(token: str, tmp_path: Path) -> 
         ("x", ["The"], {"never_split": ["none such"]}, False),
     ],
 )
-def test_the_case_is_the_saved_one_or_told_by_the_tokens(
+def test_the_case_is_the_saved_one_or_inferred_from_the_tokens(
     name: str, tokens: list[str], config: dict[str, Any], lower: bool, tmp_path: Path
 ) -> None:
     (tmp_path / name).mkdir()
@@ -208,7 +208,7 @@ def test_ids_out_of_range_are_named(bad: int) -> None:
             call([0.5])  # type: ignore[list-item]
 
 
-def test_what_is_no_text_is_named() -> None:
+def test_inputs_other_than_strings_are_named() -> None:
     tokenizer = bert.Tokenizer(vocabulary())
     for call in (tokenizer.encode, tokenizer.encode_with_offsets, tokenizer.tokenize):
         for wrong in (b"the", None, ["the"]):
@@ -216,7 +216,7 @@ def test_what_is_no_text_is_named() -> None:
                 call(wrong)  # type: ignore[arg-type]
 
 
-def test_decoding_puts_nothing_right() -> None:
+def test_decoding_keeps_ids_in_their_order_without_repair() -> None:
     tokenizer = bert.Tokenizer(
         {token: at for at, token in enumerate([*SPECIAL, *"l'do", "##eure"])}
     )

@@ -254,7 +254,7 @@ def test_loading_gives_what_was_saved_last(tmp_path: Path) -> None:
         (lambda: transfo_xl.Tokenizer({"\ufeffa": 0}), "cannot be a line"),
     ],
 )
-def test_what_could_not_be_loaded_is_not_saved(
+def test_unloadable_vocabularies_are_not_saved(
     make: Callable[[], Any], message: str, tmp_path: Path
 ) -> None:
     vocabularies.bert_small().save(tmp_path)
@@ -374,7 +374,7 @@ def test_published_merges_are_whole_with_special_tokens_of_any_kind(
     assert set(_files.unmade(vocab, merges[:-1], end)) == {"".join(merges[-1])}
 
 
-def test_the_case_of_published_vocabularies_is_told_by_their_words(tmp_path: Path) -> None:
+def test_the_case_of_published_vocabularies_is_inferred_from_their_tokens(tmp_path: Path) -> None:
     for name, lower in (
         ("bert-base-uncased", True),
         ("bert-base-cased", False),

@@ -87,7 +87,7 @@ def corpus(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["wiki", "udhr", "naughty strings"])
-def test_fallback_ids_equal_the_ancestor_without_spacy(peer: Any, name: str) -> None:
+def test_fallback_ids_equal_pytorch_pretrained_bert_without_spacy(peer: Any, name: str) -> None:
     texts = corpus(name)
     assert len(texts) > 80
     for text in texts:
@@ -200,7 +200,7 @@ def test_places_are_where_the_words_were(mode: Mode, text: str, expected: list[s
     assert [text[word.offsets[0][0] : word.offsets[-1][1]] for word in words] == expected
 
 
-def test_decode_equals_the_ancestor_with_and_without_clean_up(peer: Any) -> None:
+def test_decode_equals_pytorch_pretrained_bert_with_and_without_clean_up(peer: Any) -> None:
     tokenizer = published("original")
     texts = [text for text, _, _ in RECORDED] + ["i do not know . it 's he 've"]
     choose = random.Random(0)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import pytorch_pretrained_bert as ancestor
+import pytorch_pretrained_bert as ppb
 import tokenizers
 import transformers
 from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
@@ -41,9 +41,9 @@ families = pytest.mark.parametrize("family", sorted(FAMILIES))
 CLASSES = (
     transformers.BertTokenizer, BertTokenizerLegacy, transformers.GPT2Tokenizer,
     transformers.OpenAIGPTTokenizer, TokenizersBackend, PreTrainedTokenizerBase,
-    ancestor.BertTokenizer, ancestor.GPT2Tokenizer, ancestor.OpenAIGPTTokenizer,
+    ppb.BertTokenizer, ppb.GPT2Tokenizer, ppb.OpenAIGPTTokenizer,
 )  # fmt: skip
-# Arguments that are no settings of a file, and what the ancestor's class takes in their place.
+# Arguments that are no settings of a file, and what pytorch-pretrained-bert's class takes in their place.
 NO_SETTINGS = {"self", "kwargs", "args", "vocab_file", "merges_file", "special_tokens"}
 TEXTS = (
     "The café, thé cat!", "COVID 19\u00a0the 中文 x", " the cat", "", "\n the", "[MASK] the [UNK]a",
@@ -324,5 +324,5 @@ def test_settings_beside_a_pickle_must_agree(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ValueError, match=r"a tokenizer\.json of Transformer-XL is not read"):
         transfo_xl.load(tmp_path)
-    known = inspect.signature(ancestor.TransfoXLTokenizer.__init__).parameters.keys()
+    known = inspect.signature(ppb.TransfoXLTokenizer.__init__).parameters.keys()
     assert {"lower_case", "delimiter"} == known & _transfo_xl_files.FAMILY.heeded.keys()

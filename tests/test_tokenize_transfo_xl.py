@@ -1,4 +1,4 @@
-"""Transformer-XL's tokenizer: equal to the ancestor's; its files, the ancestor's, hostile ones."""
+"""Transformer-XL's tokenizer: equal to pytorch-pretrained-bert's; its files, pytorch-pretrained-bert's, hostile ones."""
 
 import gzip
 import os
@@ -18,14 +18,14 @@ from conftest import data_path
 from hostile import cuts, flips, little_memory, nothing_runs
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pytorch_pretrained_bert import tokenization_transfo_xl as ancestor
+from pytorch_pretrained_bert import tokenization_transfo_xl as ppb
 from test_hostile_pickles import BOMBS, CALLS, calls, swap_pickle
 
 from fnlm.tokenize import transfo_xl, words
 from fnlm.tokenize.transfo_xl import Tokenizer
 
 EXAMPLES = int(os.environ.get("FNLM_EXAMPLES", "300"))
-Theirs = ancestor.TransfoXLTokenizer
+Theirs = ppb.TransfoXLTokenizer
 
 # Odd white space, letters whose lower case is longer or depends on their place, delimiters.
 ALPHABET = "ab AB ,|<>\t\x0b\x1c\x1f\x85\xa0\u180e\u200b\u2003\u2028\u3000\ufeff"
@@ -35,7 +35,7 @@ DELIMITERS = st.sampled_from([None, " ", ",", "|", "ab", ""])
 
 
 def theirs_of(lines: list[str], **arguments: Any) -> Any:
-    """The ancestor's tokenizer, its vocabulary that of some lines."""
+    """pytorch-pretrained-bert's tokenizer, its vocabulary that of some lines."""
     made = Theirs(**arguments)
     made.count_sents([made.tokenize(line) for line in lines])
     made.build_vocab()
@@ -49,7 +49,7 @@ def assert_same(ours: Tokenizer, theirs: Any) -> None:
 
 
 def unpacked(name: str, folder: Path) -> Path:
-    """A file of WikiText as such: the ancestor reads no gzip."""
+    """A file of WikiText as such: pytorch-pretrained-bert reads no gzip."""
     path = folder / name.replace("/", "-").removesuffix(".gz")
     path.write_bytes(gzip.decompress(data_path(f"wikitext/{name}").read_bytes()))
     return path
@@ -60,13 +60,13 @@ def unpacked(name: str, folder: Path) -> Path:
 
 @settings(max_examples=EXAMPLES)
 @given(TEXTS, st.booleans(), DELIMITERS)
-def test_words_equal_the_ancestors(text: str, lower_case: bool, delimiter: str | None) -> None:
+def test_words_equal_pytorch_pretrained_bert(text: str, lower_case: bool, delimiter: str | None) -> None:
     theirs = Theirs(lower_case=lower_case, delimiter=delimiter)
     found = words.split(text, lower_case, delimiter)
     assert found == [*theirs.tokenize(text)]
     tokenizer = Tokenizer({}, lower_case, delimiter)
     for ends in ({"add_eos": True}, {"add_double_eos": True}, dict.fromkeys(ENDS, True)):
-        if delimiter != "":  # there, the ancestor adds a list to a string
+        if delimiter != "":  # there, pytorch-pretrained-bert adds a list to a string
             assert tokenizer.tokenize(text, **ends) == theirs.tokenize(text, **ends)
 
 
@@ -105,7 +105,7 @@ SPECIAL = st.sampled_from([(), ("<eos>",), ("<unk>", "<eos>"), ("<UNK>",), ("a",
 
 @settings(max_examples=EXAMPLES)
 @given(LINES, SPECIAL, st.integers(0, 4), st.sampled_from([None, 0, 1, 5]), st.booleans(), TEXTS)
-def test_vocabularies_and_ids_equal_the_ancestors(
+def test_vocabularies_and_ids_equal_pytorch_pretrained_bert(
     lines: list[str],
     special: tuple[str, ...],
     min_freq: int,
@@ -141,14 +141,14 @@ def test_vocabularies_and_ids_equal_the_ancestors(
 @settings(max_examples=EXAMPLES)
 @given(TEXTS, DELIMITERS)
 def test_texts_come_back(text: str, delimiter: str | None) -> None:
-    """With their own delimiter, where the ancestor always puts a space."""
+    """With their own delimiter, where pytorch-pretrained-bert always puts a space."""
     tokenizer = transfo_xl.train([text], delimiter=delimiter)
     found = tokenizer.decode(tokenizer.encode(text))
     assert found == (" ".join(text.split()) if delimiter is None else text.strip())
 
 
 @pytest.mark.parametrize("name", ["wikitext-2", "wikitext-103"])
-def test_wikitext_equals_the_ancestor(name: str, tmp_path: Path) -> None:
+def test_wikitext_equals_pytorch_pretrained_bert(name: str, tmp_path: Path) -> None:
     """Counting, building and encoding as `get_lm_corpus` does for these files."""
     valid = unpacked(f"{name}/valid-first60.txt.gz", tmp_path)
     test = unpacked(f"{name}/test.txt.gz", tmp_path)
@@ -198,7 +198,7 @@ def test_lines_are_those_of_files(tmp_path: Path) -> None:
 
 
 def test_ends_of_lines(tmp_path: Path) -> None:
-    """An end that the vocabulary lacks is an error, where the ancestor takes the unknown symbol."""
+    """An end that the vocabulary lacks is an error, where pytorch-pretrained-bert takes the unknown symbol."""
     (path := tmp_path / "x.txt").write_text("b a\n\nb\n")
     ours = transfo_xl.train(["a b"], special=["<S>", "<eos>"])
     assert [*ours.encode_file(path)] == [[3, 2, 1], [1], [3, 1]]
@@ -270,14 +270,14 @@ def test_saved_tokenizers_come_back(
     assert transfo_xl.load(folder, lower_case=True).lower_case
 
 
-def test_what_cannot_be_a_line_is_not_saved(tmp_path: Path) -> None:
+def test_tokens_that_hold_line_breaks_are_not_saved(tmp_path: Path) -> None:
     for symbol in ("a\nb", "a\r", "\ud800"):
         with pytest.raises(ValueError, match="cannot be a line of vocab.txt"):
             Tokenizer({symbol: 0}).save(tmp_path)
     assert not [*tmp_path.iterdir()]
 
 
-def test_vocabulary_files_equal_the_ancestor(tmp_path: Path) -> None:
+def test_vocabulary_files_equal_pytorch_pretrained_bert(tmp_path: Path) -> None:
     """As that of the One Billion Words: a symbol and its count a line, "<UNK>" for the unknown."""
     (path := tmp_path / "1b_word_vocab.txt").write_text(
         "<S> 100\n the\t90 \n<unk> 9\r\nthe 5\n<UNK> 8\n\u2003é\u3000x\n", newline=""
@@ -327,7 +327,7 @@ def test_settings_that_are_not_ours(tmp_path: Path) -> None:
         transfo_xl.load_corpus(tmp_path)
 
 
-# Files: the ancestor's, and those of its source.
+# Files: pytorch-pretrained-bert's, and those of its source.
 
 
 def write(value: Any, path: Path, way: str) -> Path:
@@ -346,7 +346,7 @@ each_way = pytest.mark.parametrize("way", WAYS)
 @each_way
 @pytest.mark.parametrize("special", [("<eos>",), ("<unk>", "<eos>"), ("unk",), ()])
 def test_vocab_bin_is_read(way: str, special: tuple[str, ...], tmp_path: Path) -> None:
-    """As `save_vocabulary` of the ancestor writes it: all of its attributes."""
+    """As `save_vocabulary` of pytorch-pretrained-bert writes it: all of its attributes."""
     lines = ["a b unk <unk> É", "漢 a \x85 b a"]
     theirs = theirs_of(lines, special=[*special], lower_case=True, min_freq=1)
     path = write(theirs.__dict__, tmp_path / "vocab.bin", way)
@@ -359,7 +359,7 @@ def test_vocab_bin_is_read(way: str, special: tuple[str, ...], tmp_path: Path) -
     assert ours.encode(text) == theirs.convert_tokens_to_ids(theirs.tokenize(text))
 
 
-def test_vocab_bin_of_the_ancestors_own_function(tmp_path: Path) -> None:
+def test_vocab_bin_of_the_function_of_pytorch_pretrained_bert(tmp_path: Path) -> None:
     theirs = theirs_of(["a b", "c"], delimiter=" ")
     theirs.save_vocabulary(str(tmp_path))
     ours = transfo_xl.load(tmp_path)
@@ -370,14 +370,14 @@ def test_vocab_bin_of_the_ancestors_own_function(tmp_path: Path) -> None:
 def made_corpus(path: Path) -> Any:
     for split in ("train", "valid", "test"):
         (path / f"{split}.txt").write_text(f"a b {split}\n\n b\n" * 3)
-    corpus = ancestor.TransfoXLCorpus(special=["<eos>"])
+    corpus = ppb.TransfoXLCorpus(special=["<eos>"])
     corpus.build_corpus(str(path), "wt2")
     return corpus
 
 
 @each_way
 def test_corpus_bin_is_read(way: str, tmp_path: Path) -> None:
-    """As the ancestor's converter writes it: all attributes but the vocabulary, NumPy arrays."""
+    """As pytorch-pretrained-bert's converter writes it: all attributes but the vocabulary, NumPy arrays."""
     wanted = made_corpus(tmp_path)
     content = {k: v for k, v in wanted.__dict__.items() if k != "vocab"}
     for dtype in ("<i8", ">i4", "u2", "i1"):
@@ -511,7 +511,7 @@ def test_hostile_pickles_run_nothing(tmp_path: Path, tally: Callable[..., None])
     assert not sentinel.exists()
 
 
-def test_the_forbidden_name_and_the_remedy_are_told(tmp_path: Path) -> None:
+def test_the_forbidden_name_and_the_remedy_are_named(tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return os.system, ("touch was_here",)
@@ -537,7 +537,7 @@ ODD = ["unk_idx", "lower_case", "delimiter", "idx2sym", "sym2idx", "vocab", "tra
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_what_is_endless_is_not_written_out(name: str, tmp_path: Path) -> None:
+def test_endless_values_are_not_written_out(name: str, tmp_path: Path) -> None:
     """A list of lists of ten times the list before, where something else should be."""
     lists = BOMBS["laughs"][:-1]  # the hundredth is in memo 99
     symbols = b"" if name in ("vocab", "idx2sym") else b"U\x07idx2sym](U\x01ae"

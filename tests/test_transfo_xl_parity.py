@@ -46,13 +46,13 @@ in_both = pytest.mark.parametrize(("dtype", "tolerance"), PRECISION)
 
 
 def make_config(**changes: Any) -> transfo_xl.Config:
-    """As in the table of families, with the ancestor's eps."""
+    """As in the table of families, with pytorch-pretrained-bert's eps."""
     values = TRANSFO_XL.config.to_dict() | {"layer_norm_epsilon": 1e-12, "tie_projs": None}
     return transfo_xl.Config.from_dict(values | changes)
 
 
 def make_pair(config: transfo_xl.Config, dtype: torch.dtype, **options: Any) -> tuple[Any, Any]:
-    """Our parameters, and the ancestor's model with the same numbers."""
+    """Our parameters, and pytorch-pretrained-bert's model with the same numbers."""
     params = make_params(TRANSFO_XL._replace(config=config), dtype=dtype)
     module = ppb_transfo_xl(config.to_dict(), **options).to(dtype)
     leaves = {name: leaf for name, leaf in params.items() if name != "config"}
@@ -82,7 +82,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
 @in_both
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_segments_equal_the_ancestor(
+def test_segments_equal_pytorch_pretrained_bert(
     name: str, rows: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     config = make_config(**CONFIGS[name])
@@ -122,7 +122,7 @@ def loss_of(run: Any, ids: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
 
 @in_both
 @pytest.mark.parametrize("name", CONFIGS)
-def test_gradients_equal_the_ancestor(name: str, dtype: torch.dtype, tolerance: float) -> None:
+def test_gradients_equal_pytorch_pretrained_bert(name: str, dtype: torch.dtype, tolerance: float) -> None:
     params, module = make_pair(make_config(**CONFIGS[name]), dtype)
     text = make_text(2, dtype)
 
@@ -139,7 +139,7 @@ def test_gradients_equal_the_ancestor(name: str, dtype: torch.dtype, tolerance: 
     loss_of(theirs, *text).backward()
     gradients = {name: p.grad for name, p in module.named_parameters()}
     assert all(g is not None for g in gradients.values())
-    found, _ = rename.from_foreign(gradients, FAMILY, "ancestor")
+    found, _ = rename.from_foreign(gradients, FAMILY, "pytorch-pretrained-bert")
     for sparse in (False, True):
         mine = dict(tree.named_leaves(grad(ours)(params, sparse)))
         assert found.keys() == mine.keys()
@@ -148,7 +148,7 @@ def test_gradients_equal_the_ancestor(name: str, dtype: torch.dtype, tolerance: 
             close(gradient / scale, found[path] / scale, tolerance)
 
 
-def test_where_the_ancestor_masks_nothing_it_computes_in_float64_itself() -> None:
+def test_where_pytorch_pretrained_bert_masks_nothing_it_computes_in_float64_itself() -> None:
     config = make_config(same_length=False)
     params, module = make_pair(config, torch.float64, rounded=True)
     ids = torch.randint(41, (2, 4))
@@ -167,7 +167,7 @@ def test_where_the_ancestor_masks_nothing_it_computes_in_float64_itself() -> Non
 def test_without_cutoffs_the_softmax_is_plain(
     div_val: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    """The ancestor stops without cutoffs, after its last block: compared are its hidden states."""
+    """pytorch-pretrained-bert stops without cutoffs, after its last block: compared are its hidden states."""
     params, module = make_pair(make_config(cutoffs=(), div_val=div_val), dtype)
     ids = torch.randint(41, (3, 6))
     seen: list[Tensor] = []
@@ -214,7 +214,7 @@ def test_releases_for_tensorflow_give_their_stored_results(name: str) -> None:
 @pytest.mark.parametrize(
     "name", ["div_val 2, tied", "nothing tied", "shared biases", "div_val 1, projected"]
 )
-def test_the_ancestor_loads_what_is_saved_and_back(name: str, tmp_path: Path) -> None:
+def test_pytorch_pretrained_bert_loads_what_is_saved_and_back(name: str, tmp_path: Path) -> None:
     config = make_config(**CONFIGS[name])
     params, module = make_pair(config, torch.float32)
     transfo_xl.save(params, tmp_path, dialect="pytorch-pretrained-bert")
@@ -241,7 +241,7 @@ def test_a_copy_that_differs_is_an_error(tmp_path: Path) -> None:
         transfo_xl.load(tmp_path)
 
 
-def test_the_ancestor_has_no_other_attention_and_no_sampled_softmax_that_runs() -> None:
+def test_pytorch_pretrained_bert_has_no_other_attention_and_no_sampled_softmax_that_runs() -> None:
     """Standing for the refusal of attn_type 1 to 3, and for tests of our own of the sampling."""
     ids = torch.randint(41, (2, 5))
     with pytest.raises(AttributeError, match="r_w_bias"):
@@ -260,7 +260,7 @@ def test_the_ancestor_has_no_other_attention_and_no_sampled_softmax_that_runs() 
         ppb_transfo_xl(make_config().to_dict() | {"sample_softmax": 5})
 
 
-def test_the_ancestor_reads_ahead_without_a_memory() -> None:
+def test_pytorch_pretrained_bert_reads_ahead_without_a_memory() -> None:
     """Standing for the refusal of same_length with mem_len 0."""
     _, module = make_pair(make_config(mem_len=0), torch.float32)
     ids = torch.randint(40, (1, 6))

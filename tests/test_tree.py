@@ -194,7 +194,7 @@ def test_stack_and_unstack_name_what_they_need() -> None:
         tree.unstack({"a": torch.zeros(2), "b": torch.zeros(3)})
 
 
-def test_a_constant_has_no_leaves_passes_transforms_and_tells_trees_apart() -> None:
+def test_a_constant_has_no_leaves_passes_transforms_and_is_part_of_the_structure() -> None:
     t = {"config": Label("x"), "w": torch.ones(3)}
     assert len(tree.leaves(t)) == 1
     assert tree.structure(t) == tree.structure({"config": Label("x"), "w": 0})

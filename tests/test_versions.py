@@ -66,7 +66,7 @@ def test_the_lowest_versions_are_the_bounds() -> None:
         ("1.2", ("a", "1.4", True), ""),
     ],
 )
-def test_what_drifts_is_seen(bound: str | None, line: tuple[str, str, bool], message: str) -> None:
+def test_bounds_that_disagree_are_found(bound: str | None, line: tuple[str, str, bool], message: str) -> None:
     name, version, remark = line
     told = complaints({"a": Version(bound) if bound else None}, [(name, Version(version), remark)])
     assert (message in told) if message else not told

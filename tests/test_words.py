@@ -110,12 +110,12 @@ def faults(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_the_code_speaks_the_fields_words(path: Path) -> None:
+def test_the_code_uses_the_fields_words(path: Path) -> None:
     assert not faults(path.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_the_pages_speak_the_fields_words(page: Path) -> None:
+def test_the_pages_use_the_fields_words(page: Path) -> None:
     assert not misworded(page.read_text(encoding="utf-8"))
 
 

@@ -16,11 +16,16 @@ from torch import Tensor
 from fnlm import random, tree
 from fnlm.files.checkpoint import replace
 from fnlm.finetune.data import Arrays, Epochs, batches, length_sorted_batches
+from fnlm.train import loss_scale
+from fnlm.train.device import choose_device
 from fnlm.train.log import read_log
 from fnlm.train.loop import fit
+from fnlm.train.loss_scale import LossScale
 from fnlm.train.optimizers import bert_adam
+from fnlm.train.precision import Precision
 from fnlm.train.rows import mask_rows
 from fnlm.train.step import init_state, train_step
+from fnlm.train.storage import offload
 from fnlm.train.transformations import Optimizer, except_bias_and_norm
 from fnlm.tree import Tree
 
@@ -28,6 +33,7 @@ __all__ = ["Recipe", "TextRecipe", "claim_run_directory", "finetune", "mean_loss
 
 Loss = Callable[..., Tensor]
 _fine_tuning = partial(bert_adam, decay=except_bias_and_norm)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,11 @@ class Recipe:
         weight_decay: decoupled weight-decay coefficient, for all but norms and biases.
         seed: of new heads, the order of the rows and dropout.
         checkpoint_every: steps between checkpoints.
-        device: torch device, such as cpu or cuda.
+        device: cpu, cuda, or auto for CUDA where there is a GPU.
+        dtype: of the computation: float32, bfloat16 or float16; the weights stay float32.
+        loss_scale: of a computation in half precision; 0 for a dynamic one in float16 and none
+            otherwise.
+        optimize_on_cpu: keep the state of the optimizer on the CPU, and update there.
     """
 
     train_batch_size: int = 32
@@ -54,7 +64,36 @@ class Recipe:
     weight_decay: float = 0.01
     seed: int = 42
     checkpoint_every: int = 500
-    device: str = "cpu"
+    device: str = "auto"
+    dtype: str = "float32"
+    loss_scale: float = 0.0
+    optimize_on_cpu: bool = False
+
+    def precision(self) -> Precision:
+        """Return the dtypes of the computation.
+
+        Raises:
+            ValueError: `dtype` is none of the three.
+
+        >>> Recipe(dtype="bfloat16").precision().compute
+        torch.bfloat16
+        """
+        if self.dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
+        return Precision(compute=_DTYPES[self.dtype])
+
+    def scale(self) -> LossScale | None:
+        """Return the loss scale, None for a run without.
+
+        Raises:
+            ValueError: `loss_scale` is negative or not finite.
+
+        >>> Recipe(dtype="float16", loss_scale=128.0).scale().init().scale
+        tensor(128.)
+        """
+        if self.loss_scale:
+            return loss_scale.static(self.loss_scale)
+        return loss_scale.dynamic() if self.dtype == "float16" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +156,7 @@ def finetune(
     Raises:
         ValueError: the directory holds a run with other settings, data or initial parameters, and
             the message names what differs; a batch does not divide into equal micro-batches;
-            `checkpoint_every` is below 1; or `held_out` has no rows.
+            `checkpoint_every` is below 1; `held_out` has no rows; or there is no such device.
     """
     rows, parts = recipe.train_batch_size, recipe.gradient_accumulation_steps
     if recipe.checkpoint_every < 1:
@@ -128,31 +167,22 @@ def finetune(
         raise ValueError(
             f"train_batch_size={rows} must be a multiple of gradient_accumulation_steps={parts}"
         )
+    device, scale = choose_device(recipe.device), recipe.scale()
     order_key, dropout_key = random.split(random.key(recipe.seed))
     epochs = data if isinstance(data, Epochs) else Epochs.of(data, recipe.num_train_epochs)
-    steps, batch_at = batches(epochs, order_key, rows, recipe.device)
-    optim = optimizer(
-        recipe.learning_rate,
-        warmup=recipe.warmup_proportion,
-        t_total=steps,
-        weight_decay=recipe.weight_decay,
-    )
+    steps, batch_at = batches(epochs, order_key, rows, device)
     masked = {path: row for path, row in (masked_rows or {}).items() if row is not None}
-    optim = mask_rows(optim, masked)
+    optim = _optimizer(optimizer, recipe, steps, masked)
     # A copy, as the steps update in place, and loaded parameters may be memory-mapped from a file.
-    params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), recipe.device)
-    fingerprinted = {
-        "data": (np.array(epochs.sizes), *epochs.arrays(0)),
-        "starting parameters": [leaf.cpu().numpy() for leaf in tree.leaves(params)],
-    }
-    may_differ = ("device", "checkpoint_every")  # between a run and its continuation
-    names = [field.name for field in fields(Recipe) if field.name not in may_differ]
-    identity = {name: getattr(recipe, name) for name in names}
-    identity |= {"masked_rows": masked} if masked else {}
-    claim_run_directory(directory, identity | dict(settings or {}), fingerprinted)
+    params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), device)
+    settings = ({"masked_rows": masked} if masked else {}) | dict(settings or {})
+    _claim(directory, recipe, settings, epochs, params)
+    step = train_step(
+        loss, optim, accumulate=parts, precision=recipe.precision(), loss_scale=scale, donate=True
+    )
     state = fit(
-        train_step(loss, optim, accumulate=parts, donate=True),
-        init_state(params, optim, dropout_key.to(recipe.device)),
+        step,
+        init_state(params, optim, dropout_key.to(device), loss_scale=scale),
         batch_at,
         steps=steps,
         directory=directory,
@@ -162,6 +192,32 @@ def finetune(
         evaluate_every=recipe.checkpoint_every,
     )
     return state.params, {"global_step": steps, "loss": read_log(directory)[-1]["train_loss"]}
+
+
+def _optimizer(
+    make: Callable[..., Optimizer], recipe: Recipe, steps: int, masked: Mapping[str, int]
+) -> Optimizer:
+    optimizer = make(
+        recipe.learning_rate,
+        warmup=recipe.warmup_proportion,
+        t_total=steps,
+        weight_decay=recipe.weight_decay,
+    )
+    return mask_rows(offload(optimizer) if recipe.optimize_on_cpu else optimizer, masked)
+
+
+def _claim(
+    directory: str | Path, recipe: Recipe, settings: Mapping[str, Any], epochs: Epochs, params: Tree
+) -> None:
+    """Claim the directory for the run of a recipe, its settings, data and first parameters."""
+    fingerprinted = {
+        "data": (np.array(epochs.sizes), *epochs.arrays(0)),
+        "starting parameters": [leaf.cpu().numpy() for leaf in tree.leaves(params)],
+    }
+    may_differ = ("device", "checkpoint_every")  # between a run and its continuation
+    names = [field.name for field in fields(Recipe) if field.name not in may_differ]
+    identity = {name: getattr(recipe, name) for name in names} | dict(settings)
+    claim_run_directory(directory, identity, fingerprinted)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Optimizers, schedules, losses, training steps and a training loop, over parameter trees."""
 
 from fnlm.train import loss_scale, losses, schedules
+from fnlm.train.device import choose_device
 from fnlm.train.log import describe_run, plot_log, read_log
 from fnlm.train.loop import Interrupted, fit
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
@@ -53,6 +54,7 @@ __all__ = [
     "bert_adam",
     "carry_step",
     "chain",
+    "choose_device",
     "clip_by_global_norm",
     "clip_per_tensor",
     "correct_bias",

@@ -81,7 +81,7 @@ def resume(directory: Path, like: Tree) -> tuple[Tree, Any] | None:
     """Return the last state of a directory and its notes, None if there is no state.
 
     Raises:
-        DamagedStateError: the state is damaged; the message names a former one that is whole.
+        ValueError: the state is damaged; the message names a former one that is whole.
     """
     path = directory / STATE
     if not path.exists():

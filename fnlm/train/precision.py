@@ -24,7 +24,7 @@ class Precision:
     Args:
         params: in which parameters are kept. With float32, these are the master weights of a
             computation in half precision.
-        compute: to which parameters and floating-point data are cast where they are used.
+        compute: to which parameters are cast where they are used.
         output: to which floating-point results are cast, the loss of a step among them.
 
     Raises:
@@ -74,8 +74,15 @@ class Precision:
         """
         return _cast(values, self.output)
 
-    def wrap(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+    def wrap(self, fn: Callable[..., Any], arguments: int | None = None) -> Callable[..., Any]:
         """Return `fn` with its positional arguments cast to `compute`, its result to `output`.
+
+        Args:
+            fn: a function of trees, such as `gpt2.apply`.
+            arguments: how many of the arguments are cast, from the first on; all by default.
+
+        Returns:
+            a function of the same arguments.
 
         >>> dot = Precision(compute=torch.bfloat16).wrap(lambda a, b: (a * b).sum())
         >>> dot(torch.tensor([1.0, 2.0**-9]), torch.ones(2))
@@ -84,7 +91,8 @@ class Precision:
 
         def wrapped(*args: Any, **kwargs: Any) -> Any:
             with without_autocast(args):
-                return self.to_output(fn(*self.to_compute(args), **kwargs))
+                computed = [self.to_compute(x) for x in args[:arguments]]
+                return self.to_output(fn(*computed, *args[len(computed) :], **kwargs))
 
         return wrapped
 

@@ -112,7 +112,8 @@ def train_step(
             of the batch. Means of `fnlm.train.losses` are over the whole batch, however many tokens
             each micro-batch counts; of any other loss, the step takes the mean. A loss of several
             such means, in micro-batches of different counts, costs a forward pass more.
-        precision: dtypes of the computation; by default those of parameters and batch.
+        precision: dtypes of the computation; by default those of the parameters. The batch is left
+            as it is, so that targets of a regression are not rounded.
         loss_scale: of `fnlm.train.loss_scale`, for a computation in float16.
         donate: update in place: the tensors of the state are overwritten with the results.
 
@@ -130,7 +131,7 @@ def train_step(
     """
     if accumulate < 1:
         raise ValueError(f"accumulate must be at least 1, got {accumulate}")
-    loss = loss if precision is None else precision.wrap(loss)
+    loss = loss if precision is None else precision.wrap(loss, arguments=1)
     gradient = accumulated(loss, accumulate)
 
     def step(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
@@ -168,7 +169,7 @@ def carry_step(
     >>> step(step(state, torch.ones(2))[0], torch.ones(2))[0].carry
     tensor([2., 2.])
     """
-    loss = loss if precision is None else precision.wrap(loss)
+    loss = loss if precision is None else precision.wrap(loss, arguments=2)
 
     def scaled(params: Tree, scale: Tensor | None, *args: Any, key: Tensor) -> Any:
         value, carry = loss(params, *args, key=key)
