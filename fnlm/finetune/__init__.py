@@ -6,6 +6,7 @@ from fnlm.finetune.recipe import (
     TextRecipe,
     claim_run_directory,
     finetune,
+    last_line,
     mean_loss,
     write_results,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "batches",
     "claim_run_directory",
     "finetune",
+    "last_line",
     "length_sorted_batches",
     "mean_loss",
     "predict",

@@ -1,6 +1,7 @@
 """BERT's fine-tuning recipe, as a preemption-safe run."""
 
 import json
+import shlex
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -29,7 +30,10 @@ from fnlm.train.storage import offload
 from fnlm.train.transformations import Optimizer, except_bias_and_norm
 from fnlm.tree import Tree
 
-__all__ = ["Recipe", "TextRecipe", "claim_run_directory", "finetune", "mean_loss", "write_results"]
+__all__ = [
+    "Recipe", "TextRecipe", "claim_run_directory", "finetune", "last_line", "mean_loss",
+    "write_results",
+]  # fmt: skip
 
 Loss = Callable[..., Tensor]
 _fine_tuning = partial(bert_adam, decay=except_bias_and_norm)
@@ -240,8 +244,20 @@ def mean_loss(loss: Loss, params: Tree, arrays: Arrays, recipe: Recipe) -> float
     return sum(len(rows) * float(loss(params, *batch)) for rows, batch in pairs) / len(arrays[0])
 
 
-def write_results(results: dict[str, float], directory: str | Path, name: str) -> str:
-    """Write results to `name`.json and, one per line, to `name`.txt; return the text.
+def write_results(
+    results: dict[str, float], directory: str | Path, name: str, *, then: Sequence[str] = ()
+) -> str:
+    """Write results to `name`.json and, one per line, to `name`.txt; return what to print.
+
+    Args:
+        results: the numbers.
+        directory: of the run; created if missing.
+        name: of the files.
+        then: the words of a command that uses what the run has made.
+
+    Returns:
+        the lines of the text and, where there is a command, a last one that names the files of the
+        directory and the command.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -252,7 +268,21 @@ def write_results(results: dict[str, float], directory: str | Path, name: str) -
     lines = "".join(f"{key} = {results[key]}\n" for key in sorted(results))
     _write(Path(directory, f"{name}.txt"), lines)
     _write(Path(directory, f"{name}.json"), json.dumps(results, indent=2, sort_keys=True) + "\n")
-    return lines
+    return lines + (last_line(directory, then) if then else "")
+
+
+def last_line(directory: str | Path, then: Sequence[str]) -> str:
+    """Return the last line of a program: what its directory holds, and the next command.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     text = write_results({"f1": 0.5}, folder, "eval_results")
+    ...     line = last_line(folder, ["fnlm", "inspect", folder])
+    >>> print(line.replace(folder, "runs/one"), end="")
+    runs/one holds eval_results.json, eval_results.txt; next: fnlm inspect runs/one
+    """
+    names = sorted(path.name for path in Path(directory).iterdir() if path.name[0] != ".")
+    return f"{directory} holds {', '.join(names)}; next: {shlex.join(then)}\n"
 
 
 def claim_run_directory(
