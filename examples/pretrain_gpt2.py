@@ -160,15 +160,13 @@ def learn(config: gpt2.Config, tokens: Tensor, held_out: Tensor, flags: Flags) -
         max_grad_norm=1.0,
         decay=lambda path, leaf: leaf.ndim > 1,
     )
-    recipe, device = finetune.Recipe(dtype=flags.dtype), train.choose_device(flags.device)
-    scale, size = recipe.scale(), (flags.batch_size, flags.n_positions)
+    precision, scale = finetune.mixed_precision(flags.dtype)
+    size, device = (flags.batch_size, flags.n_positions), train.choose_device(flags.device)
     params_key, data_key, run_key = random.split(random.key(flags.seed), 3)
     params = tree.to(gpt2.init(config, params_key), device)
     print(f"{tree.count(params):,} parameters, {len(tokens):,} tokens, {len(held_out):,} held out")
     train.fit(
-        train.train_step(
-            loss, optimizer, precision=recipe.precision(), loss_scale=scale, donate=True
-        ),
+        train.train_step(loss, optimizer, precision=precision, loss_scale=scale, donate=True),
         train.init_state(params, optimizer, run_key.to(device), loss_scale=scale),
         lambda at: (draw_batch(tokens, random.fold_in(data_key, at), *size).to(device),),
         steps=flags.steps,

@@ -8,6 +8,7 @@ from fnlm.finetune.recipe import (
     finetune,
     last_line,
     mean_loss,
+    mixed_precision,
     write_results,
 )
 
@@ -21,6 +22,7 @@ __all__ = [
     "last_line",
     "length_sorted_batches",
     "mean_loss",
+    "mixed_precision",
     "predict",
     "tensors",
     "write_results",

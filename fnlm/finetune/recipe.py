@@ -32,7 +32,7 @@ from fnlm.tree import Tree
 
 __all__ = [
     "Recipe", "TextRecipe", "claim_run_directory", "finetune", "last_line", "mean_loss",
-    "write_results",
+    "mixed_precision", "write_results",
 ]  # fmt: skip
 
 Loss = Callable[..., Tensor]
@@ -72,32 +72,6 @@ class Recipe:
     dtype: str = "float32"
     loss_scale: float = 0.0
     optimize_on_cpu: bool = False
-
-    def precision(self) -> Precision:
-        """Return the dtypes of the computation.
-
-        Raises:
-            ValueError: `dtype` is none of the three.
-
-        >>> Recipe(dtype="bfloat16").precision().compute
-        torch.bfloat16
-        """
-        if self.dtype not in _DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
-        return Precision(compute=_DTYPES[self.dtype])
-
-    def scale(self) -> LossScale | None:
-        """Return the loss scale, None for a run without.
-
-        Raises:
-            ValueError: `loss_scale` is negative or not finite.
-
-        >>> Recipe(dtype="float16", loss_scale=128.0).scale().init().scale
-        tensor(128.)
-        """
-        if self.loss_scale:
-            return loss_scale.static(self.loss_scale)
-        return loss_scale.dynamic() if self.dtype == "float16" else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +145,8 @@ def finetune(
         raise ValueError(
             f"train_batch_size={rows} must be a multiple of gradient_accumulation_steps={parts}"
         )
-    device, scale = choose_device(recipe.device), recipe.scale()
+    device = choose_device(recipe.device)
+    precision, scale = mixed_precision(recipe.dtype, recipe.loss_scale)
     order_key, dropout_key = random.split(random.key(recipe.seed))
     epochs = data if isinstance(data, Epochs) else Epochs.of(data, recipe.num_train_epochs)
     steps, batch_at = batches(epochs, order_key, rows, device)
@@ -182,7 +157,7 @@ def finetune(
     settings = ({"masked_rows": masked} if masked else {}) | dict(settings or {})
     _claim(directory, recipe, settings, epochs, params)
     step = train_step(
-        loss, optim, accumulate=parts, precision=recipe.precision(), loss_scale=scale, donate=True
+        loss, optim, accumulate=parts, precision=precision, loss_scale=scale, donate=True
     )
     state = fit(
         step,
@@ -196,6 +171,27 @@ def finetune(
         evaluate_every=recipe.checkpoint_every,
     )
     return state.params, {"global_step": steps, "loss": read_log(directory)[-1]["train_loss"]}
+
+
+def mixed_precision(dtype: str, scale: float = 0.0) -> tuple[Precision, LossScale | None]:
+    """Return the precision and the loss scale that the flags of a program ask for.
+
+    Args:
+        dtype: of the computation: float32, bfloat16 or float16; the weights stay float32.
+        scale: 0 for a dynamic loss scale in float16 and none otherwise.
+
+    Raises:
+        ValueError: `dtype` is none of the three, or the scale is negative or not finite.
+
+    >>> mixed_precision("bfloat16")[0].compute, mixed_precision("float16", 128.0)[1].init().scale
+    (torch.bfloat16, tensor(128.))
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    precision = Precision(compute=_DTYPES[dtype])
+    if scale:
+        return precision, loss_scale.static(scale)
+    return precision, loss_scale.dynamic() if dtype == "float16" else None
 
 
 def _optimizer(
