@@ -71,7 +71,8 @@ from fnlm.tokenize import gpt as symbols
 from fnlm.tokenize import gpt2 as words
 from fnlm.tokenize import transfo_xl as counted
 from fnlm.tokenize import words as between_spaces
-from fnlm.train import losses, schedules
+from fnlm.train import loss_scale, losses, schedules
+from fnlm.train import state as state_files
 
 
 class Example(NamedTuple):
@@ -506,6 +507,8 @@ def finetuned(folder: Path) -> Example:
     return on(finetune.finetune, row_loss, SMALL, EPOCHS, finetune.Recipe(), folder / "tuned")
 
 
+MIXED = train.Precision(torch.bfloat16, compute=torch.float16)
+SCALE = loss_scale.dynamic(8.0)
 RATES: dict[str, Any] = {"warmup": 0.1, "t_total": 10}
 TRAINING: dict[str, Make] = {
     "add_decayed_weights": links(train.add_decayed_weights(0.1, train.except_bias_and_norm)),
@@ -525,6 +528,25 @@ TRAINING: dict[str, Make] = {
     "init_state": lambda _: on(train.init_state, SMALL, train.adamw(0.1), KEY),
     "fit": fitted,
     "read_log": lambda folder: on(train.read_log, log_there(folder)),
+    "describe_run": lambda folder: on(train.describe_run, log_there(folder)),
+    "plot_log": lambda folder: on(train.plot_log, log_there(folder), seen=lambda path: path.name),
+    "describe_skipped": lambda _: on(train.describe_skipped, STATE),
+    "choose_device": lambda _: on(train.choose_device, "cpu"),
+    "offload": updates(train.offload, train.adamw(0.1)),
+    "half_moments": updates(train.half_moments, train.adamw(0.1), KEY),
+    "round_stochastically": lambda _: on(train.round_stochastically, X, torch.bfloat16, KEY),
+    "loss_scale.static": lambda _: on(loss_scale.static, 8.0, seen=lambda scale: scale.init()),
+    "loss_scale.dynamic": lambda _: on(
+        SCALE.update, SCALE.init(), torch.tensor(False), seen=lambda state: state
+    ),
+    "Precision.to_params": lambda _: on(MIXED.to_params, SMALL),
+    "Precision.to_compute": lambda _: on(MIXED.to_compute, SMALL),
+    "Precision.to_output": lambda _: on(MIXED.to_output, SMALL),
+    "Precision.wrap": lambda _: on(MIXED.wrap(square), SMALL, X),
+    "read_notes": lambda folder: on(train.read_notes, state_there(folder)),
+    "state.load_with_notes": lambda folder: on(
+        state_files.load_with_notes, state_there(folder), SMALL
+    ),
     "load_state": lambda folder: on(train.load_state, state_there(folder), SMALL),
     "save_state": writes(train.save_state, STATE),
     "train_step": lambda _: on(STEP, STATE, X),
@@ -542,6 +564,7 @@ TRAINING: dict[str, Make] = {
     "losses.token_classification": lambda _: on(
         losses.token_classification, X, IDS[:, :5] % 9, MASK[:, :5]
     ),
+    "losses.mean": lambda _: on(losses.mean, LOGITS, LOGITS > 0),
     "losses.multiple_choice": lambda _: on(losses.multiple_choice, LOGITS, LABELS),
     "schedules.constant": at_steps(schedules.constant()),
     "schedules.warmup_constant": at_steps(schedules.warmup_constant(0.1, 20)),
@@ -571,6 +594,8 @@ FINETUNING: dict[str, Make] = {
     "write_results": lambda folder: on(
         finetune.write_results, {"f1": 0.5}, folder / "made", "r", seen=lambda _: files(folder)
     ),
+    "last_line": lambda folder: on(finetune.last_line, log_there(folder), ["fnlm", "inspect"]),
+    "mixed_precision": lambda _: on(finetune.mixed_precision, "bfloat16"),
     "claim_run_directory": lambda folder: on(
         finetune.claim_run_directory,
         folder,

@@ -18,8 +18,8 @@ from fnlm import random, tree
 from fnlm.files.checkpoint import replace
 from fnlm.finetune.data import Arrays, Epochs, batches, length_sorted_batches
 from fnlm.train import loss_scale
+from fnlm.train._log import read_log
 from fnlm.train.device import choose_device
-from fnlm.train.log import read_log
 from fnlm.train.loop import fit
 from fnlm.train.loss_scale import LossScale
 from fnlm.train.optimizers import bert_adam

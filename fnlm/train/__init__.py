@@ -1,8 +1,8 @@
 """Optimizers, schedules, losses, training steps and a training loop, over parameter trees."""
 
 from fnlm.train import loss_scale, losses, schedules
+from fnlm.train._log import describe_run, plot_log, read_log
 from fnlm.train.device import choose_device
-from fnlm.train.log import describe_run, plot_log, read_log
 from fnlm.train.loop import Interrupted, fit
 from fnlm.train.optimizers import adamw, bert_adam, openai_adam
 from fnlm.train.precision import Precision

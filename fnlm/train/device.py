@@ -7,7 +7,6 @@ import torch
 __all__ = ["choose_device"]
 
 
-@lru_cache
 def choose_device(name: str | torch.device = "auto") -> torch.device:
     """Return the device of a name; "auto" is CUDA where there is a GPU, else the CPU.
 
@@ -20,7 +19,12 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     >>> choose_device("cpu")
     device(type='cpu')
     """
-    if str(name) == "auto":
+    return _device(str(name))
+
+
+@lru_cache
+def _device(name: str) -> torch.device:
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device

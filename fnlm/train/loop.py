@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fnlm import tree
 from fnlm.train import _directory
-from fnlm.train.log import LOG, Log, Row, read_log, valid_losses, write_log
+from fnlm.train._log import LOG, Log, Row, read_log, valid_losses, write_log
 from fnlm.train.step import CarryState, Metrics, TrainState, describe_skipped
 
 __all__ = ["Interrupted", "fit"]

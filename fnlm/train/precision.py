@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fnlm import tree
+from fnlm.train._autocast import without_autocast
 from fnlm.tree import Tree
 
-__all__ = ["Precision", "without_autocast"]
+__all__ = ["Precision"]
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,6 @@ class Precision:
                 return self.to_output(fn(*computed, *args[len(computed) :], **kwargs))
 
         return wrapped
-
-
-def without_autocast(values: Tree) -> torch.autocast:
-    """Return a context that turns torch's autocast off, for the device of the first tensor."""
-    devices = (leaf.device.type for leaf in tree.leaves(values) if isinstance(leaf, Tensor))
-    return torch.autocast(next((name for name in devices if name != "meta"), "cpu"), enabled=False)
 
 
 def _cast(values: Tree, dtype: torch.dtype) -> Tree:

@@ -10,8 +10,9 @@ from torch import Tensor
 from fnlm import random, tree
 from fnlm.layers.precision import at_least_float32
 from fnlm.train._accumulation import accumulated, is_readable, times, unscaled
+from fnlm.train._autocast import without_autocast
 from fnlm.train.loss_scale import LossScale, LossScaleState
-from fnlm.train.precision import Precision, without_autocast
+from fnlm.train.precision import Precision
 from fnlm.train.transformations import Optimizer
 from fnlm.transforms.gradient import grad_and_value
 from fnlm.tree import Tree
