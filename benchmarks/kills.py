@@ -3,7 +3,8 @@
     python benchmarks/kills.py --kills 50
 
 A small GPT-2 is pretrained by `examples/pretrain_gpt2.py` once without a kill, and in other
-directories with one kill -9 each, at a moment drawn from the time that the first took.
+directories with one kill -9 each: one in four at a moment between start and first state, the others
+at a moment between first state and end, as the run without a kill took.
 """
 
 import json
@@ -35,6 +36,12 @@ def start(text: Path, output: Path) -> subprocess.Popen[bytes]:
     )
 
 
+def wait_for_state(process: subprocess.Popen[bytes], output: Path) -> None:
+    """Wait until a run has saved its first state, or is over."""
+    while not (output / "state.safetensors").exists() and process.poll() is None:
+        time.sleep(0.002)
+
+
 def contents(output: Path) -> dict[str, object]:
     """Return what a run left, but for the seconds that it took."""
     found: dict[str, object] = {path.name: path.read_bytes() for path in output.iterdir()}
@@ -55,20 +62,26 @@ def main(kills: int = 50, seed: int = 0) -> None:
         rows = [f"The {a} {b} went to the {c}." for a in ("old", "red") for b in ("fox", "king")
                 for c in ("wood", "sea", "hill")]  # fmt: skip
         text.write_text("\n".join(rows * 12))
-        began = time.monotonic()
-        if start(text, Path(folder, "whole")).wait():
+        began, process = time.monotonic(), start(text, Path(folder, "whole"))
+        wait_for_state(process, Path(folder, "whole"))
+        first = time.monotonic() - began
+        if process.wait():
             raise SystemExit("the run without a kill failed")
         seconds, whole = time.monotonic() - began, contents(Path(folder, "whole"))
         moments = torch.rand(kills, generator=torch.Generator().manual_seed(seed))
-        for i, moment in enumerate((moments * seconds).tolist()):
+        for i, moment in enumerate(moments.tolist()):
             output = Path(folder, f"run-{i}")
             process = start(text, output)
-            time.sleep(moment)
+            if i % 4:
+                wait_for_state(process, output)
+            time.sleep(moment * (seconds - first if i % 4 else first))
             process.send_signal(signal.SIGKILL)
             counts["over before"] += process.wait() == 0
             counts["killed before the first state"] += not (output / "state.safetensors").exists()
             if start(text, output).wait() or contents(output) != whole:
-                raise SystemExit(f"run {i}, killed after {moment:.2f} s, ended otherwise: {output}")
+                raise SystemExit(
+                    f"run {i}, killed at moment {moment:.2f}, ended otherwise: {output}"
+                )
             counts["same files"] += 1
     print(f"{kills} kills over {seconds:.1f} s: {counts}")
 

@@ -85,7 +85,6 @@ def fit(
             infinite, and the directory keeps the last good state; or a file there is damaged, and
             the message names the state before it.
         OSError: another run uses the directory, its log is missing, or the disk is full.
-        Interrupted: a SystemExit, after SIGINT or SIGTERM.
     """
     _check_range(steps=(steps, 0), evaluate_every=(evaluate_every, 1), patience=(patience, 1),
                  keep=(keep, 1), max_skipped=(max_skipped, 0))  # fmt: skip

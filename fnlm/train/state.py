@@ -79,9 +79,9 @@ def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedStateError: a ValueError: the file is truncated, a bit of it has changed, or it was
-            not written by `save_state`.
-        ValueError: names, shapes or types differ, and the message lists them.
+        ValueError: names, shapes or types differ, and the message lists them; or, as a
+            `DamagedStateError`, the file is truncated, a bit of it has changed, or it was not
+            written by `save_state`.
     """
     return load_with_notes(path, like)[0]
 
@@ -114,7 +114,7 @@ def read_notes(path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedStateError: a ValueError: the file does not hold what was saved.
+        ValueError: as a `DamagedStateError`, the file does not hold what was saved.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
