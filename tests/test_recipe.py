@@ -167,7 +167,9 @@ def tuned(directory: Path, **flags: Any) -> tuple[Any, dict[str, float]]:
 
     def loss(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
         x = batch[0].to(params["w"].dtype) / 11
-        return losses.regression((x * params["w"][:1]).sum(-1, keepdim=True), batch[3].float() / 11)
+
+        score = (x * params["w"][:1]).sum(-1, keepdim=True)
+        return losses.regression(score, batch[3].float() / 11) * 0.01
 
     settings = {"train_batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-2} | flags
     recipe = finetune.Recipe(**settings)
