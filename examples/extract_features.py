@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fnlm import bert, cli, finetune, tree
+from fnlm import bert, cli, finetune, train, tree
 from fnlm.tasks.features import digest, encode_pairs
 from fnlm.tokenize import bert as tokenize
 
@@ -48,7 +48,7 @@ class Flags:
     max_seq_length: int = 128
     batch_size: int = 32
     do_lower_case: bool = False
-    device: str = "cpu"
+    device: str = "auto"
 
 
 def read(path: Path) -> list[tuple[str, str | None]]:
@@ -97,7 +97,7 @@ def features(
 
 def main(flags: Flags) -> None:
     """Read, run the model on batch after batch, and write."""
-    params = tree.to(bert.load(flags.bert_model, heads=[]), flags.device)
+    params = tree.to(bert.load(flags.bert_model, heads=[]), train.choose_device(flags.device))
     tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
     layers, count = [int(number) for number in flags.layers.split(",")], len(params["blocks"])
     if not all(-count <= layer < count for layer in layers) or flags.batch_size < 1:

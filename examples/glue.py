@@ -118,7 +118,11 @@ def main(flags: Flags) -> None:
         prefix = split.removeprefix("dev").removeprefix("_")
         found = evaluate(params, data, flags)
         results |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
-    print(finetune.write_results(results, flags.output_dir, "eval_results"), end="")
+    then = ["python", "examples/glue.py", "--do_eval", "--task_name", flags.task_name]
+    then += ["--data_dir", str(flags.data_dir), "--bert_model", str(flags.output_dir)]
+    then += ["--output_dir", f"{flags.output_dir}-again"]
+    again = then if flags.do_train else ()
+    print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
 
 
 if __name__ == "__main__":

@@ -5,25 +5,32 @@
 Killed at any time and started again with the same flags, a run goes on from its last checkpoint
 and ends with the same numbers: batch and dropout are functions of the seed and the step. The
 output directory holds the best model so far with its tokenizer (model.safetensors, config.json,
-vocab.json, merges.txt), the checkpoint state.safetensors, log.jsonl and loss.png.
+vocab.json, merges.txt), the checkpoints, log.jsonl, run.json and loss.png.
 """
 
 import gzip
 import json
 import math
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
-from jsonargparse import auto_cli
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from fnlm import gpt2, heads, random, train, tree
+from fnlm import cli, finetune, gpt2, heads, random, train, tree
 from fnlm.tokenize import gpt2 as tokenize
 from fnlm.train import losses, schedules
 
 END = "<|endoftext|>"
+MAY_DIFFER = (
+    "train_files",
+    "output",
+    "tokenizer",
+    "patience",
+    "evaluate_every",
+    "device",
+)  # in a continuation
 
 
 @dataclass
@@ -50,6 +57,8 @@ class Flags:
         evaluate_every: steps between evaluations, which are also the checkpoints.
         patience: evaluations without improvement before stopping.
         seed: of everything random.
+        device: cpu, cuda, or auto for CUDA where there is a GPU.
+        dtype: of the computation: float32, bfloat16 or float16; the weights stay float32.
     """
 
     train_files: list[Path]
@@ -71,6 +80,8 @@ class Flags:
     evaluate_every: int = 200
     patience: int = 6
     seed: int = 0
+    device: str = "auto"
+    dtype: str = "float32"
 
 
 def read_documents(paths: list[Path]) -> list[str]:
@@ -118,29 +129,15 @@ def loss(params: gpt2.Params, ids: Tensor, key: Tensor | None = None) -> Tensor:
 def mean_loss(params: gpt2.Params, tokens: Tensor, length: int) -> float:
     """Return the mean loss over consecutive windows, without dropout."""
     windows = tokens[: len(tokens) // length * length].view(-1, length)
-    return sum(loss(params, part).item() * len(part) for part in windows.split(16)) / len(windows)
+    device = tree.leaves(params)[0].device
+    parts = windows.to(device).split(16)
+    return sum(loss(params, part).item() * len(part) for part in parts) / len(windows)
 
 
-def plot(output: Path) -> None:
-    """Draw training and validation loss over the steps."""
-    log, figure = train.read_log(output), Figure(figsize=(7, 4))
-    axes = figure.subplots()
-    for name in ("train_loss", "valid_loss"):
-        axes.plot([r["step"] for r in log], [r[name] for r in log], label=name.replace("_", " "))
-    axes.set(xlabel="step", ylabel="nats per token")
-    axes.legend()
-    figure.savefig(output / "loss.png", dpi=120)
-
-
-def main(flags: Flags) -> None:
-    """Read, train, report."""
-    training, validation = hold_out(read_documents(flags.train_files), flags.hold_out)
-    if flags.tokenizer is None and not (flags.output / "vocab.json").exists():
-        tokenize.train(training, flags.vocab_size).save(flags.output)
-    tokenizer = tokenize.load(flags.tokenizer or flags.output)
-    tokens, held_out = token_stream(tokenizer, training), token_stream(tokenizer, validation)
+def make_config(flags: Flags, tokenizer: tokenize.Tokenizer) -> gpt2.Config:
+    """Make the config of a model for the tokens of a tokenizer."""
     (end,) = tokenizer.tokens_to_ids([END])
-    config = gpt2.Config(
+    return gpt2.Config(
         vocab_size=tokenizer.vocab_size,
         n_positions=flags.n_positions,
         n_ctx=flags.n_positions,
@@ -152,6 +149,10 @@ def main(flags: Flags) -> None:
         resid_pdrop=flags.dropout,
         extra=json.dumps({"bos_token_id": end, "eos_token_id": end}),
     )
+
+
+def learn(config: gpt2.Config, tokens: Tensor, held_out: Tensor, flags: Flags) -> None:
+    """Train a model, and save the best one so far."""
     rate = schedules.warmup_cosine(flags.warmup_steps / flags.steps, flags.steps)
     optimizer = train.adamw(
         lambda step: flags.learning_rate * rate(step),
@@ -160,15 +161,15 @@ def main(flags: Flags) -> None:
         max_grad_norm=1.0,
         decay=lambda path, leaf: leaf.ndim > 1,
     )
+    precision, scale = finetune.mixed_precision(flags.dtype)
+    size, device = (flags.batch_size, flags.n_positions), train.choose_device(flags.device)
     params_key, data_key, run_key = random.split(random.key(flags.seed), 3)
-    params = gpt2.init(config, params_key)
+    params = tree.to(gpt2.init(config, params_key), device)
     print(f"{tree.count(params):,} parameters, {len(tokens):,} tokens, {len(held_out):,} held out")
     train.fit(
-        train.train_step(loss, optimizer, donate=True),
-        train.init_state(params, optimizer, run_key),
-        lambda step: (
-            draw_batch(tokens, random.fold_in(data_key, step), flags.batch_size, flags.n_positions),
-        ),
+        train.train_step(loss, optimizer, precision=precision, loss_scale=scale, donate=True),
+        train.init_state(params, optimizer, run_key.to(device), loss_scale=scale),
+        lambda at: (draw_batch(tokens, random.fold_in(data_key, at), *size).to(device),),
         steps=flags.steps,
         directory=flags.output,
         evaluate=lambda state: mean_loss(state.params, held_out, flags.n_positions),
@@ -176,10 +177,24 @@ def main(flags: Flags) -> None:
         on_best=lambda state: gpt2.save(tree.cast(state.params, torch.float16), flags.output),
         patience=flags.patience,
     )
-    plot(flags.output)
+
+
+def main(flags: Flags) -> None:
+    """Read, train, report."""
+    training, validation = hold_out(read_documents(flags.train_files), flags.hold_out)
+    if flags.tokenizer is None and not (flags.output / "vocab.json").exists():
+        tokenize.train(training, flags.vocab_size).save(flags.output)
+    tokenizer = tokenize.load(flags.tokenizer or flags.output)
+    tokens, held_out = token_stream(tokenizer, training), token_stream(tokenizer, validation)
+    settings = {f.name: getattr(flags, f.name) for f in fields(Flags) if f.name not in MAY_DIFFER}
+    texts = {"training text": [tokens.numpy()], "held-out text": [held_out.numpy()]}
+    finetune.claim_run_directory(flags.output, settings, texts)
+    learn(make_config(flags, tokenizer), tokens, held_out, flags)
+    train.plot_log(flags.output, unit="nats per token")
     best = min(train.read_log(flags.output), key=lambda row: row["valid_loss"])
     print(f"best at step {best['step']}: validation perplexity {math.exp(best['valid_loss']):.2f}")
+    print(finetune.last_line(flags.output, ["fnlm", "generate", str(flags.output)]), end="")
 
 
 if __name__ == "__main__":
-    main(auto_cli(Flags, as_positional=False))
+    sys.exit(cli.run(main, Flags))

@@ -131,7 +131,11 @@ def main(flags: Flags) -> None:
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    print(finetune.write_results(results, flags.output_dir, "eval_results"), end="")
+    then = ["python", "examples/rocstories.py", "--do_eval", "--model_name", str(flags.output_dir)]
+    then += ["--eval_dataset", str(flags.eval_dataset or "stories.csv")]
+    then += ["--output_dir", f"{flags.output_dir}-again"]
+    again = then if flags.do_train else ()
+    print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
 
 
 if __name__ == "__main__":

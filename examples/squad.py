@@ -13,6 +13,7 @@ and null_odds.json; of --do_eval, eval_results.json and eval_results.txt. Withou
 import json
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from fnlm import bert, cli, finetune, random
+from fnlm.files.checkpoint import replace
 from fnlm.tasks import squad
 from fnlm.tasks.squad_answers import Answers, recover
 from fnlm.tasks.squad_metrics import evaluate_v1, evaluate_v2
@@ -119,7 +121,8 @@ def write(found: Answers, directory: Path) -> None:
     contents = {"predictions": found.texts, "nbest_predictions": n_best}
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in (contents | {"null_odds": found.null_odds}).items():
-        (directory / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
+        text = json.dumps(content, indent=2)
+        replace(directory / f"{name}.json", partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def main(flags: Flags) -> None:
@@ -146,7 +149,10 @@ def main(flags: Flags) -> None:
             write(found, flags.output_dir)
         if flags.do_eval:
             results |= evaluate(asked[0], found, flags)
-    print(finetune.write_results(results, flags.output_dir, "eval_results"), end="")
+    then = ["python", "examples/squad.py", "--do_predict", "--bert_model", str(flags.output_dir)]
+    then += ["--predict_file", "questions.json", "--output_dir", f"{flags.output_dir}-again"]
+    again = then if flags.do_train else ()
+    print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
 
 
 if __name__ == "__main__":

@@ -84,7 +84,10 @@ def main(flags: Flags) -> None:
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    print(finetune.write_results(results, flags.output_dir, "eval_results"), end="")
+    then = ["python", "examples/swag.py", "--do_eval", "--data_dir", str(flags.data_dir)]
+    then += ["--bert_model", str(flags.output_dir), "--output_dir", f"{flags.output_dir}-again"]
+    again = then if flags.do_train else ()
+    print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
 
 
 if __name__ == "__main__":

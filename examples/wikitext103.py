@@ -96,7 +96,7 @@ class Flags(Training):
         split: of such a corpus.
         batch_size: places of the text at which to evaluate at the same time.
         checkpoint_every: steps between checkpoints of the training.
-        device: where to compute, such as cpu or cuda.
+        device: where to compute: cpu, cuda, or auto for CUDA where there is a GPU.
     """
 
     work_dir: Path
@@ -106,7 +106,7 @@ class Flags(Training):
     split: str = "test"
     batch_size: int = 10
     checkpoint_every: int = 200
-    device: str = "cpu"
+    device: str = "auto"
 
 
 def loss(params: transfo_xl.Params, mems: Mems, *batch: Tensor, key: Tensor) -> tuple[Tensor, Mems]:
@@ -119,14 +119,14 @@ def loss(params: transfo_xl.Params, mems: Mems, *batch: Tensor, key: Tensor) -> 
 
 def make_batches(ids: Ids, flags: Flags) -> Callable[[int], tuple[Tensor, ...]]:
     """Make the function from a step to its batch: begins of the text [B], ids, targets [B, T]."""
-    size = (flags.train_batch_size, flags.tgt_len)
+    size, device = (flags.train_batch_size, flags.tgt_len), train.choose_device(flags.device)
     segments = sum(1 for _ in language_model.ordered(ids, *size))
 
     def batch_at(step: int) -> tuple[Tensor, ...]:
         at = step % segments
         batch = next(language_model.ordered(ids, *size, start=at * flags.tgt_len))
         arrays = (np.full(flags.train_batch_size, at == 0), batch.inputs, batch.targets)
-        return tuple(torch.from_numpy(array).to(flags.device) for array in arrays)
+        return tuple(torch.from_numpy(array).to(device) for array in arrays)
 
     return batch_at
 
@@ -157,8 +157,9 @@ def learn(flags: Flags, path: Path) -> None:
         weight_decay=0.0,
         max_grad_norm=flags.max_grad_norm,
     )
-    weights, dropout = random.split(random.key(flags.seed).to(flags.device))
-    params = tree.to(transfo_xl.init(config, weights), flags.device)
+    device = train.choose_device(flags.device)
+    weights, dropout = random.split(random.key(flags.seed).to(device))
+    params = tree.to(transfo_xl.init(config, weights), device)
     state = train.init_state(params, optimizer, dropout)
     run = train.fit(
         train.carry_step(loss, optimizer, donate=True),
@@ -175,10 +176,11 @@ def learn(flags: Flags, path: Path) -> None:
 @torch.no_grad()
 def evaluate(params: transfo_xl.Params, ids: Ids, flags: Flags) -> dict[str, float]:
     """Return perplexity and speed; the memory goes from segment to segment."""
+    device = train.choose_device(flags.device)
     total, count, mems, began = 0.0, 0, None, time.perf_counter()
     with tqdm(total=len(ids), desc="evaluate", unit="token") as bar:
         for batch in language_model.ordered(ids, flags.batch_size, flags.tgt_len):
-            inputs, targets = (torch.from_numpy(x).to(flags.device) for x in batch[:2])
+            inputs, targets = (torch.from_numpy(x).to(device) for x in batch[:2])
             nll, mems = transfo_xl.negative_log_likelihood(
                 params, inputs, targets, mems, sparse=True
             )
@@ -196,6 +198,8 @@ def main(flags: Flags) -> None:
     if flags.train_file is not None:
         learn(flags, flags.train_file)
         name = flags.work_dir
+        then = ["fnlm", "generate", str(flags.work_dir)]
+        print(finetune.last_line(flags.work_dir, then), end="")
         if flags.eval_file is None:
             return
     tokenizer, params = tokenize.load(name), transfo_xl.load(name)
@@ -209,7 +213,9 @@ def main(flags: Flags) -> None:
     else:
         ids = store(flags.eval_file, tokenizer, flags.work_dir / "eval-ids")
     config = replace(params["config"], **{field: getattr(flags, field) for field in ATTENTION})
-    results = evaluate(tree.to(params, flags.device) | {"config": config}, ids, flags)
+    results = evaluate(
+        tree.to(params, train.choose_device(flags.device)) | {"config": config}, ids, flags
+    )
     print(finetune.write_results(results, flags.work_dir, "eval_results"), end="")
 
 

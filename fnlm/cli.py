@@ -31,6 +31,21 @@ FLAGS = {
 }  # fmt: skip
 _READ = ("heads", "ignore", "seed")
 
+# Flags of pytorch-pretrained-bert's programs that those here lack, and what to give instead.
+RETIRED = {
+    "fp16": "--dtype float16",
+    "no_cuda": "--device cpu",
+    "local_rank": "nothing, as a run is one process",
+    "server_ip": "nothing, as any debugger attaches without it",
+    "server_port": "nothing, as any debugger attaches without it",
+    "verbose_logging": "nothing, as what is shown does not depend on it",
+    "on_memory": "nothing, as rows are always in memory",
+    "reduce_memory": "nothing, as rows are small arrays",
+    "n_valid": "a file of the wanted stories as --eval_dataset",
+    "ext_len": "nothing, as the memory (--mem_len) has one length",
+    "no_log": "nothing, as the results are written to the directory of the run",
+}  # fmt: skip
+
 # The four commands of pytorch-pretrained-bert: the family, and the arguments in their order.
 VERBS = {
     "convert_tf_checkpoint_to_pytorch": ("bert", "source", "config", "target"),
@@ -82,6 +97,9 @@ def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | Non
     switches = {f"--{field.name}" for field in fields(cast(Any, flags)) if field.type is bool}
     arguments = sys.argv[1:] if args is None else args
     arguments = [f"{word}=true" if word in switches else word for word in arguments]
+    if retired := _retired(arguments, {field.name for field in fields(cast(Any, flags))}):
+        print(f"{Path(sys.argv[0]).name}: {retired}", file=sys.stderr)
+        return 2
     values = jsonargparse.auto_cli(flags, args=arguments, as_positional=False)
 
     def check_and_work() -> None:
@@ -91,15 +109,23 @@ def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | Non
     return _exit_code(Path(sys.argv[0]).name, check_and_work)
 
 
+def _retired(arguments: list[str], known: set[str]) -> str:
+    """Return a line on the first flag that only pytorch-pretrained-bert had; "" for none."""
+    for word in arguments:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and name in RETIRED and name not in known:
+            return f"there is no --{name}: instead give {RETIRED[name]}"
+    return ""
+
+
 def _check_device(name: str) -> None:
     """Raise ValueError, before any file is read, unless tensors can be made on a device."""
-    import torch
+    from fnlm.train.device import choose_device
 
     try:
-        torch.empty(0, device=name)
-    except (AssertionError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--device {name} is none here ({reason}): use --device cpu") from error
+        choose_device(name)
+    except ValueError as error:
+        raise ValueError(str(error).replace("device=", "--device ")) from error
 
 
 def progress(what: str) -> Callable[[int, int], None]:

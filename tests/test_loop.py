@@ -78,7 +78,8 @@ def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", kill], cwd=ROOT, check=False)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"half"]
     run(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"state.safetensors", "log.jsonl"}
+    names = {"state.safetensors", "state.step-16.safetensors", "log.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
 def test_stops_when_patience_is_over_and_keeps_the_best(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pytorch_pretrained_bert.optimization import BertAdam
 from torch import Tensor
 
 from fnlm import finetune, random, train, tree
+from fnlm.train import device, losses
 
 
 def numbered(rows: int, length: int = 5) -> tuple[np.ndarray, ...]:
@@ -156,3 +157,69 @@ def test_a_directory_keeps_to_its_run(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="0 epochs of 11 rows"):
         recipe = replace(RECIPE, num_train_epochs=0)
         finetune.finetune(loss, PARAMS, numbered(11), recipe, tmp_path / "none")
+
+
+# Precision, devices.
+
+
+def tuned(directory: Path, **flags: Any) -> tuple[Any, dict[str, float]]:
+    params = {"w": random.normal(random.key(0), (5,))}
+
+    def loss(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
+        x = batch[0].to(params["w"].dtype) / 11
+
+        score = (x * params["w"][:1]).sum(-1, keepdim=True)
+        return losses.regression(score, batch[3].float() / 11) * 0.01
+
+    settings = {"train_batch_size": 4, "checkpoint_every": 2, "learning_rate": 1e-2} | flags
+    recipe = finetune.Recipe(**settings)
+    return finetune.finetune(loss, params, numbered(11), recipe, directory, held_out=numbered(3))
+
+
+def test_an_optimizer_on_the_cpu_makes_the_same_run(tmp_path: Path) -> None:
+    (a, results), (b, again) = (
+        tuned(tmp_path / str(there), optimize_on_cpu=there) for there in (False, True)
+    )
+    assert a["w"].equal(b["w"]) and results == again
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "logged"),
+    [("float16", 0.0, 2.0**15), ("float16", 128.0, 128.0), ("bfloat16", 0.0, None)],
+)
+def test_a_run_in_half_precision(
+    dtype: str, scale: float, logged: float | None, tmp_path: Path
+) -> None:
+    full, results = tuned(tmp_path / "full")
+    half, found = tuned(tmp_path / "half", dtype=dtype, loss_scale=scale)
+    assert half["w"].dtype == torch.float32 and found["loss"] != results["loss"]
+    torch.testing.assert_close(half["w"], full["w"], rtol=0.02, atol=0.01)
+    assert found["loss"] == pytest.approx(results["loss"], rel=0.05)
+    assert train.read_log(tmp_path / "half")[-1].get("loss_scale") == logged
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"dtype": "float8"}, "dtype must be one of float32, bfloat16, float16, got 'float8'"),
+        ({"loss_scale": -1.0}, "value must be a finite number above 0, got -1"),
+        ({"device": "tpu"}, "device=tpu is none here .*: use device=cpu, or device=auto"),
+    ],
+)
+def test_flags_that_make_no_run_are_named(
+    flags: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        tuned(tmp_path / "new", **flags)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_auto_is_cuda_where_it_is(there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    device._device.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    assert train.choose_device().type == ("cuda" if there else "cpu")
+    device._device.cache_clear()
+    if not torch.cuda.device_count():
+        with pytest.raises(ValueError, match="device=cuda is none here"):
+            train.choose_device("cuda")

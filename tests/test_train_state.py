@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import grad, vmap
 
@@ -14,6 +14,7 @@ from fnlm.train import (
     CarryState,
     Metrics,
     Optimizer,
+    Skipped,
     TrainState,
     adamw,
     bert_adam,
@@ -85,7 +86,13 @@ def test_a_step_is_gradient_update_and_count() -> None:
     step_key = random.fold_in(key, 0)
     grads = grad(lambda p: loss(p, *batch, key=step_key))(params)
     expected, opt_state = opt.update(grads, opt.init(params), params)
-    assert_bitwise(state, TrainState(expected, opt_state, key, torch.tensor(1)))
+    zero = torch.tensor(0)
+    assert_bitwise(
+        state,
+        TrainState(
+            expected, opt_state, key, torch.tensor(1), (), Skipped(zero, zero, zero, zero - 1)
+        ),
+    )
     assert isinstance(metrics, Metrics)
     torch.testing.assert_close(metrics.loss, loss(params, *batch, key=step_key))
     torch.testing.assert_close(metrics.gradient_norm, tree.norm(grads))
@@ -243,7 +250,7 @@ def damaged(name: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def test_loading_is_strict(damage: str, message: str, tmp_path: Path) -> None:
     state = init_state(make_params(), optimizer(), random.key(5))
     save_state(state, tmp_path / "good")
-    save_file(damaged(damage, load_file(tmp_path / "good")), tmp_path / "bad")
+    save_state(damaged(damage, load_file(tmp_path / "good")), tmp_path / "bad")
     with pytest.raises(ValueError, match=message):
         load_state(tmp_path / "bad", like=state)
 

@@ -75,7 +75,8 @@ def main(flags: Flags) -> None:
     params, results = finetune.finetune(loss, params, epochs, flags, flags.output_dir)
     bert.save(params, flags.output_dir)
     tokenizer.save(flags.output_dir)
-    print(finetune.write_results(results, flags.output_dir, "train_results"), end="")
+    then = ["fnlm", "inspect", str(flags.output_dir)]
+    print(finetune.write_results(results, flags.output_dir, "train_results", then=then), end="")
 
 
 if __name__ == "__main__":

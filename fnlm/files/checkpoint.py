@@ -103,9 +103,9 @@ def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
     """
     path = Path(path)
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    with open(part, "xb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     try:
+        with open(part, "xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
         fill(part)
         os.chmod(part, mode)  # safetensors replaces the file by one for the owner alone
         _flush(part)

@@ -6,7 +6,9 @@ from fnlm.finetune.recipe import (
     TextRecipe,
     claim_run_directory,
     finetune,
+    last_line,
     mean_loss,
+    mixed_precision,
     write_results,
 )
 
@@ -17,8 +19,10 @@ __all__ = [
     "batches",
     "claim_run_directory",
     "finetune",
+    "last_line",
     "length_sorted_batches",
     "mean_loss",
+    "mixed_precision",
     "predict",
     "tensors",
     "write_results",

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fnlm import random, tree
+from fnlm.train.device import choose_device
 from fnlm.tree import Tree
 
 __all__ = ["Epochs", "batches", "length_sorted_batches", "predict", "tensors"]
@@ -60,7 +61,7 @@ def batches(
         epochs: the data, at least one row.
         key: [] int64, of the shuffling.
         batch_size: B.
-        device: of the tensors.
+        device: of the tensors, as for `fnlm.train.choose_device`.
 
     Returns:
         the number of steps; the function, which may be called with 0, 1, ... in any order.
@@ -108,7 +109,7 @@ def length_sorted_batches(
     Args:
         arrays: ids, token types, mask and any labels.
         batch_size: B; the last batch may be smaller.
-        device: of the tensors.
+        device: of the tensors, as for `fnlm.train.choose_device`.
 
     Yields:
         the indices of the rows [B]; their tensors.
@@ -135,7 +136,7 @@ def predict(
         params: the parameters of the model, on any device.
         arrays: ids, token types and mask; further arrays are ignored.
         batch_size: B.
-        device: of the computation.
+        device: of the computation, as for `fnlm.train.choose_device`.
 
     Returns:
         [N, ...] in the order of the rows; an axis of tokens is as long as in the longest batch, and
@@ -152,9 +153,9 @@ def predict(
     """
     if not len(arrays[0]):
         raise ValueError("arrays have no rows: there is nothing to predict")
-    params = tree.to(params, device)
+    params = tree.to(params, choose_device(device))
     pairs = length_sorted_batches(arrays[:3], batch_size, device)
-    bar = tqdm(pairs, "predict", -(-len(arrays[0]) // batch_size))
+    bar = tqdm(pairs, "predict", -(-len(arrays[0]) // batch_size), disable=None)
     outputs = [(rows, model(params, *batch).cpu().numpy()) for rows, batch in bar]
     longest = outputs[0][1]  # batches come longest first
     result = np.zeros((len(arrays[0]), *longest.shape[1:]), longest.dtype)  # [N, ...]
@@ -168,7 +169,7 @@ def tensors(arrays: Sequence[npt.NDArray[Any]], device: Device = "cpu") -> Batch
 
     Args:
         arrays: ids, token types, mask and any labels; those of more than one axis end in T.
-        device: of the tensors.
+        device: of the tensors, as for `fnlm.train.choose_device`.
 
     Returns:
         a tensor for each array; int32 becomes int64. T is the length of the longest row, rounded up
@@ -188,5 +189,6 @@ def tensors(arrays: Sequence[npt.NDArray[Any]], device: Device = "cpu") -> Batch
         )
     columns = np.flatnonzero(arrays[2].any(axis=tuple(range(arrays[2].ndim - 1))))  # with a token
     length = -(-(int(columns[-1]) + 1 if len(columns) else 1) // 8) * 8  # at least one column
-    trimmed = [torch.from_numpy(a[..., :length] if a.ndim > 1 else a).to(device) for a in arrays]
+    place = choose_device(device)
+    trimmed = [torch.from_numpy(a[..., :length] if a.ndim > 1 else a).to(place) for a in arrays]
     return tuple(x.long() if x.dtype == torch.int32 else x for x in trimmed)

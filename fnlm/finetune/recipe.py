@@ -1,6 +1,7 @@
 """BERT's fine-tuning recipe, as a preemption-safe run."""
 
 import json
+import shlex
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -16,17 +17,27 @@ from torch import Tensor
 from fnlm import random, tree
 from fnlm.files.checkpoint import replace
 from fnlm.finetune.data import Arrays, Epochs, batches, length_sorted_batches
-from fnlm.train.loop import fit, read_log
+from fnlm.train import loss_scale
+from fnlm.train._log import read_log
+from fnlm.train.device import choose_device
+from fnlm.train.loop import fit
+from fnlm.train.loss_scale import LossScale
 from fnlm.train.optimizers import bert_adam
+from fnlm.train.precision import Precision
 from fnlm.train.rows import mask_rows
-from fnlm.train.state import init_state, train_step
+from fnlm.train.step import init_state, train_step
+from fnlm.train.storage import offload
 from fnlm.train.transformations import Optimizer, except_bias_and_norm
 from fnlm.tree import Tree
 
-__all__ = ["Recipe", "TextRecipe", "claim_run_directory", "finetune", "mean_loss", "write_results"]
+__all__ = [
+    "Recipe", "TextRecipe", "claim_run_directory", "finetune", "last_line", "mean_loss",
+    "mixed_precision", "write_results",
+]  # fmt: skip
 
 Loss = Callable[..., Tensor]
 _fine_tuning = partial(bert_adam, decay=except_bias_and_norm)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +53,11 @@ class Recipe:
         weight_decay: decoupled weight-decay coefficient, for all but norms and biases.
         seed: of new heads, the order of the rows and dropout.
         checkpoint_every: steps between checkpoints.
-        device: torch device, such as cpu or cuda.
+        device: cpu, cuda, or auto for CUDA where there is a GPU.
+        dtype: of the computation: float32, bfloat16 or float16; the weights stay float32.
+        loss_scale: of a computation in half precision; 0 for a dynamic one in float16 and none
+            otherwise.
+        optimize_on_cpu: keep the state of the optimizer on the CPU, and update there.
     """
 
     train_batch_size: int = 32
@@ -53,7 +68,10 @@ class Recipe:
     weight_decay: float = 0.01
     seed: int = 42
     checkpoint_every: int = 500
-    device: str = "cpu"
+    device: str = "auto"
+    dtype: str = "float32"
+    loss_scale: float = 0.0
+    optimize_on_cpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +134,7 @@ def finetune(
     Raises:
         ValueError: the directory holds a run with other settings, data or initial parameters, and
             the message names what differs; a batch does not divide into equal micro-batches;
-            `checkpoint_every` is below 1; or `held_out` has no rows.
+            `checkpoint_every` is below 1; `held_out` has no rows; or there is no such device.
     """
     rows, parts = recipe.train_batch_size, recipe.gradient_accumulation_steps
     if recipe.checkpoint_every < 1:
@@ -127,31 +145,23 @@ def finetune(
         raise ValueError(
             f"train_batch_size={rows} must be a multiple of gradient_accumulation_steps={parts}"
         )
+    device = choose_device(recipe.device)
+    precision, scale = mixed_precision(recipe.dtype, recipe.loss_scale)
     order_key, dropout_key = random.split(random.key(recipe.seed))
     epochs = data if isinstance(data, Epochs) else Epochs.of(data, recipe.num_train_epochs)
-    steps, batch_at = batches(epochs, order_key, rows, recipe.device)
-    optim = optimizer(
-        recipe.learning_rate,
-        warmup=recipe.warmup_proportion,
-        t_total=steps,
-        weight_decay=recipe.weight_decay,
-    )
+    steps, batch_at = batches(epochs, order_key, rows, device)
     masked = {path: row for path, row in (masked_rows or {}).items() if row is not None}
-    optim = mask_rows(optim, masked)
+    optim = _optimizer(optimizer, recipe, steps, masked)
     # A copy, as the steps update in place, and loaded parameters may be memory-mapped from a file.
-    params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), recipe.device)
-    fingerprinted = {
-        "data": (np.array(epochs.sizes), *epochs.arrays(0)),
-        "starting parameters": [leaf.cpu().numpy() for leaf in tree.leaves(params)],
-    }
-    may_differ = ("device", "checkpoint_every")  # between a run and its continuation
-    names = [field.name for field in fields(Recipe) if field.name not in may_differ]
-    identity = {name: getattr(recipe, name) for name in names}
-    identity |= {"masked_rows": masked} if masked else {}
-    claim_run_directory(directory, identity | dict(settings or {}), fingerprinted)
+    params = tree.to(tree.map(torch.clone, tree.cast(params, torch.float32)), device)
+    settings = ({"masked_rows": masked} if masked else {}) | dict(settings or {})
+    _claim(directory, recipe, settings, epochs, params)
+    step = train_step(
+        loss, optim, accumulate=parts, precision=precision, loss_scale=scale, donate=True
+    )
     state = fit(
-        train_step(loss, optim, accumulate=parts, donate=True),
-        init_state(params, optim, dropout_key.to(recipe.device)),
+        step,
+        init_state(params, optim, dropout_key.to(device), loss_scale=scale),
         batch_at,
         steps=steps,
         directory=directory,
@@ -161,6 +171,53 @@ def finetune(
         evaluate_every=recipe.checkpoint_every,
     )
     return state.params, {"global_step": steps, "loss": read_log(directory)[-1]["train_loss"]}
+
+
+def mixed_precision(dtype: str, scale: float = 0.0) -> tuple[Precision, LossScale | None]:
+    """Return the precision and the loss scale that the flags of a program ask for.
+
+    Args:
+        dtype: of the computation: float32, bfloat16 or float16; the weights stay float32.
+        scale: 0 for a dynamic loss scale in float16 and none otherwise.
+
+    Raises:
+        ValueError: `dtype` is none of the three, or the scale is negative or not finite.
+
+    >>> mixed_precision("bfloat16")[0].compute, mixed_precision("float16", 128.0)[1].init().scale
+    (torch.bfloat16, tensor(128.))
+    """
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    precision = Precision(compute=_DTYPES[dtype])
+    if scale:
+        return precision, loss_scale.static(scale)
+    return precision, loss_scale.dynamic() if dtype == "float16" else None
+
+
+def _optimizer(
+    make: Callable[..., Optimizer], recipe: Recipe, steps: int, masked: Mapping[str, int]
+) -> Optimizer:
+    optimizer = make(
+        recipe.learning_rate,
+        warmup=recipe.warmup_proportion,
+        t_total=steps,
+        weight_decay=recipe.weight_decay,
+    )
+    return mask_rows(offload(optimizer) if recipe.optimize_on_cpu else optimizer, masked)
+
+
+def _claim(
+    directory: str | Path, recipe: Recipe, settings: Mapping[str, Any], epochs: Epochs, params: Tree
+) -> None:
+    """Claim the directory for the run of a recipe, its settings, data and first parameters."""
+    fingerprinted = {
+        "data": (np.array(epochs.sizes), *epochs.arrays(0)),
+        "starting parameters": [leaf.cpu().numpy() for leaf in tree.leaves(params)],
+    }
+    may_differ = ("device", "checkpoint_every")  # between a run and its continuation
+    names = [field.name for field in fields(Recipe) if field.name not in may_differ]
+    identity = {name: getattr(recipe, name) for name in names} | dict(settings)
+    claim_run_directory(directory, identity, fingerprinted)
 
 
 @torch.no_grad()
@@ -183,8 +240,20 @@ def mean_loss(loss: Loss, params: Tree, arrays: Arrays, recipe: Recipe) -> float
     return sum(len(rows) * float(loss(params, *batch)) for rows, batch in pairs) / len(arrays[0])
 
 
-def write_results(results: dict[str, float], directory: str | Path, name: str) -> str:
-    """Write results to `name`.json and, one per line, to `name`.txt; return the text.
+def write_results(
+    results: dict[str, float], directory: str | Path, name: str, *, then: Sequence[str] = ()
+) -> str:
+    """Write results to `name`.json and, one per line, to `name`.txt; return what to print.
+
+    Args:
+        results: the numbers.
+        directory: of the run; created if missing.
+        name: of the files.
+        then: the words of a command that uses what the run has made.
+
+    Returns:
+        the lines of the text and, where there is a command, a last one that names the files of the
+        directory and the command.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -195,7 +264,21 @@ def write_results(results: dict[str, float], directory: str | Path, name: str) -
     lines = "".join(f"{key} = {results[key]}\n" for key in sorted(results))
     _write(Path(directory, f"{name}.txt"), lines)
     _write(Path(directory, f"{name}.json"), json.dumps(results, indent=2, sort_keys=True) + "\n")
-    return lines
+    return lines + (last_line(directory, then) if then else "")
+
+
+def last_line(directory: str | Path, then: Sequence[str]) -> str:
+    """Return the last line of a program: what its directory holds, and the next command.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     text = write_results({"f1": 0.5}, folder, "eval_results")
+    ...     line = last_line(folder, ["fnlm", "inspect", folder])
+    >>> print(line.replace(folder, "runs/one"), end="")
+    runs/one holds eval_results.json, eval_results.txt; next: fnlm inspect runs/one
+    """
+    names = sorted(path.name for path in Path(directory).iterdir() if path.name[0] != ".")
+    return f"{directory} holds {', '.join(names)}; next: {shlex.join(then)}\n"
 
 
 def claim_run_directory(

@@ -1,27 +1,40 @@
 """A preemption-safe training loop: it writes checkpoints and resumes from them."""
 
 import contextlib
-import json
 import math
-import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from tqdm import tqdm
 
 from fnlm import tree
-from fnlm.files.checkpoint import half_written, replace
-from fnlm.train.state import CarryState, Metrics, TrainState, load_state, save_state
+from fnlm.train import _directory
+from fnlm.train._log import LOG, Log, Row, read_log, valid_losses, write_log
+from fnlm.train.step import CarryState, Metrics, TrainState, describe_skipped
 
-__all__ = ["fit", "read_log"]
+__all__ = ["Interrupted", "fit"]
 
-STATE, LOG = "state.safetensors", "log.jsonl"
-Log = list[dict[str, float]]
 S = TypeVar("S", TrainState, CarryState)
+
+
+class Interrupted(SystemExit):
+    """Raised by `fit` after SIGINT or SIGTERM, when the state is saved.
+
+    A program that does not catch it ends with code 130 or 143, without a traceback.
+    """
+
+
+class _Interval(NamedTuple):
+    """The losses since the last evaluation; a state that is saved in between keeps them."""
+
+    total: float = 0.0
+    steps: int = 0
 
 
 def fit(
@@ -34,174 +47,200 @@ def fit(
     evaluate: Callable[[S], float] | None = None,
     evaluate_every: int,
     on_best: Callable[[S], None] = lambda state: None,
+    on_row: Callable[[Row], None] = lambda row: None,
     patience: int | None = None,
+    keep: int = 2,
+    max_skipped: int = 20,
 ) -> S:
     """Train up to step `steps`, with an evaluation and a checkpoint every `evaluate_every` steps.
 
     An interrupted run that is started again with the same arguments resumes from its last
-    checkpoint and ends with the same numbers, because a batch is a function of the step.
+    checkpoint and ends with the same numbers, because a batch is a function of the step. SIGINT and
+    SIGTERM let the step at work end, save, and raise `Interrupted` after a line on standard error;
+    a second one acts at once. On a terminal there is a progress bar.
 
     Args:
         step: from `train_step` or `carry_step`; it may donate.
         state: from `init_state`; replaced by the checkpoint in the directory if there is one.
         batch_at: returns the batch of a step, the arguments of `step` after the state.
         steps: total number of steps.
-        directory: for `state.safetensors` and `log.jsonl`, one line per evaluation. Incomplete
-            files of an interrupted run (`NAME.*.part`) are removed.
+        directory: for `state.safetensors`, states before it, and `log.jsonl`, one line per
+            evaluation (see `read_log`). Incomplete files of an interrupted run (`NAME.*.part`) are
+            removed.
         evaluate: returns a validation loss, lower is better. If None, only the state and the mean
             training loss are written.
         evaluate_every: steps between evaluations, at least 1; the last step always has one.
         on_best: called with each state whose validation loss is the lowest so far.
+        on_row: called with each row of the log, when the state is saved.
         patience: number of evaluations without improvement after which to stop, at least 1.
+        keep: how many states are kept, at least 1; the former ones are called
+            `state.step-NUMBER.safetensors`.
+        max_skipped: number of steps in a row without finite gradients after which to stop.
 
     Returns:
         the last state.
 
     Raises:
-        ValueError: a number is out of range; a loss or a parameter is NaN or infinite, and the
-            directory keeps the last good state; or a file there is damaged.
+        ValueError: a number is out of range; too many steps were skipped, or a parameter is NaN or
+            infinite, and the directory keeps the last good state; or a file there is damaged, and
+            the message names the state before it.
         OSError: another run uses the directory, its log is missing, or the disk is full.
     """
-    _check_range(steps, evaluate_every, patience)
+    _check_range(steps=(steps, 0), evaluate_every=(evaluate_every, 1), patience=(patience, 1),
+                 keep=(keep, 1), max_skipped=(max_skipped, 0))  # fmt: skip
     directory = Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    with _lock(directory):
-        for part in half_written(directory):
-            part.unlink()
-        state, log = _resume(directory, state)
-        bar = tqdm(total=steps, initial=int(state.step), unit="step")
-        losses, start = [], time.monotonic()
+    with _directory.locked(directory), _signals() as received:
+        state, log, interval, saved = _resume(directory, state)
+        _directory.prune(directory, keep)
+        write_log(directory, log)  # now, lest a directory that can't be written shows at the end
+
+        def save(interval: _Interval) -> None:
+            nonlocal saved
+            notes = interval._asdict()
+            _directory.save(directory, state, notes=notes, former=saved, keep=keep)
+            saved = int(state.step)
+
+        bar = tqdm(total=steps, initial=int(state.step), unit="step", disable=None)
+        start = time.monotonic()
         while (done := int(state.step)) < steps and not _should_stop(log, patience):
             state, metrics = step(state, *batch_at(done))
-            losses.append(float(metrics.loss))
-            if not math.isfinite(losses[-1]):
-                raise _divergence_error(f"the loss of step {done + 1}", losses[-1], directory)
+            if bool(metrics.finite):
+                interval = _Interval(interval.total + float(metrics.loss), interval.steps + 1)
+            else:
+                _report_skipped(state, directory, max_skipped)
             bar.update()
-            if (done + 1) % evaluate_every and done + 1 != steps:
-                continue
-            _check_state(state, directory)
-            row = {"step": done + 1, "train_loss": sum(losses) / len(losses)}
-            if evaluate is not None:
-                row["valid_loss"] = evaluate(state)
-                if math.isnan(row["valid_loss"]):
-                    raise _divergence_error("what `evaluate` returned", math.nan, directory)
-                if row["valid_loss"] < min(_valid_losses(log), default=math.inf):
+            if (done + 1) % evaluate_every == 0 or done + 1 == steps:
+                _check_state(state, directory)
+                row = _evaluate(state, interval, evaluate)
+                row["seconds"] = time.monotonic() - start
+                if row.get("valid_loss", math.inf) < min(valid_losses(log), default=math.inf):
                     on_best(state)
-            row["seconds"] = time.monotonic() - start
-            # The state last: a run killed in between repeats this evaluation, and `_resume` drops
-            # the rows of the log beyond the step of the state.
-            log.append(row)
-            _write_log(directory, log)
-            save_state(state, directory / STATE)
-            bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name.endswith("loss")})
-            losses, start = [], time.monotonic()
+                # The state last: a run killed in between repeats this evaluation, and `_resume`
+                # drops the rows of the log beyond the step of the state.
+                log.append(row)
+                write_log(directory, log)
+                interval, start = _Interval(), time.monotonic()
+                save(interval)
+                on_row(row)
+                bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name.endswith("loss")})
+            if received:
+                if saved != int(state.step):
+                    _check_state(state, directory)
+                    save(interval)
+                bar.close()
+                _interrupt(received[0], state, directory)
         bar.close()
         return state
 
 
-def read_log(directory: str | Path) -> Log:
-    """Read the log of a run, a row per evaluation: step, train_loss, valid_loss and seconds.
-
-    `seconds` is the time since the evaluation before.
-
-    Raises:
-        FileNotFoundError: there is no log.
-        ValueError: it is damaged; the message names the file and the line.
-    """
-    path, log = Path(directory) / LOG, []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError):  # invalid UTF-8 raises a ValueError, too
-            row = None
-        if not isinstance(row, dict) or not _is_row(row):
-            raise ValueError(
-                f"{path}, line {number}: {line[:60]!r} is no evaluation, such as "
-                '{"step": 200, "train_loss": 1.5}; remove the line to go on without it'
-            )
-        log.append(row)
-    return log
-
-
-def _is_row(row: dict[str, Any]) -> bool:
-    """Return whether a row has a step and a training loss, and all its values are numbers."""
-    numbers = [isinstance(x, int | float) and not isinstance(x, bool) for x in row.values()]
-    return all(numbers) and isinstance(row.get("step"), int) and "train_loss" in row
-
-
-def _write_log(directory: Path, log: Log) -> None:
-    text = "".join(json.dumps(row) + "\n" for row in log)
-    replace(directory / LOG, lambda part: part.write_text(text, encoding="utf-8"))
-
-
-def _resume(directory: Path, state: S) -> tuple[S, Log]:
-    """Return the checkpoint of a directory and its log, or `state` and an empty log."""
-    if not (directory / STATE).exists():
-        return state, []
-    state = load_state(directory / STATE, like=state)
+def _resume(directory: Path, state: S) -> tuple[S, Log, _Interval, int | None]:
+    """Return the checkpoint of a directory, its log, and its step; or `state` and an empty log."""
+    found = _directory.resume(directory, like=state)
+    if found is None:
+        return state, [], _Interval(), None
     if not (directory / LOG).exists():
         raise FileNotFoundError(
             f"{directory / LOG} is missing, without which nobody knows which state was the best; "
             "put it back, or an empty file, to go on as if there had been no evaluation"
         )
-    return state, [row for row in read_log(directory) if row["step"] <= int(state.step)]
+    state, notes = found
+    step = int(state.step)
+    log = [row for row in read_log(directory) if row["step"] <= step]
+    return state, log, _Interval(**(notes or {})), step
 
 
-@contextlib.contextmanager
-def _lock(directory: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a directory; the system releases it when the process ends."""
-    if sys.platform == "win32":
-        yield  # it has no such lock for directories
-        return
-    import fcntl
-
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BlockingIOError(
-                f"another run is at work in {directory}: wait for it, or give another directory"
-            ) from error
-        except OSError:  # a file system without locks, as some network file systems
-            pass
-        yield
-    finally:
-        os.close(handle)
+def _evaluate(
+    state: TrainState | CarryState, interval: _Interval, evaluate: Callable[[Any], float] | None
+) -> Row:
+    """Return the row of the log for a state; raise where the validation loss is NaN."""
+    train = state.train if isinstance(state, CarryState) else state
+    mean = interval.total / interval.steps if interval.steps else math.nan
+    row: Row = {"step": int(state.step), "train_loss": mean}
+    if evaluate is not None:
+        row["valid_loss"] = evaluate(state)
+        if math.isnan(row["valid_loss"]):
+            raise ValueError(f"what `evaluate` returned is nan{_DIVERGED}")
+    if train.loss_scale:
+        row["loss_scale"] = float(train.loss_scale[0])
+    if count := int(train.skipped.steps):
+        row |= {"skipped": count, "skipped_step": int(train.skipped.last)}
+        if (leaf := int(train.skipped.leaf)) >= 0:
+            row["skipped_leaf"] = tree.named_leaves(train.params)[leaf][0]
+    return row
 
 
-def _check_range(steps: int, evaluate_every: int, patience: int | None) -> None:
-    least = {"steps": (steps, 0), "evaluate_every": (evaluate_every, 1), "patience": (patience, 1)}
-    for name, (value, limit) in least.items():
-        if value is not None and value < limit:
-            raise ValueError(f"{name} must be at least {limit}, got {value}")
+_DIVERGED = (
+    ": the run has diverged. Its directory keeps the last good state, if there was one: go on from "
+    "it with a lower learning rate or with clipped gradients"
+)
 
 
-def _divergence_error(what: str, value: float, directory: Path) -> ValueError:
-    return ValueError(
-        f"{what} is {value}: the run has diverged. {directory / STATE} is the last good state, if "
-        "there is one: go on from it with a lower learning rate or with clipped gradients"
-    )
+def _report_skipped(state: TrainState | CarryState, directory: Path, most: int) -> None:
+    """Write a line on the step that was skipped; raise after too many in a row."""
+    train = state.train if isinstance(state, CarryState) else state
+    line = describe_skipped(state)
+    if int(train.skipped.in_a_row) > most:
+        raise ValueError(f"{directory}: {line}, and max_skipped={most} were so in a row{_DIVERGED}")
+    tqdm.write(line, file=sys.stderr)
 
 
 def _check_state(state: TrainState | CarryState, directory: Path) -> None:
     """Raise if a parameter is NaN or infinite, before it overwrites a good checkpoint."""
-    params = (state.train if isinstance(state, CarryState) else state).params
-    for path, leaf in tree.named_leaves(params):
+    train = state.train if isinstance(state, CarryState) else state
+    named: dict[str, Any] = {"params": train.params, "opt_state": train.opt_state}
+    if isinstance(state, CarryState):
+        named["carry"] = state.carry
+    for path, leaf in tree.named_leaves(named):
         if leaf.is_floating_point() and not bool(torch.isfinite(leaf).all()):
             value = float(leaf[~torch.isfinite(leaf)][0])
-            raise _divergence_error(f"a number of params.{path}", value, directory)
+            raise ValueError(f"{directory}: a number of {path} is {value}{_DIVERGED}")
 
 
-def _valid_losses(log: Log) -> list[float]:
-    return [row["valid_loss"] for row in log if "valid_loss" in row]
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Note SIGINT and SIGTERM in a list instead of acting on the first of them.
+
+    Signals that the process ignores stay ignored; outside the main thread nothing is done.
+    """
+    received: list[int] = []
+    former: dict[int, Any] = {}
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        restore()
+
+    def restore() -> None:
+        while former:
+            signal.signal(*former.popitem())
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                former[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+def _interrupt(number: int, state: TrainState | CarryState, directory: Path) -> None:
+    """Raise after a line that says how to go on."""
+    sys.stderr.write(
+        f"{signal.Signals(number).name}: stopped after step {int(state.step)}, which is saved in "
+        f"{directory}; start the same command again to go on\n"
+    )
+    raise Interrupted(128 + number)
+
+
+def _check_range(**limits: tuple[int | None, int]) -> None:
+    for name, (value, least) in limits.items():
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 def _should_stop(log: Log, patience: int | None) -> bool:
     """Return whether the last `patience` evaluations brought no improvement (early stopping)."""
-    losses = _valid_losses(log)
+    losses = valid_losses(log)
     if patience is None or not losses:
         return False
     return len(losses) - 1 - losses.index(min(losses)) >= patience

@@ -7,6 +7,9 @@ Half-precision logits are cast to float32 first, as a sum over a vocabulary of 5
 left in bfloat16. Labels are integers; `ignore_index` (-1) marks positions without a label. A NaN
 logit at a labelled position makes the loss NaN; where no position has a label, as in an empty
 batch, the loss is 0 and so is its gradient.
+
+`train_step(..., accumulate=n)` takes these means, and `mean` in losses of your own, over all that
+the whole batch counts.
 """
 
 from typing import Any
@@ -17,11 +20,12 @@ from torch.nn import functional as F
 
 from fnlm.layers.mask import check_mask
 from fnlm.layers.precision import at_least_float32
+from fnlm.train._means import mean, mean_of
 from fnlm.transforms import remat
 
 __all__ = [
     "cross_entropy", "language_model", "linear_cross_entropy", "linear_language_model",
-    "multiple_choice", "pretraining", "regression", "span", "token_classification",
+    "mean", "multiple_choice", "pretraining", "regression", "span", "token_classification",
 ]  # fmt: skip
 
 IGNORE = -1  # label of positions that do not count
@@ -58,7 +62,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
             "labels must have the shape of logits without the last dimension: "
             f"labels {tuple(labels.shape)}, logits {tuple(logits.shape)}"
         )
-    return _summed(logits, labels, ignore_index) / _count(labels, ignore_index)
+    return mean_of(_summed(logits, labels, ignore_index), (labels != ignore_index).sum())
 
 
 def linear_cross_entropy(
@@ -111,7 +115,7 @@ def linear_cross_entropy(
         total = remat(total)
     chunks = zip(flat.split(size), targets.split(size), strict=True)
     totals = [total(*chunk, table, bias) for chunk in chunks]
-    return torch.stack(totals).sum() / _count(labels, ignore_index)
+    return mean_of(torch.stack(totals).sum(), (labels != ignore_index).sum())
 
 
 def language_model(logits: Tensor, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -284,7 +288,7 @@ def regression(logits: Tensor, targets: Tensor) -> Tensor:
             f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}"
         )
     squares = (at_least_float32(logits).squeeze(-1) - targets).square()
-    return squares.sum() / max(squares.numel(), 1)
+    return mean(squares)
 
 
 def _summed(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -300,11 +304,6 @@ def _summed(logits: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
         raise IndexError(_out_of_range(labels, logits.shape[-1], ignore_index)) from error
     # `where`, not a product: 0 * NaN at an ignored position would be NaN.
     return -torch.where(counted, label_log_probs, 0.0).sum()
-
-
-def _count(labels: Tensor, ignore_index: int) -> Tensor:
-    """Return the number of positions that have a label, at least 1: []."""
-    return (labels != ignore_index).sum().clamp_min(1)
 
 
 def _next_tokens(ids: Any, mask: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fnlm import random, tree
-from fnlm.train.state import TrainState
+from fnlm.train.step import TrainState
 from fnlm.train.transformations import Optimizer
 from fnlm.transforms.per_example import clipped_grad_sum
 from fnlm.tree import Tree
@@ -176,6 +176,6 @@ def private_step(
             chunk_size=chunk_size,
         )
         params, opt_state = optimizer.update(found.gradient, state.opt_state, state.params)
-        return TrainState(params, opt_state, state.key, state.step + 1), found
+        return state._replace(params=params, opt_state=opt_state, step=state.step + 1), found
 
     return step

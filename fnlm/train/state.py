@@ -1,8 +1,8 @@
-"""The state of a training run, training steps, and saving and loading the state."""
+"""Saving and loading the state of a run, or any other tree of tensors, bit for bit."""
 
 import hashlib
+import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,153 +10,37 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fnlm import random, tree
+from fnlm import tree
 from fnlm.files import safetensors as safe
-from fnlm.train.transformations import Optimizer
-from fnlm.transforms.gradient import grad_and_value
 from fnlm.tree import Tree
 
-__all__ = [
-    "CarryState", "Metrics", "TrainState", "carry_step", "init_state", "load_state", "save_state",
-    "train_step",
-]  # fmt: skip
+__all__ = ["DamagedStateError", "load_state", "load_with_notes", "read_notes", "save_state"]
 
-CHECKSUM = "sha256"  # key in the metadata of a state file
-Loss = Callable[..., Tensor]
+METADATA = "fnlm"  # the one key of a state file's metadata: several are written in any order
+_ELSEWHERE = "copy it again, or remove it to begin anew"
 
 
-class TrainState(NamedTuple):
-    """The complete state of a training run, from which it can resume."""
-
-    params: Tree  # the trained parameters
-    opt_state: Tree  # the state of the optimizer
-    key: Tensor  # [] int64, the source of all randomness of the run; constant
-    step: Tensor  # [] int64, number of steps made
+class DamagedStateError(ValueError):
+    """Raised where the file of a state does not hold what was saved."""
 
 
-class CarryState(NamedTuple):
-    """The state of a run whose model carries state from batch to batch, such as memories."""
-
-    train: TrainState
-    carry: Tree  # the state that the model carries, without gradient
-
-    @property
-    def step(self) -> Tensor:
-        """Number of steps made: [] int64."""
-        return self.train.step
+class _Content(NamedTuple):
+    tensors: dict[str, Tensor]
+    ties: dict[str, str]  # name of a leaf -> name of the leaf that it is
+    notes: Any
 
 
-class Metrics(NamedTuple):
-    """The metrics of a training step."""
-
-    loss: Tensor  # [] before the update
-    gradient_norm: Tensor  # [] global norm of the gradients, before any clipping
-
-
-StepFn = Callable[..., tuple[TrainState, Metrics]]
-
-
-def init_state(params: Tree, optimizer: Optimizer, key: Tensor) -> TrainState:
-    """Return the state before the first step.
-
-    Args:
-        params: the initial parameters; the state holds these tensors, not copies.
-        optimizer: the optimizer given to `train_step`.
-        key: [] int64, from `fnlm.random.key`.
-
-    >>> from fnlm.train import adamw
-    >>> init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0)).step
-    tensor(0)
-    """
-    return TrainState(params, optimizer.init(params), key, torch.zeros_like(key))
-
-
-def train_step(
-    loss: Loss, optimizer: Optimizer, *, accumulate: int = 1, donate: bool = False
-) -> StepFn:
-    """Return a training step: `step(state, *batch) -> (state, metrics)`.
-
-    Args:
-        loss: `loss(params, *batch, key=key) -> []`. The key is `fold_in(state.key, state.step)`
-            (folded once more with the index of the micro-batch if there are several), so a run that
-            resumes draws the same numbers.
-        optimizer: turns gradients into new parameters.
-        accumulate: number of micro-batches (gradient accumulation), equal parts of the first axis
-            of the batch. The step takes the mean of their losses, which is the loss of the whole
-            batch if all micro-batches have the same number of labels.
-        donate: update in place: the tensors of the state are overwritten with the results.
-
-    Returns:
-        the step, which is pure (without `donate`): it can be vmapped over states and compiled.
-
-    >>> from fnlm.train import adamw
-    >>> step = train_step(lambda params, x, key: ((params["w"] - x) ** 2).sum(), adamw(0.1))
-    >>> state = init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0))
-    >>> state, metrics = step(state, torch.ones(2))
-    >>> state.step, metrics.loss
-    (tensor(1), tensor(2.))
-    """
-    if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
-    differentiate = grad_and_value(lambda params, *batch, key: loss(params, *batch, key=key))
-
-    def gradient(params: Tree, key: Tensor, batch: tuple[Any, ...]) -> tuple[Tree, Tensor]:
-        if accumulate == 1:
-            return differentiate(params, *batch, key=key)
-        total: Any = None  # sums of gradients and losses
-        for i, micro_batch in enumerate(_micro_batches(batch, accumulate)):
-            pair = differentiate(params, *micro_batch, key=random.fold_in(key, i))
-            total = pair if total is None else tree.map(torch.add, total, pair)
-        return tree.map(lambda x: x / accumulate, total)
-
-    def step(state: TrainState, *batch: Any) -> tuple[TrainState, Metrics]:
-        grads, value = gradient(state.params, random.fold_in(state.key, state.step), batch)
-        metrics = Metrics(value, tree.norm(grads))
-        params, opt_state = optimizer.update(grads, state.opt_state, state.params, donate=donate)
-        return TrainState(params, opt_state, state.key, state.step + 1), metrics
-
-    return step
-
-
-def carry_step(
-    loss: Callable[..., tuple[Tensor, Tree]], optimizer: Optimizer, *, donate: bool = False
-) -> Callable[..., tuple[CarryState, Metrics]]:
-    """Return a training step that carries model state: `train_step` over a `CarryState`.
-
-    Args:
-        loss: `loss(params, carry, *batch, key=key) -> ([], carry)`. Gradients are truncated at the
-            boundary of steps.
-        optimizer, donate: as for `train_step`.
-
-    >>> from fnlm.train import adamw
-    >>> def loss(params, carry, x, key):  # of the sum of all batches so far
-    ...     carry = carry + x
-    ...     return ((params["w"] - carry) ** 2).sum(), carry
-    >>> start = init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0))
-    >>> state = CarryState(start, torch.zeros(2))
-    >>> step = carry_step(loss, adamw(0.1))
-    >>> step(step(state, torch.ones(2))[0], torch.ones(2))[0].carry
-    tensor([2., 2.])
-    """
-    differentiate = grad_and_value(loss, has_aux=True)
-
-    def step(state: CarryState, *batch: Any) -> tuple[CarryState, Metrics]:
-        params, opt_state, key, count = state.train
-        step_key = random.fold_in(key, count)
-        grads, (value, carry) = differentiate(params, state.carry, *batch, key=step_key)
-        metrics = Metrics(value, tree.norm(grads))
-        params, opt_state = optimizer.update(grads, opt_state, params, donate=donate)
-        carry = tree.map(torch.Tensor.detach, carry)
-        return CarryState(TrainState(params, opt_state, key, count + 1), carry), metrics
-
-    return step
-
-
-def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
+def save_state(state: Tree, path: str | os.PathLike[str], *, notes: Any = None) -> None:
     """Write a tree of tensors, such as a `TrainState`, to a safetensors file, by dotted paths.
 
-    The write is atomic: a run killed while it writes leaves the previous file. A tensor that occurs
-    several times in the tree is written each time. The file has a checksum.
+    The write is atomic: a run killed while it writes leaves the previous file. The file has a
+    checksum of all that it holds. A tensor that occurs several times in the tree is written once.
+
+    Args:
+        state: the tree.
+        path: of the file.
+        notes: anything that JSON can represent, to be kept beside the tree; `read_notes` returns
+            it.
 
     Raises:
         OSError: the file could not be written, as on a full disk; the previous one is unchanged.
@@ -167,8 +51,18 @@ def save_state(state: Tree, path: str | os.PathLike[str]) -> None:
     ...     load_state(f"{folder}/state.safetensors", like={"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
     """
-    tensors = {name: leaf.detach().cpu().contiguous() for name, leaf in tree.named_leaves(state)}
-    safe.write(tensors, Path(path), {CHECKSUM: _checksum(tensors)})
+    tensors: dict[str, Tensor] = {}
+    ties: dict[str, str] = {}
+    places: dict[tuple[Any, ...], str] = {}
+    for name, leaf in tree.named_leaves(state):
+        first = places.setdefault(_place(leaf), name) if leaf.numel() else name
+        if first == name:
+            tensors[name] = leaf.detach().cpu().contiguous()
+        else:
+            ties[name] = first
+    content = _Content(tensors, ties, json.loads(json.dumps(notes)))
+    described = {"notes": content.notes, "sha256": _checksum(content), "ties": ties}
+    safe.write(tensors, Path(path), {METADATA: json.dumps(described, sort_keys=True)})
 
 
 def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
@@ -181,51 +75,100 @@ def load_state(path: str | os.PathLike[str], like: Tree) -> Tree:
             from it.
 
     Returns:
-        The tree, bit for bit as saved.
+        The tree, bit for bit as saved; leaves that were one tensor are one tensor again.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: names, shapes or types differ, and the message lists them; or the file is
-            damaged: it is truncated or its checksum does not match.
+        ValueError: names, shapes or types differ, and the message lists them; or, as a
+            `DamagedStateError`, the file is truncated, a bit of it has changed, or it was not
+            written by `save_state`.
     """
+    return load_with_notes(path, like)[0]
+
+
+def load_with_notes(path: str | os.PathLike[str], like: Tree) -> tuple[Tree, Any]:
+    """Return what `load_state` and `read_notes` return, by reading the file once.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_state({"w": torch.ones(1)}, f"{folder}/state.safetensors", notes=[1])
+    ...     load_with_notes(f"{folder}/state.safetensors", {"w": torch.zeros(1)})
+    ({'w': tensor([1.])}, [1])
+    """
+    content = _read(path)
+    tensors = content.tensors | {name: content.tensors[of] for name, of in content.ties.items()}
+    _check(path, tensors, dict(tree.named_leaves(like)))
+    made: dict[str, Tensor] = {}
+
+    def restore(name: str, leaf: Tensor) -> Tensor:
+        first = content.ties.get(name, name)
+        if first not in made:
+            made[first] = torch.empty_like(leaf).copy_(tensors[name])
+        return made[first]
+
+    return tree.map_with_path(restore, like), content.notes
+
+
+def read_notes(path: str | os.PathLike[str]) -> Any:
+    """Return the notes that `save_state` was given, None if there were none.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as a `DamagedStateError`, the file does not hold what was saved.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_state({}, f"{folder}/state.safetensors", notes={"losses": [0.5]})
+    ...     read_notes(f"{folder}/state.safetensors")
+    {'losses': [0.5]}
+    """
+    return _read(path).notes
+
+
+def _read(path: str | os.PathLike[str]) -> _Content:
+    """Read a file, and compare it with its checksum."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no state at {path}; save_state writes one")
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
-            checksum = (file.metadata() or {}).get(CHECKSUM)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if checksum not in (None, _checksum(tensors)):  # none: not written by save_state
-        raise ValueError(
-            f"{path} is damaged: its content does not have the checksum that was written with it; "
-            "copy it again, or remove it to begin anew"
+            metadata = file.metadata() or {}
+    except (SafetensorError, UnicodeDecodeError) as error:
+        raise DamagedStateError(
+            f"{path} is not a whole safetensors file: {error}; {_ELSEWHERE}"
+        ) from error
+    if METADATA not in metadata:
+        raise DamagedStateError(
+            f"{path} has no checksum: it was not written by save_state, or is damaged; of another "
+            "safetensors file read the tensors with safetensors.torch.load_file"
         )
-    _check(path, tensors, dict(tree.named_leaves(like)))
-    return tree.map_with_path(lambda name, leaf: torch.empty_like(leaf).copy_(tensors[name]), like)
+    try:
+        described = json.loads(metadata[METADATA])
+        content = _Content(tensors, described["ties"], described["notes"])
+        whole = len(metadata) == 1 and described["sha256"] == _checksum(content)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        whole = False
+    if not whole:
+        raise DamagedStateError(
+            f"{path} is damaged: its content does not have the checksum that was written with it; "
+            f"{_ELSEWHERE}"
+        )
+    return content
 
 
-def _checksum(tensors: dict[str, Tensor]) -> str:
-    """Return the SHA-256 of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+def _checksum(content: _Content) -> str:
+    """Return the SHA-256 of notes and ties, and of names, types, shapes and values."""
+    digest = hashlib.sha256(json.dumps([content.notes, content.ties], sort_keys=True).encode())
+    for name in sorted(content.tensors):
+        tensor = content.tensors[name]
+        digest.update(f"\n{name!r} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
-def _micro_batches(batch: tuple[Any, ...], number: int) -> list[tuple[Any, ...]]:
-    """Split the first axis of every leaf into equal parts."""
-    for path, leaf in tree.named_leaves(batch):
-        if leaf.ndim == 0 or leaf.shape[0] % number:
-            raise ValueError(
-                f"accumulate={number} must divide the first axis of batch.{path}, "
-                f"which has shape {tuple(leaf.shape)}"
-            )
-    # [B, ...] -> [number, B / number, ...]
-    stacked = tree.map(lambda leaf: leaf.unflatten(0, (number, -1)), batch)
-    return [tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(number)]
+def _place(leaf: Tensor) -> tuple[Any, ...]:
+    """Return what two tensors share that are one."""
+    return leaf.device, leaf.data_ptr(), leaf.dtype, leaf.shape, leaf.stride()
 
 
 def _check(

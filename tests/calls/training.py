@@ -10,6 +10,7 @@ from torch import Tensor
 
 from calls.common import (
     KEY,
+    LOGITS,
     SMALL,
     Example,
     Make,
@@ -24,7 +25,8 @@ from fnlm import (
     train,
     transforms,
 )
-from fnlm.train import schedules
+from fnlm.train import loss_scale, losses, schedules
+from fnlm.train import state as state_files
 
 
 def updates(make: Callable[..., train.Optimizer], *args: Any, **kwargs: Any) -> Make:
@@ -101,7 +103,29 @@ PRIVATE_STEP = train.private_step(
 )
 
 
+MIXED = train.Precision(torch.bfloat16, compute=torch.float16)
+SCALE = loss_scale.dynamic(8.0)
 TRAINING: dict[str, Make] = {
+    "describe_run": lambda folder: on(train.describe_run, log_there(folder)),
+    "plot_log": lambda folder: on(train.plot_log, log_there(folder), seen=lambda path: path.name),
+    "describe_skipped": lambda _: on(train.describe_skipped, STATE),
+    "choose_device": lambda _: on(train.choose_device, "cpu"),
+    "offload": updates(train.offload, train.adamw(0.1)),
+    "half_moments": updates(train.half_moments, train.adamw(0.1), KEY),
+    "round_stochastically": lambda _: on(train.round_stochastically, X, torch.bfloat16, KEY),
+    "loss_scale.static": lambda _: on(loss_scale.static, 8.0, seen=lambda scale: scale.init()),
+    "loss_scale.dynamic": lambda _: on(
+        SCALE.update, SCALE.init(), torch.tensor(False), seen=lambda state: state
+    ),
+    "Precision.to_params": lambda _: on(MIXED.to_params, SMALL),
+    "Precision.to_compute": lambda _: on(MIXED.to_compute, SMALL),
+    "Precision.to_output": lambda _: on(MIXED.to_output, SMALL),
+    "Precision.wrap": lambda _: on(MIXED.wrap(square), SMALL, X),
+    "read_notes": lambda folder: on(train.read_notes, state_there(folder)),
+    "state.load_with_notes": lambda folder: on(
+        state_files.load_with_notes, state_there(folder), SMALL
+    ),
+    "losses.mean": lambda _: on(losses.mean, LOGITS, LOGITS > 0),
     "poisson_sample": lambda _: on(train.poisson_sample, KEY, 0.5, 20),
     "private_gradient": lambda _: on(
         train.private_gradient,
@@ -164,6 +188,8 @@ TRANSFORMS: dict[str, Make] = {
     "per_example_norms": lambda _: on(transforms.per_example_norms, square, SMALL, X),
 }
 FINETUNING: dict[str, Make] = {
+    "last_line": lambda folder: on(finetune.last_line, log_there(folder), ["fnlm", "inspect"]),
+    "mixed_precision": lambda _: on(finetune.mixed_precision, "bfloat16"),
     "Epochs.of": lambda _: on(finetune.Epochs.of, ROWED, 2.5, seen=lambda epochs: epochs.sizes),
     "batches": lambda _: on(finetune.batches, EPOCHS, KEY, 2, seen=lambda made: made[1](0)),
     "predict": lambda _: on(finetune.predict, row_squares, SMALL, ROWED, 2, "cpu"),
