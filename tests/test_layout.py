@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocols": {"tree", "files", "layers", "params"},
     "checkpoints": {"random", "tree", "files", "params", "families"},
     "pipeline": {"tree", "files", "params", "families", "checkpoints"},
-    "cli": {"random", "files", "generate", "families", "checkpoints", "pipeline"},
+    "cli": {"random", "files", "train", "generate", "families", "checkpoints", "pipeline"},
 }
 
 FILE_LINES = 400

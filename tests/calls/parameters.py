@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from conftest import ROOT
-from families import GPT2
+from families import BERT, GPT2
 from torch import nn
 
 from calls.common import (
@@ -24,6 +24,7 @@ from calls.common import (
     writes,
 )
 from fnlm import (
+    bert,
     gpt2,
     train,
     tree,
@@ -66,6 +67,10 @@ FOREIGN = rename.to_foreign(UNTIED, FAMILY.dialects[0])
 NESTED = dict(tree.named_leaves(UNTIED))
 TENSORFLOW = ROOT / "tests" / "fixtures" / "tensorflow" / "partitioned"
 PARAMETERS: dict[str, Make] = {
+    "config.LabelledConfig.from_dict": lambda _: on(
+        bert.Config.from_dict, {"id2label": {"0": "no"}}
+    ),
+    "config.LabelledConfig.to_dict": lambda _: on(bert.Config.to_dict, BERT.config),
     "config.multiple_of": lambda _: on(multiple_of, GPT2.config, "n_embd", "n_head"),
     "config.BaseConfig.from_dict": lambda _: on(gpt2.Config.from_dict, {"n_embd": 24, "new": [1]}),
     "config.BaseConfig.from_json_file": lambda folder: on(

@@ -43,6 +43,7 @@ WRITER: dict[str, Make] = {
 }
 REGISTER: dict[str, Make] = {
     "causal": lambda _: on(families.causal),
+    "find": lambda _: on(families.find, "gpt2"),
     **{
         f"Record.{name}": partial(
             lambda _, name: on(vars(families.Record)[name].fget, families.find("bert")), name=name

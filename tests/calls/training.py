@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import grad
 
 from calls.common import (
     KEY,
@@ -171,6 +172,7 @@ TRAINING: dict[str, Make] = {
 }
 CAPTURED = transforms.capture(square, SMALL, X)
 TRANSFORMS: dict[str, Make] = {
+    "remat": lambda _: on(grad(transforms.remat(square)), SMALL, X),
     "clipped_grad_sum": lambda _: on(
         transforms.clipped_grad_sum, square, SMALL, X, max_norm=0.1, weights=torch.arange(3.0)
     ),
