@@ -3,15 +3,12 @@
 import json
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _added, _files, _settings, _whole, wordpiece
 from fnlm.tokenize._bert_words import DEFAULT, PROFILES, SPECIAL, Special
 from fnlm.tokenize.bpe import well_formed
-
-if TYPE_CHECKING:
-    from fnlm.tokenize.bert import Tokenizer
 
 FAMILY = _settings.Family(
     "BERT",
@@ -132,8 +129,8 @@ def _lower_case(vocab: Mapping[str, int], path: Path) -> bool:
     return not capital
 
 
-def write(tokenizer: "Tokenizer", directory: str | Path) -> None:
-    """Write vocab.txt and tokenizer_config.json.
+def write(tokenizer: Any, directory: str | Path) -> None:
+    """Write the vocab.txt and tokenizer_config.json of a `fnlm.tokenize.bert.Tokenizer`.
 
     Raises:
         ValueError: a token cannot be a line of a file.

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +22,6 @@ from fnlm.files import _pickle, folder, hub
 from fnlm.files._pickle import Made, Pairs, Strided
 from fnlm.files.hub import NameOrPath, Source
 from fnlm.tokenize import _files, _settings, bpe
-
-if TYPE_CHECKING:
-    from fnlm.tokenize.transfo_xl import Tokenizer
 
 CONFIG = "tokenizer_config.json"
 CLASS = "TransfoXLTokenizer"
@@ -73,8 +70,8 @@ class _Pickled(NamedTuple):
     storage: Callable[[str], bytes]
 
 
-def write(tokenizer: "Tokenizer", directory: str | Path) -> None:
-    """Write vocab.txt and tokenizer_config.json.
+def write(tokenizer: Any, directory: str | Path) -> None:
+    """Write the vocab.txt and tokenizer_config.json of a `fnlm.tokenize.transfo_xl.Tokenizer`.
 
     Raises:
         ValueError: a symbol cannot be a line of a file.
