@@ -137,6 +137,27 @@ def test_a_full_disk_is_an_error_of_the_file_and_leaves_the_former_one(
     assert not half_written(tmp_path)
 
 
+def test_a_new_file_is_written_by_one_of_all_who_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def others_were_first(part: Path) -> None:
+        part.write_bytes(b"late")
+        replace(tmp_path / "file", lambda other: other.write_bytes(b"first"), new=True)
+
+    with pytest.raises(FileExistsError):
+        replace(tmp_path / "file", others_were_first, new=True)
+    assert content(tmp_path) == {"file": b"first"}
+
+    def no_links(*args: Any) -> None:
+        raise PermissionError("a file system without hard links")
+
+    monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(FileExistsError, match="file exists"):
+        replace(tmp_path / "file", lambda part: part.write_bytes(b"late"), new=True)
+    replace(tmp_path / "other", lambda part: part.write_bytes(b"new"), new=True)
+    assert content(tmp_path) == {"file": b"first", "other": b"new"}
+
+
 @pytest.mark.parametrize(
     ("raised", "caught"),
     [(SafetensorError("disk"), OSError), (OSError(28, "No space"), OSError),

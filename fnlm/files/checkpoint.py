@@ -92,13 +92,19 @@ def _outline(entry: Entry) -> Tensor:
     return torch.empty((), dtype=dtype, device="meta").expand(entry.shape)
 
 
-def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
+def replace(path: str | Path, fill: Callable[[Path], object], *, new: bool = False) -> None:
     """Write a file atomically: `fill` a temporary one, then rename it to `path`.
 
     The file has the permissions of the process (its umask), and is synced to disk before it is
     renamed: a power failure leaves the former file or this one.
 
+    Args:
+        path: of the file.
+        fill: writes it, at the path that it is given.
+        new: whether there must be no such file yet; of several processes, one succeeds.
+
     Raises:
+        FileExistsError: there is a file, and it was to be new.
         OSError: it could not be written, as on a full disk; the former file is as it was.
     """
     path = Path(path)
@@ -109,7 +115,13 @@ def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
         fill(part)
         os.chmod(part, mode)  # safetensors replaces the file by one for the owner alone
         _flush(part)
-        os.replace(part, path)
+        if new and _link(part, path):
+            part.unlink()
+        else:
+            os.replace(part, path)
+    except FileExistsError:
+        part.unlink(missing_ok=True)
+        raise
     except BaseException as error:
         part.unlink(missing_ok=True)
         if isinstance(error, OSError | SafetensorError | RuntimeError):  # the last is torch.save's
@@ -118,6 +130,19 @@ def replace(path: str | Path, fill: Callable[[Path], object]) -> None:
             ) from error
         raise
     _flush(path.parent)
+
+
+def _link(file: Path, name: Path) -> bool:
+    """Return whether a file was given a second name, which must be new."""
+    try:
+        os.link(file, name)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if name.exists():
+            raise FileExistsError(f"{name} exists") from None
+        return False
+    return True
 
 
 def half_written(directory: Path) -> list[Path]:

@@ -311,27 +311,31 @@ def claim_run_directory(
             checksums[name] = zlib.crc32(np.ascontiguousarray(array).data, checksums[name])
     text = json.dumps({**settings, **checksums}, indent=2, sort_keys=True) + "\n"
     path = Path(directory) / "run.json"
-    if path.exists():
-        try:
-            recorded = json.loads(path.read_bytes().decode())
-        except (ValueError, RecursionError):
-            recorded = None
-        if not isinstance(recorded, dict):
-            raise ValueError(
-                f"{path} is damaged, so nobody knows which run is in {directory}: remove the file "
-                "if it is this one, or give another directory"
-            )
-        # Compared as JSON, where a tuple is a list.
-        expected = json.loads(text)
-        differing = [name for name in expected if recorded.get(name) != expected[name]]
-        if differing:
-            raise ValueError(
-                f"{directory} holds a run with other {', '.join(differing)}: give another "
-                "directory, or remove this one to start anew"
-            )
-    _write(path, text)
+    try:
+        _write(path, text, new=True)  # of two runs that begin at once, one is the first
+    except FileExistsError:
+        _compare(path, json.loads(text))  # as JSON, where a tuple is a list
 
 
-def _write(path: Path, text: str) -> None:
+def _compare(path: Path, expected: dict[str, Any]) -> None:
+    """Raise unless a `run.json` has the expected values."""
+    try:
+        recorded = json.loads(path.read_bytes().decode())
+    except (ValueError, RecursionError):
+        recorded = None
+    if not isinstance(recorded, dict):
+        raise ValueError(
+            f"{path} is damaged, so nobody knows which run is in {path.parent}: remove the file "
+            "if it is this one, or give another directory"
+        )
+    differing = [name for name in expected if recorded.get(name) != expected[name]]
+    if differing:
+        raise ValueError(
+            f"{path.parent} holds a run with other {', '.join(differing)}: give another "
+            "directory, or remove this one to start anew"
+        )
+
+
+def _write(path: Path, text: str, *, new: bool = False) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    replace(path, lambda partial: partial.write_text(text, encoding="utf-8"), new=new)
