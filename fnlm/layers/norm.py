@@ -39,7 +39,7 @@ def layer_norm(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     tensor([-1.,  1.])
     """
     # The kernel's derivatives are those of tensors: a typed leaf gives the one it stands for.
-    scale, bias = (x if isinstance(x, Tensor) else x.dense() for x in (scale, bias))
+    scale, bias = (x if isinstance(x, Tensor) else torch.positive(x) for x in (scale, bias))
     if is_traced():
         return _plain(x, scale, bias, eps)  # a traced graph may be differentiated later
     active = levels(x, scale, bias)
