@@ -221,10 +221,10 @@ def test_the_check_costs_next_to_nothing() -> None:
 
 
 def _seconds(work: Callable[[], Any], rounds: int) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(rounds):
         work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 class Doubled:
