@@ -206,7 +206,8 @@ def attend_cached(
     Returns:
         [..., H, T, Dh], and the keys and values of the new tokens.
     """
-    q, k, v = tap(q, taps, "q"), tap(k, taps, "k"), tap(v, taps, "v")
+    if taps is not None:
+        q, k, v = tap(q, taps, "q"), tap(k, taps, "k"), tap(v, taps, "v")
     # Views of a fused projection would keep its queries alive for as long as the cache lives.
     k, v = (x.clone(memory_format=torch.contiguous_format) for x in (k, v))
     kv_cache.check_dtype(context.past[0], k)

@@ -36,4 +36,5 @@ def mlp(
         [..., D].
     """
     hidden = tap(activation(linear(x, **up)), taps, "hidden")  # D -> F
-    return tap(linear(dropout(hidden, rate, key), **down), taps, "out")  # F -> D
+    hidden = hidden if key is None else dropout(hidden, rate, key)
+    return tap(linear(hidden, **down), taps, "out")  # F -> D
