@@ -43,7 +43,7 @@ def sites(family: Family, config: BaseConfig) -> tuple[str, ...]:
     >>> names = sites(gpt2, gpt2.Config(n_layer=2))
     >>> names[:4], names[-2:]
     (('embed.token', 'blocks.0.in', 'blocks.0.attention.q', 'blocks.0.attention.k'),
-     ('hidden', 'logits'))
+     ('logits', 'heads.multiple_choice.logits'))
     """
     params = spec.meta(family.spec(config))
     ids = torch.zeros(1, 1, dtype=torch.int64, device="meta")
