@@ -79,6 +79,8 @@ def read(fn: Callable[..., Any], *patterns: str) -> Callable[..., tuple[Any, dic
     {'blocks.0.attention.weights': [1, 3, 5, 5], 'blocks.1.attention.weights': [1, 3, 5, 5]}
     """
     _check_patterns(patterns, "read")
+    exact = frozenset(name for name in patterns if "*" not in name)
+    wild = [pattern for pattern in patterns if "*" in pattern]
 
     @functools.wraps(fn)
     def reading(params: Params, *args: Any, **kwargs: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -88,7 +90,7 @@ def read(fn: Callable[..., Any], *patterns: str) -> Callable[..., tuple[Any, dic
 
         def wants(site: str) -> bool:
             if site not in reached:
-                reached[site] = any(_matches(pattern, site) for pattern in patterns)
+                reached[site] = site in exact or any(_matches(name, site) for name in wild)
             return reached[site]
 
         def visit(site: str, x: Tensor, _: Tensor | None) -> Tensor:
