@@ -219,6 +219,19 @@ def test_reading_and_writing_back_change_nothing(family: Family, name: str, keye
 
 
 @each
+@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (4,), (2, 1, 3)])
+def test_awkward_shapes(family: Family, shape: tuple[int, ...]) -> None:
+    """No example, one token, no batch axis, two of them."""
+    params, ids = make_params(family), torch.ones(shape, dtype=torch.int64)
+    result, found = taps.read(output(family), "**")(params, ids)
+    assert result.equal(output(family)(params, ids))
+    assert taps.write(output(family), found)(params, ids).equal(result)
+    assert found["blocks.1.attention.heads"].shape[:-1] == (*shape[:-1], 3, shape[-1])
+    assert found["blocks.1.attention.weights"].shape[:-1] == (*shape[:-1], 3, shape[-1])
+    assert {x.shape for site, x in found.items() if site.endswith(".out")} == {(*shape, 36)}
+
+
+@each
 def test_zeros_are_an_ablation(family: Family) -> None:
     """As the parameters without that part compute."""
     params, (ids, _) = make_params(family), make_batch(family)
