@@ -10,6 +10,7 @@ import argparse
 import statistics
 import sys
 import timeit
+from typing import Any
 
 import torch
 from _harness import Call, Times, environment, judge, ratios, row, take_turns
@@ -38,7 +39,8 @@ def make_calls(sites: tuple[str, ...]) -> dict[str, Call]:
 
 def unread() -> float:
     """Return the seconds that a site takes where nobody reads."""
-    block, x = {"norm": 0}, torch.zeros(1)
+    block: dict[str, Any] = {"norm": 0}
+    x = torch.zeros(1)
     return min(timeit.repeat(lambda: tap(x, block.get("taps"), "out"), number=LOOPS)) / LOOPS
 
 

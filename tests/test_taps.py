@@ -305,10 +305,10 @@ def test_attribution_equals_finite_differences(family: Family) -> None:
 
     for site, x in found.items():
         slope = grad(loss)(found, site)[site]
-        direction, h = torch.randn_like(x), 1e-4
+        direction, h = torch.randn_like(x), 1e-6  # of ReLU, few kinks are nearer
         points = [loss({site: x + t * h * direction}, site) for t in (-2, -1, 1, 2)]
         expected = (8 * (points[2] - points[1]) - (points[3] - points[0])) / (12 * h)
-        torch.testing.assert_close((slope * direction).sum(), expected, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close((slope * direction).sum(), expected, rtol=1e-6, atol=1e-7)
         assert site == "pooled" or slope.abs().max() > 1e-6, site
 
 

@@ -10,7 +10,7 @@ from calls.layers import HEADS, LAYERS, XL_LAYERS
 from calls.parameters import FILES, PARAMETERS, TREE
 from calls.text import LANGUAGE, TASKS, TOKENIZING
 from calls.tools import CHECKPOINTS, PROGRAM, REGISTER, WRITER
-from calls.training import FINETUNING, TRAINING, TRANSFORMS
+from calls.training import FINETUNING, TAPS, TRAINING, TRANSFORMS
 
 __all__ = ["TABLE", "Example", "Make", "files"]
 
@@ -27,6 +27,7 @@ TABLE: dict[str, Make] = {f"fnlm.{name}": make for name, make in FAMILY_ROWS.ite
         "pipeline": WRITER,
         "generate": DECODING,
         "train": TRAINING,
+        "taps": TAPS,
         "transforms": TRANSFORMS,
         "finetune": FINETUNING,
         "tokenize": TOKENIZING,
