@@ -12,7 +12,7 @@ from calls.leaves import ABSTRACT, LEAVES, PEFT, TYPED
 from calls.parameters import FILES, PARAMETERS, TREE
 from calls.text import LANGUAGE, TASKS, TOKENIZING
 from calls.tools import CHECKPOINTS, PROGRAM, REGISTER, WRITER
-from calls.training import FINETUNING, TRAINING, TRANSFORMS
+from calls.training import FINETUNING, TAPS, TRAINING, TRANSFORMS
 
 __all__ = ["ABSTRACT", "TABLE", "Example", "Make", "files"]
 
@@ -30,6 +30,7 @@ TABLE: dict[str, Make] = {f"fnlm.{name}": make for name, make in FAMILY_ROWS.ite
         "pipeline": WRITER,
         "generate": DECODING,
         "train": TRAINING,
+        "taps": TAPS,
         "transforms": TRANSFORMS | CURVATURE,
         "finetune": FINETUNING,
         "tokenize": TOKENIZING,

@@ -15,6 +15,7 @@ from fnlm import (
     random,
 )
 from fnlm.layers import kv_cache
+from fnlm.layers.tap import Level, Visitor
 
 
 def grown() -> Any:
@@ -22,6 +23,12 @@ def grown() -> Any:
     with torch.no_grad():
         _, first = gpt2.apply(PARAMS, IDS[:, :3], mask=MASK[:, :3])
         return gpt2.apply(PARAMS, IDS[:, 3:4], first, mask=MASK[:, 3:4])[1]
+
+
+def sevenfold() -> Any:
+    """Make taps that write seven times what is there."""
+    visitor = Visitor("", lambda site, x, written: 7 * x, lambda site: True, False)
+    return (Level(visitor, {}),)
 
 
 HALF = torch.ones(1, 5, 5, dtype=torch.bool).tril()
@@ -42,6 +49,7 @@ LAYERS: dict[str, Make] = {
     "kv_cache.truncate": lambda _: on(kv_cache.truncate, grown(), 2),
     "check_range": lambda _: on(layers.check_range, IDS, 41),
     "check_mask": lambda _: on(layers.check_mask, MASK),
+    "tap": lambda _: on(layers.tap, X, sevenfold(), "out"),
     "mlp": lambda _: on(layers.mlp, X, LINEAR, BACK, activation=torch.tanh),
 }
 BERT_PARAMS = make_params(BERT)
@@ -58,6 +66,7 @@ HEADS: dict[str, Make] = {
         activation=torch.tanh,
         eps=0.1,
     ),
+    "linear_logits": lambda _: on(heads.linear_logits, X, **LINEAR),
     "tied_logits": lambda _: on(heads.tied_logits, X, X[0]),
     "choice_logits": lambda _: on(
         heads.choice_logits, X, torch.tensor([1, 0, 4]), LINEAR["weight"][:, :1], X[0, 0, :1]

@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.func import grad
 
 from calls.common import (
+    IDS,
     KEY,
     LOGITS,
+    PARAMS,
     SMALL,
     Example,
     Make,
@@ -22,7 +24,9 @@ from calls.common import (
 )
 from fnlm import (
     finetune,
+    gpt2,
     layers,
+    taps,
     train,
     transforms,
 )
@@ -188,6 +192,14 @@ TRANSFORMS: dict[str, Make] = {
     "grad_and_value": lambda _: on(transforms.grad_and_value(square), SMALL, X),
     "per_example_grads": lambda _: on(transforms.per_example_grads, square, SMALL, X, chunk_size=2),
     "per_example_norms": lambda _: on(transforms.per_example_norms, square, SMALL, X),
+}
+EDITS: dict[str, Any] = {
+    "blocks.0.out": torch.zeros(3, 7, 36),
+    "blocks.*.mlp.hidden": torch.zeros_like,
+}
+TAPS: dict[str, Make] = {
+    "read": lambda _: on(taps.read(gpt2.apply, "**"), PARAMS, IDS),
+    "write": lambda _: on(taps.write(gpt2.apply, EDITS), PARAMS, IDS),
 }
 FINETUNING: dict[str, Make] = {
     "last_line": lambda folder: on(finetune.last_line, log_there(folder), ["fnlm", "inspect"]),
