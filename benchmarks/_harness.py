@@ -63,6 +63,25 @@ def take_turns(
     return taken
 
 
+def peak_bytes(call: Call) -> int:
+    """Return the most bytes that a call has allocated at once, over those at its start.
+
+    They are counted, by the events of torch's profiler: what the C library keeps does not matter.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        result = call()
+    del result
+    now = most = 0
+    assert record.profiler is not None and record.profiler.kineto_results is not None
+    for event in record.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            most = max(most, now)
+    return most
+
+
 def bytes_per_second() -> float:
     """Return the memory bandwidth of two reads and a write of what fits no cache."""
     import torch

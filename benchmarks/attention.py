@@ -7,19 +7,16 @@ the kernel begins, both are the same code, and the ratio is what deciding costs.
 """
 
 import argparse
-import os
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from unittest import mock
 
 import torch
+from _harness import Call, environment
 from torch import Tensor
 from torch.func import vmap
 
-import fnlm
 from fnlm import transforms
 from fnlm.layers import _fused_attention as fused
 from fnlm.layers.attention import attend, causal_mask, padding_bias
@@ -28,7 +25,6 @@ HEADS, WIDTH, TOKENS = 12, 64, 2048
 QUERIES = (1, 16, 32, 64, 128, 384, 1024)
 PAST = 512  # cached tokens of a decoding step
 BAR = 1.05
-Call = Callable[[], object]
 
 
 def calls(queries: int, causal: bool) -> dict[str, Call]:
@@ -86,9 +82,8 @@ def main() -> int:
     flags = parser.parse_args()
     smallest = flags.smallest or fused.QUERIES
     print(
-        f"python {platform.python_version()}, torch {torch.__version__}, fnlm {fnlm.__version__}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, float32, {HEADS} heads of "
-        f"{WIDTH}, about {TOKENS} tokens, {flags.rounds} rounds; time as it is / in plain ones"
+        f"{environment()}, float32, {HEADS} heads of {WIDTH}, about {TOKENS} tokens, "
+        f"{flags.rounds} rounds; time as it is / in plain ones"
     )
     met = True
     for name, causal in (("GPT-2, causal", True), ("BERT, padded", False)):

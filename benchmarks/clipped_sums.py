@@ -17,20 +17,15 @@ pay less: the second table tells.
 
 import argparse
 import importlib.util
-import os
-import platform
 import statistics
 import sys
-import time
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from _harness import Call, environment, judge, peak_bytes, ratios, row, take_turns
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
-import fnlm
 from fnlm import bert, random, tree
 from fnlm.params import rename
 from fnlm.params.names.bert import FAMILY
@@ -43,7 +38,6 @@ MATERIALIZED = "gradients, then clipped"
 TIME_BARS, MEMORY_BAR, SPEED_BAR = {NORMS: 1.35, CLIPPED: 1.5}, 1.1, 1.15
 MAX_NORM = 1.0
 HEAD = "sequence_classification"
-Call = Callable[[], object]
 
 
 def make_config(width: int, layers: int, dropout: float = 0.1) -> bert.Config:
@@ -125,50 +119,6 @@ def run_opacus(model: Any, batch: tuple[Tensor, ...]) -> Tensor:
     return hooked.per_sample_gradient_norms
 
 
-def seconds(call: Call) -> float:
-    start = time.perf_counter()
-    result = call()
-    took = time.perf_counter() - start
-    del result  # not timed
-    return took
-
-
-def take_turns(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender; a first round is left out."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(rounds + 1):
-        for name, call in calls.items():
-            took = seconds(call)
-            taken[name] += [took] if turn else []
-    return taken
-
-
-def peak_megabytes(call: Call) -> float:
-    """Return the most bytes that a call has allocated at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
-        result = call()
-    del result
-    now = most = 0
-    assert record.profiler is not None and record.profiler.kineto_results is not None
-    for event in record.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most / 1e6
-
-
-def ratio(taken: dict[str, list[float]], name: str, to: str) -> float:
-    return statistics.median(a / b for a, b in zip(taken[name], taken[to], strict=True))
-
-
-def verdict(name: str, value: float, bar: float, *, at_least: bool = False) -> bool:
-    """Print a ratio beside its bar; return whether it is missed."""
-    missed = value < bar if at_least else value > bar
-    word = "least" if at_least else "most"
-    print(f"{name}: {value:.2f}; bar: at {word} {bar}: {'MISSED' if missed else 'met'}")
-    return missed
-
-
 def show_exactness() -> None:
     """Compare with materialized gradients in float64, and how far float32 is from that."""
     params = bert.init(make_config(96, 2), random.key(0), heads=(HEAD,))
@@ -196,10 +146,8 @@ def compare_with_opacus(batch: tuple[Tensor, ...], args: argparse.Namespace) -> 
         CLIPPED: contenders(params, batch)[CLIPPED],
     }
     taken = take_turns(calls, args.rounds)
-    print(f"{OPACUS}: median {statistics.median(taken[OPACUS]):.2f} s")
-    return verdict(
-        "times the speed of opacus", ratio(taken, OPACUS, CLIPPED), SPEED_BAR, at_least=True
-    )
+    print(row(OPACUS, taken[OPACUS], "s"))
+    return judge("speed over opacus", ratios(taken[OPACUS], taken[CLIPPED]), SPEED_BAR)
 
 
 def show_widths(args: argparse.Namespace, batch: tuple[Tensor, ...]) -> None:
@@ -209,8 +157,10 @@ def show_widths(args: argparse.Namespace, batch: tuple[Tensor, ...]) -> None:
         calls = contenders(params, batch)
         del calls[MATERIALIZED]
         taken = take_turns(calls, args.rounds)
-        memory = peak_megabytes(calls[CLIPPED]) / peak_megabytes(calls[BATCH])
-        norms, clipped = (ratio(taken, name, BATCH) for name in (NORMS, CLIPPED))
+        memory = peak_bytes(calls[CLIPPED]) / peak_bytes(calls[BATCH])
+        norms, clipped = (
+            statistics.median(ratios(taken[name], taken[BATCH])) for name in (NORMS, CLIPPED)
+        )
         print(f"{width:5}  {norms:5.2f}  {clipped:11.2f}  {memory:6.2f}", flush=True)
 
 
@@ -224,30 +174,28 @@ def main() -> int:
     parser.add_argument("--widths", type=int, nargs="*", default=[96, 192, 384, 768])
     args = parser.parse_args()
     print(
-        f"python {platform.python_version()}, torch {torch.__version__}, fnlm {fnlm.__version__}, "
-        f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, {args.rows} rows of "
-        f"{args.length} tokens, {args.layers} layers of width {args.width}, {args.rounds} rounds"
+        f"{environment()}, {args.rows} rows of {args.length} tokens, {args.layers} layers of width "
+        f"{args.width}, {args.rounds} rounds"
     )
     show_exactness()
     batch = make_batch(args.rows, args.length)
     params = bert.init(make_config(args.width, args.layers), random.key(0), heads=(HEAD,))
     calls = contenders(params, batch)
     taken = take_turns(calls, args.rounds)
-    memory = {name: peak_megabytes(call) for name, call in calls.items()}
+    memory = {name: peak_bytes(call) for name, call in calls.items()}
     for name, times in taken.items():
-        print(f"{name:24} median {statistics.median(times):6.2f} s ({min(times):.2f} to "
-              f"{max(times):.2f}), {memory[name]:5.0f} MB, {ratio(taken, name, BATCH):.2f} times "
-              f"the time and {memory[name] / memory[BATCH]:.2f} times the memory")  # fmt: skip
-    missed = []
+        print(row(name, times, "s", f", {memory[name] / 1e6:.0f} MB"))
+    met = []
     for name, bar in TIME_BARS.items():
-        missed.append(verdict(f"{name}, time", ratio(taken, name, BATCH), bar))
-        missed.append(verdict(f"{name}, memory", memory[name] / memory[BATCH], MEMORY_BAR))
+        met.append(judge(f"{name}, time", ratios(taken[name], taken[BATCH]), bar, at_most=True))
+        share = memory[name] / memory[BATCH]
+        met.append(judge(f"{name}, memory", [share], MEMORY_BAR, at_most=True))
     show_widths(args, batch)
     if importlib.util.find_spec("opacus") is None:
         print("opacus is not installed: not compared")
     else:
-        missed.append(compare_with_opacus(batch, args))
-    return any(missed)
+        met.append(compare_with_opacus(batch, args))
+    return not all(met)
 
 
 if __name__ == "__main__":

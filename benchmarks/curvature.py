@@ -8,18 +8,14 @@ loss differentiated twice. Times are told, not barred: median seconds of calls i
 """
 
 import argparse
-import os
-import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
+from _harness import Call, environment, peak_bytes, ratios, take_turns
 from torch import Tensor
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from fnlm import gpt2, random, tree
 from fnlm.heads import output_table
@@ -35,21 +31,6 @@ from fnlm.tree import Tree
 BAR = 3.0
 GRADIENT = "gradient"
 BARRED = ("Gauss-Newton, vocabulary in chunks", "Gauss-Newton, closed form")
-Call = Callable[[], object]
-
-
-def peak_bytes(call: Call) -> int:
-    """Return the most memory that a call has at any time, over that at its start."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
-    del result
-    now = most = 0
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most
 
 
 def model(params: Tree, ids: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,12 +60,6 @@ def calls(config: gpt2.Config, rows: int, tokens: int) -> dict[str, Call]:
     return {GRADIENT: lambda: grad(lambda *d: twice(model(*d)))(*data), **products}
 
 
-def seconds(call: Call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=5)
@@ -93,18 +68,14 @@ def main() -> int:
     args = parser.parse_args()
     config = gpt2.Config(n_positions=args.tokens, n_ctx=args.tokens, n_embd=64, n_layer=2, n_head=2)
     print(
-        f"python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, vocabulary {config.vocab_size}, [{args.rows}, "
+        f"{environment()}, vocabulary {config.vocab_size}, [{args.rows}, "
         f"{args.tokens}] tokens, {args.rounds} rounds"
     )
     made = calls(config, args.rows, args.tokens)
-    times: dict[str, list[float]] = {name: [] for name in made}
-    for turn in range(args.rounds + 1):
-        for name, call in made.items():
-            times[name] += [seconds(call)] if turn else [seconds(call)][:0]
+    times = take_turns(made, args.rounds)
     peaks = {name: peak_bytes(call) for name, call in made.items()}
     for name in made:
-        ratio = statistics.median(a / b for a, b in zip(times[name], times[GRADIENT], strict=True))
+        ratio = statistics.median(ratios(times[name], times[GRADIENT]))
         print(
             f"{name:36} peak {peaks[name] / 1e6:7.1f} MB, {peaks[name] / peaks[GRADIENT]:.2f} "
             f"times a gradient's; time {ratio:.2f} times"
