@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(FAMILIES, _FAMILY),
     "families": set(),
     "generate": {"random", "tree", "layers"},
-    "transforms": {"random", "tree", "layers._levels"},
+    "transforms": {"random", "tree", "layers._levels", "layers.tap"},
     "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"},
     "finetune": {"random", "tree", "files", "train"},
     "tokenize": {"files"},

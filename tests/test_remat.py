@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, linearize, vjp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fnlm import random, transforms, tree
+from fnlm import gpt2, random, taps, transforms, tree
 from fnlm.layers.dropout import dropout
 from fnlm.layers.norm import layer_norm
 from fnlm.transforms import remat
@@ -310,3 +310,22 @@ def test_groups_of_recomputed_blocks_hold_the_root_of_the_depth() -> None:
         peak_bytes(partial(transforms.grad(lambda x, f=f: f(x).sum()), x)) for f in (one, nested)
     )
     assert deep < flat / 2, (deep, flat)
+
+
+def test_what_taps_read_inside_keeps_its_derivative() -> None:
+    """What is read leaves the function beside its result."""
+    config = gpt2.Config(vocab_size=11, n_positions=8, n_embd=12, n_layer=2, n_head=3)
+    params = tree.cast(gpt2.init(config, random.key(0)), torch.float64)
+    ids = torch.tensor([[3, 1, 4]])
+
+    def read(model: Any) -> Any:
+        def loss(params: Any) -> Tensor:
+            _, found = taps.read(model, "blocks.0.mlp.out")(params, ids)
+            return found["blocks.0.mlp.out"].sin().sum()
+
+        return grad(loss)(params)
+
+    expected = read(gpt2.apply)
+    for x, y in zip(tree.leaves(read(remat(gpt2.apply))), tree.leaves(expected), strict=True):
+        assert x.equal(y)
+    assert any(x.any() for x in tree.leaves(expected))

@@ -11,6 +11,7 @@ from torch.func import jvp, vjp
 
 from fnlm import tree
 from fnlm.layers._levels import is_traced, is_tracked, levels
+from fnlm.layers.tap import is_read
 from fnlm.transforms.gradient import is_recorded
 
 __all__ = ["remat"]
@@ -31,8 +32,8 @@ def remat(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Returns:
         the same function. While `torch.compile`, `torch.export` or `make_fx` records, under two
-        levels of forward mode, and in a `forward_ad.dual_level`, it is `fn` itself, which
-        recomputes nothing.
+        levels of forward mode, in a `forward_ad.dual_level`, and while `fnlm.taps.read` reads
+        inside, it is `fn` itself, which recomputes nothing.
 
     Raises:
         ValueError: from the returned function, if the result depends on a tensor that is being
@@ -48,7 +49,8 @@ def remat(fn: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(fn)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
-        if is_traced():
+        # What `fnlm.taps.read` finds inside leaves fn beside its result, and keeps its derivatives.
+        if is_traced() or is_read(*args, *kwargs.values()):
             return fn(*args, **kwargs)
         structure, leaves = tree.structure((args, kwargs)), tree.leaves((args, kwargs))
         floats = [leaf for leaf in leaves if _has_derivative(leaf)]
