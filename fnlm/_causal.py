@@ -15,6 +15,7 @@ from torch import Tensor
 from fnlm.layers import attend, causal_mask, check_mask, kv_cache, lookup
 from fnlm.layers._inputs import check_broadcastable, check_ids, check_same_shape
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache, KVSegments
+from fnlm.transforms import recompute
 from fnlm.tree import Tree
 
 __all__ = [
@@ -154,6 +155,7 @@ def run(
     keys: Sequence[Tensor | None],
     *,
     keep: int | None = None,
+    remat: bool = False,
 ) -> tuple[tuple[Tensor, ...], AnyCache]:
     """Run the blocks in turn, as `jax.lax.scan` would.
 
@@ -165,6 +167,7 @@ def run(
         config: handed to the block.
         keys: the dropout key of each block.
         keep: how many hidden states to return, the last ones; the others are let go of at once.
+        remat: compute each block again in the backward pass (`fnlm.transforms.remat`).
 
     Returns:
         x and the hidden states after each block, [..., T, D] each, and the cache with the new
@@ -174,6 +177,7 @@ def run(
     # The queries are the new tokens; the keys are the cached tokens, then the new ones.
     mask = causal_mask(kv_cache.valid(cache, valid), valid.shape[-1])  # [..., 1, T, S + T]
     states, new_keys, new_values = deque([x], maxlen=keep), [], []
+    block = recompute.remat(block) if remat else block
     for layer, (layer_weights, key) in enumerate(zip(weights, keys, strict=True)):
         context = Context(layer, kv_cache.past(cache, layer), mask)
         x, (k, v) = block(x, layer_weights, context, config, key)
