@@ -16,6 +16,7 @@ from fnlm.layers import attend, causal_mask, check_mask, kv_cache, lookup
 from fnlm.layers._inputs import check_broadcastable, check_ids, check_same_shape
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache, KVSegments
 from fnlm.layers.tap import Taps, tap
+from fnlm.transforms import recompute
 from fnlm.tree import Tree
 
 __all__ = [
@@ -157,6 +158,7 @@ def run(
     keys: Sequence[Tensor | None],
     *,
     keep: int | None = None,
+    remat: bool = False,
 ) -> tuple[tuple[Tensor, ...], AnyCache]:
     """Run the blocks in turn, as `jax.lax.scan` would.
 
@@ -168,6 +170,7 @@ def run(
         config: handed to the block.
         keys: the dropout key of each block.
         keep: how many hidden states to return, the last ones; the others are let go of at once.
+        remat: compute each block again in the backward pass (`fnlm.transforms.remat`).
 
     Returns:
         x and the hidden states after each block, [..., T, D] each, and the cache with the new
@@ -177,6 +180,7 @@ def run(
     # The queries are the new tokens; the keys are the cached tokens, then the new ones.
     mask = causal_mask(kv_cache.valid(cache, valid), valid.shape[-1])  # [..., 1, T, S + T]
     states, new_keys, new_values = deque([x], maxlen=keep), [], []
+    block = recompute.remat(block) if remat else block
     for layer, (layer_weights, key) in enumerate(zip(weights, keys, strict=True)):
         context = Context(layer, kv_cache.past(cache, layer), mask)
         taps = layer_weights.get("taps")

@@ -26,6 +26,7 @@ from fnlm.params._check import checked, config_of
 from fnlm.params.config import Count, LabelledConfig, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import bert as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
+from fnlm.transforms import recompute
 from fnlm.tree import Params, Tree, register_constant
 
 HEADS = (
@@ -46,8 +47,7 @@ class Config(LabelledConfig):
 
     `num_labels` is the number of classes of sequence and token classification, by default that of
     the file's `id2label`. `classifier_dropout` precedes those heads and multiple choice; None is
-    `hidden_dropout_prob`. `pad_token_id` does not change the model; training recipes use it to mask
-    the gradient of that embedding (see `fnlm.train.mask_rows`).
+    `hidden_dropout_prob`. `pad_token_id` is for training recipes (see `fnlm.train.mask_rows`).
     """
 
     vocab_size: Size = 30522
@@ -155,7 +155,7 @@ def _block(x: Tensor, bias: Tensor, block: Tree, config: Config, key: Tensor | N
 
 def _states(
     params: Params, ids: Tensor, token_types: Tensor | None, mask: Tensor | None, *,
-    key: Tensor | None, keep: int | None = None,
+    key: Tensor | None, remat: bool, keep: int | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the last `keep` of 1 + L hidden states, embeddings first: [..., T, D] each."""
     config, blocks = params["config"], params["blocks"]
@@ -170,8 +170,9 @@ def _states(
     x = _embed(ids, token_types, params["embed"], config, embed_key)  # [..., T, D]
     bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)  # [..., 1, 1, T]
     states = deque([x], maxlen=keep)  # the others are let go of at once
+    run = recompute.remat(_block) if remat else _block
     for block, block_key in zip(blocks, block_keys, strict=True):
-        x = _block(tap(x, block.get("taps"), "in"), bias, block, config, block_key)
+        x = run(tap(x, block.get("taps"), "in"), bias, block, config, block_key)
         x = tap(x, block.get("taps"), "out")
         states.append(x)
     return tuple(states)
@@ -180,28 +181,28 @@ def _states(
 @checked(Config, spec)
 def hidden_states(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return the hidden states after the last block: arguments of `apply` -> [..., T, D]."""
-    (x,) = _states(params, ids, token_types, mask, key=key, keep=1)
+    (x,) = _states(params, ids, token_types, mask, key=key, remat=remat, keep=1)
     return tap(x, params.get("taps"), "hidden")
 
 
 @checked(Config, spec)
 def layers(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the hidden states after every block: arguments of `apply` -> L tensors [..., T, D].
 
     The last of them is `hidden_states`.
     """
-    return _states(params, ids, token_types, mask, key=key)[1:]
+    return _states(params, ids, token_types, mask, key=key, remat=remat)[1:]
 
 
 def apply(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the last hidden states [..., T, D] and the pooled output [..., D].
 
@@ -213,6 +214,7 @@ def apply(
         token_types: int64 [..., T], each 0 <= type < K: 0 for text A, 1 for text B; default 0.
         mask: [..., T], nonzero for real tokens, 0 for padding (not attended to), on either side.
         key: turns dropout on; one key, or keys for the leading axes of `ids`.
+        remat: compute each block again in the backward pass, for less memory.
 
     Raises:
         ValueError: more than `max_position_embeddings` tokens; a mask or types of another shape.
@@ -227,81 +229,79 @@ def apply(
     (torch.Size([2, 4, 12]), torch.Size([2, 12]))
     """
     pooler = pooler_params(params, Config)
-    hidden = hidden_states(params, ids, token_types, mask, key=key)  # [..., T, D]
+    hidden = hidden_states(params, ids, token_types, mask, key=key, remat=remat)  # [..., T, D]
     pooled = torch.tanh(linear(hidden[..., 0, :], **pooler))  # [..., D]
     return hidden, tap(pooled, params.get("taps"), "pooled")
 
 
 def masked_lm(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return masked-language-model logits: arguments of `apply` -> [..., T, V]."""
-    head = head_params(params, "masked_lm", Config)
-    return _masked_lm(params, hidden_states(params, ids, token_types, mask, key=key), head)
+    head_params(params, "masked_lm", Config)
+    hidden = hidden_states(params, ids, token_types, mask, key=key, remat=remat)
+    return masked_lm_logits(params, hidden)
 
 
 def next_sentence_prediction(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return next-sentence logits: arguments of `apply` -> [..., 2], (is next, is not next)."""
     head = head_params(params, "next_sentence_prediction", Config)
-    return linear_logits(apply(params, ids, token_types, mask, key=key)[1], **head)
+    return linear_logits(apply(params, ids, token_types, mask, key=key, remat=remat)[1], **head)
 
 
 def pretraining(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the logits of `masked_lm` and of `next_sentence_prediction`, encoding once."""
-    mlm_head, nsp_head = (head_params(params, name, Config) for name in HEADS[:2])
-    hidden, pooled = apply(params, ids, token_types, mask, key=key)
-    return _masked_lm(params, hidden, mlm_head), linear_logits(pooled, **nsp_head)
+    _, nsp_head = (head_params(params, name, Config) for name in HEADS[:2])
+    hidden, pooled = apply(params, ids, token_types, mask, key=key, remat=remat)
+    return masked_lm_logits(params, hidden), linear_logits(pooled, **nsp_head)
 
 
 def sequence_classification(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return class logits, or a regression value: arguments of `apply` -> [..., num_labels]."""
     head = head_params(params, "sequence_classification", Config)
-    return _classify(params, apply(params, ids, token_types, mask, key=key)[1], head, key)
+    _, pooled = apply(params, ids, token_types, mask, key=key, remat=remat)
+    return _classify(params, pooled, head, key)
 
 
 def multiple_choice(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return choice logits: arguments of `apply` with shapes [..., C, T] -> [..., C]."""
     head = head_params(params, "multiple_choice", Config)
-    pooled = apply(params, ids, token_types, mask, key=key)[1]
+    _, pooled = apply(params, ids, token_types, mask, key=key, remat=remat)
     return _classify(params, pooled, head, key).squeeze(-1)
 
 
 def token_classification(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return class logits of each token: arguments of `apply` -> [..., T, num_labels]."""
     head = head_params(params, "token_classification", Config)
-    return _classify(params, hidden_states(params, ids, token_types, mask, key=key), head, key)
+    hidden = hidden_states(params, ids, token_types, mask, key=key, remat=remat)
+    return _classify(params, hidden, head, key)
 
 
 def question_answering(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return start and end logits of the answer span: each [..., T], padding included."""
     head = head_params(params, "question_answering", Config)
-    hidden = hidden_states(params, ids, token_types, mask, key=key)
+    hidden = hidden_states(params, ids, token_types, mask, key=key, remat=remat)
     start, end = linear_logits(hidden, **head).unbind(-1)  # [..., T, 2] -> [..., T] each
     return start, end
-
-
-def _masked_lm(params: Params, hidden: Tensor, head: Tree) -> Tensor:
-    act, eps = ACTIVATIONS[params["config"].hidden_act], params["config"].layer_norm_eps
-    return masked_lm_logits(hidden, params["embed"]["token"], **head, activation=act, eps=eps)
 
 
 def _classify(params: Params, x: Tensor, head: Tree, key: Tensor | None) -> Tensor:
@@ -323,8 +323,7 @@ def load(
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
     """Write weights and config.json for another library to read: `fnlm.params.io.save` tells how.
 
-    `dialect` is "transformers" or "pytorch-pretrained-bert" for the heads of one of their classes;
-    "fnlm" for any heads, to be read by fnlm alone.
+    `dialect` is "transformers" or "pytorch-pretrained-bert", or "fnlm" for any set of heads.
     """
     config_of(params, Config)
     io.save(params, directory, names.FAMILY, spec, dialect)

@@ -210,7 +210,7 @@ def _block(
 def _states(
     params: Params, ids: Tensor, cache: AnyCache | None, mask: Tensor | None,
     positions: Tensor | None, token_types: Tensor | None, *, key: Tensor | None,
-    keep: int | None = None,
+    remat: bool, keep: int | None = None,
 ) -> tuple[tuple[Tensor, ...], AnyCache]:  # fmt: skip
     """Return the last `keep` of 1 + L hidden states, embeddings first, and the new cache."""
     config, blocks = params["config"], params["blocks"]
@@ -218,41 +218,42 @@ def _states(
     tokens = _causal.begin(ids, cache, mask, positions, _sizes(params))
     x = _causal.embed(params["embed"], ids, tokens.positions, token_types)  # [..., T, D]
     x = dropout(x, config.embd_pdrop, embed_key)
-    return _causal.run(_block, x, blocks, tokens, config, block_keys, keep=keep)
+    return _causal.run(_block, x, blocks, tokens, config, block_keys, keep=keep, remat=remat)
 
 
 @checked(Config, spec)
 def hidden_states(
     params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
     positions: Tensor | None = None, token_types: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> tuple[Tensor, AnyCache]:  # fmt: skip
     """Return the hidden states after the last block [..., T, D], and the new cache.
 
     Arguments of `apply`, without whose output layer they are.
     """
-    (x,), new_cache = _states(params, ids, cache, mask, positions, token_types, key=key, keep=1)
-    return tap(x, params.get("taps"), "hidden"), new_cache
+    (x,), cache = _states(params, ids, cache, mask, positions, token_types, key=key, remat=remat,
+                          keep=1)  # fmt: skip
+    return tap(x, params.get("taps"), "hidden"), cache
 
 
 @checked(Config, spec)
 def layers(
     params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
     positions: Tensor | None = None, token_types: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> tuple[tuple[Tensor, ...], AnyCache]:  # fmt: skip
     """Return the hidden states after every block, L tensors [..., T, D], and the new cache.
 
     Arguments of `apply`. The last of them is `hidden_states`.
     """
-    states, new_cache = _states(params, ids, cache, mask, positions, token_types, key=key)
-    return states[1:], new_cache
+    states, cache = _states(params, ids, cache, mask, positions, token_types, key=key, remat=remat)
+    return states[1:], cache
 
 
 def apply(
     params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
     positions: Tensor | None = None, token_types: Tensor | None = None, *,
-    key: Tensor | None = None,
+    key: Tensor | None = None, remat: bool = False,
 ) -> tuple[Tensor, AnyCache]:  # fmt: skip
     """Return the logits of the next token [..., T, V], and the cache with the new tokens.
 
@@ -265,6 +266,7 @@ def apply(
             cached included.
         token_types: int64 [..., T], token ids whose embeddings are added.
         key: turns dropout on; one key, or one for each of the leading axes of `ids`.
+        remat: compute each block again in the backward pass, for less memory.
 
     Raises:
         ValueError: more than `n_positions` tokens; a cache or mask that does not fit.
@@ -279,14 +281,14 @@ def apply(
     >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
     True
     """
-    hidden, new_cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key)
-    return tap(tied_logits(hidden, output_table(params)), params.get("taps"), "logits"), new_cache
+    x, cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key, remat=remat)
+    return tap(tied_logits(x, output_table(params)), params.get("taps"), "logits"), cache
 
 
 def double_heads(
     params: Params, ids: Tensor, choice_positions: Tensor, cache: AnyCache | None = None,
     mask: Tensor | None = None, *, positions: Tensor | None = None,
-    token_types: Tensor | None = None, key: Tensor | None = None,
+    token_types: Tensor | None = None, key: Tensor | None = None, remat: bool = False,
 ) -> tuple[Tensor, Tensor, AnyCache]:  # fmt: skip
     """Return language-model logits [..., C, T, V], choice logits [..., C], and the new cache.
 
@@ -300,24 +302,21 @@ def double_heads(
         KeyError: the parameters have no such head.
     """
     head, config = head_params(params, "multiple_choice", Config), params["config"]
-    hidden, new_cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key)
-    lm_logits = tap(tied_logits(hidden, output_table(params)), params.get("taps"), "logits")
+    x, cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key, remat=remat)
+    lm_logits = tap(tied_logits(x, output_table(params)), params.get("taps"), "logits")
     scores = choice_logits(
-        hidden, choice_positions, **head, rate=config.summary_first_dropout,
+        x, choice_positions, **head, rate=config.summary_first_dropout,
         activation=ACTIVATIONS.get(config.summary_activation or ""),
         key=None if key is None else random.fold_in(key, 0),
     )  # fmt: skip  # [..., C]
-    return lm_logits, scores, new_cache
+    return lm_logits, scores, cache
 
 
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),
 ) -> Params:  # fmt: skip
-    """Load parameters from a directory, a file or the hub: `fnlm.params.io.load` tells how.
-
-    OpenAI's release of NumPy arrays is one of the formats.
-    """
+    """Load parameters from files, OpenAI's arrays too, or the hub: `fnlm.params.io.load` tells how."""
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 

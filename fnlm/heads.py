@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.layers import check_range, dropout, layer_norm, linear, tap
+from fnlm.layers import ACTIVATIONS, check_range, dropout, layer_norm, linear, tap
 from fnlm.layers._inputs import check_ids
 from fnlm.layers.tap import Taps
 from fnlm.params._check import config_of
@@ -18,6 +18,7 @@ __all__ = [
     "head_params",
     "linear_logits",
     "masked_lm_logits",
+    "masked_lm_states",
     "output_table",
     "pooler_params",
     "tied_logits",
@@ -171,31 +172,42 @@ def linear_logits(
     return tap(linear(hidden, weight, bias), taps, "logits")
 
 
-def masked_lm_logits(
-    hidden: Tensor,
-    table: Tensor,
-    transform: dict[str, Tensor],
-    norm: dict[str, Tensor],
-    bias: Tensor,
-    *,
-    activation: Callable[[Tensor], Tensor],
-    eps: float,
-    taps: Taps | None = None,
-) -> Tensor:
-    """Return masked-language-model logits: dense, activation, norm, tied output projection.
+def masked_lm_states(params: dict[str, Any], hidden: Tensor) -> Tensor:
+    """Return what the output layer of a masked language model multiplies: dense, activation, norm.
+
+    A loss that needs no logits is `fnlm.train.losses.linear_cross_entropy` of these states, the
+    table `params["embed"]["token"]` and the bias `params["heads"]["masked_lm"]["bias"]`.
 
     Args:
+        params: with the head "masked_lm", of a family whose config has BERT's `hidden_act` and
+            `layer_norm_eps`.
         hidden: [..., D].
-        table: [V, D], the token embeddings.
-        transform: weight [D, D] and bias [D] of the dense layer.
-        norm: scale [D] and bias [D].
-        bias: [V].
-        activation: between the dense layer and the norm.
-        eps: of the norm.
-        taps: of the site "logits".
+
+    Returns:
+        [..., D].
+
+    Raises:
+        KeyError: no such head.
+    """
+    config = params["config"]
+    head = head_params(params, "masked_lm", type(config))
+    hidden = ACTIVATIONS[config.hidden_act](linear(hidden, **head["transform"]))
+    return layer_norm(hidden, **head["norm"], eps=config.layer_norm_eps)
+
+
+def masked_lm_logits(params: dict[str, Any], hidden: Tensor) -> Tensor:
+    """Return masked-language-model logits: `masked_lm_states` by the token embeddings (tied).
+
+    Args:
+        params: as of `masked_lm_states`.
+        hidden: [..., D].
 
     Returns:
         [..., V].
+
+    Raises:
+        KeyError: no such head.
     """
-    hidden = layer_norm(activation(linear(hidden, **transform)), **norm, eps=eps)
-    return tap(linear(hidden, table.mT, bias), taps, "logits")
+    states, head = masked_lm_states(params, hidden), params["heads"]["masked_lm"]
+    logits = linear(states, params["embed"]["token"].mT, head["bias"])
+    return tap(logits, head.get("taps"), "logits")

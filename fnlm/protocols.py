@@ -54,9 +54,30 @@ class Family(Protocol):
     def save(
         self, params: Params, directory: str | Path, *, dialect: str = "transformers"
     ) -> None: ...
-    def apply(self, params: Params, ids: Tensor, *, key: Tensor | None = None) -> Any: ...
-    def hidden_states(self, params: Params, ids: Tensor, *, key: Tensor | None = None) -> Any: ...
-    def layers(self, params: Params, ids: Tensor, *, key: Tensor | None = None) -> Any: ...
+    def apply(
+        self,
+        params: Params,
+        ids: Tensor,
+        *,
+        key: Tensor | None = None,
+        remat: bool = False,
+    ) -> Any: ...
+    def hidden_states(
+        self,
+        params: Params,
+        ids: Tensor,
+        *,
+        key: Tensor | None = None,
+        remat: bool = False,
+    ) -> Any: ...
+    def layers(
+        self,
+        params: Params,
+        ids: Tensor,
+        *,
+        key: Tensor | None = None,
+        remat: bool = False,
+    ) -> Any: ...
 
 
 class CacheFamily(Family, Protocol):
@@ -74,6 +95,7 @@ class CacheFamily(Family, Protocol):
         positions: Tensor | None = None,
         *,
         key: Tensor | None = None,
+        remat: bool = False,
     ) -> tuple[Tensor, Any]: ...
     def hidden_states(
         self,
@@ -84,6 +106,7 @@ class CacheFamily(Family, Protocol):
         positions: Tensor | None = None,
         *,
         key: Tensor | None = None,
+        remat: bool = False,
     ) -> tuple[Tensor, Any]: ...
     def layers(
         self,
@@ -94,6 +117,7 @@ class CacheFamily(Family, Protocol):
         positions: Tensor | None = None,
         *,
         key: Tensor | None = None,
+        remat: bool = False,
     ) -> tuple[tuple[Tensor, ...], Any]: ...
 
 
@@ -104,13 +128,31 @@ class MemoryFamily(Family, Protocol):
         self, params: Params, batch: int | Sequence[int], *, empty: bool = False
     ) -> Mems: ...
     def apply(
-        self, params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None
+        self,
+        params: Params,
+        ids: Tensor,
+        mems: Mems | None = None,
+        *,
+        key: Tensor | None = None,
+        remat: bool = False,
     ) -> tuple[Tensor, Mems]: ...
     def hidden_states(
-        self, params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None
+        self,
+        params: Params,
+        ids: Tensor,
+        mems: Mems | None = None,
+        *,
+        key: Tensor | None = None,
+        remat: bool = False,
     ) -> tuple[Tensor, Mems]: ...
     def layers(
-        self, params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None
+        self,
+        params: Params,
+        ids: Tensor,
+        mems: Mems | None = None,
+        *,
+        key: Tensor | None = None,
+        remat: bool = False,
     ) -> tuple[tuple[Tensor, ...], Mems]: ...
 
 

@@ -28,6 +28,7 @@ from fnlm.params._check import checked, config_of
 from fnlm.params.config import Count, Rate, Scale, Size, one_of
 from fnlm.params.names import transfo_xl as names
 from fnlm.params.spec import Spec, heads_among, initialize, norm_spec
+from fnlm.transforms import recompute
 from fnlm.tree import Params, Tree, register_constant
 
 __all__ = [
@@ -46,8 +47,7 @@ class Config(vocabulary.AdaptiveConfig):
 
     `mem_len`, `ext_len`, `clamp_len` and `same_length` may be changed for a trained model:
     `params | {"config": dataclasses.replace(params["config"], mem_len=400)}`. `tgt_len` and
-    `adaptive` only go into the file. Those of the vocabulary (`n_token`, `cutoffs`, `d_model`,
-    `d_embed`, `div_val`, ties and projections) are those of its base.
+    `adaptive` only go into the file. Those of the vocabulary are in its base.
     """
 
     n_head: Size = 16
@@ -179,14 +179,13 @@ def _pre_norm_block(
 
 def _states(
     params: Params, ids: Tensor, mems: Mems | None, *, key: Tensor | None, detach: bool,
-    sparse: bool, keep: int | None = None,
+    sparse: bool, remat: bool, keep: int | None = None,
 ) -> tuple[tuple[Tensor, ...], Mems]:  # fmt: skip
     """Return the last `keep` of 1 + L hidden states, embeddings first, and the new memory."""
     config, blocks = params["config"], params["blocks"]
     _check(params, ids, mems)
     mems = init_mems(params, ids.shape[:-1]) if mems is None else mems
-    # The third key is that of the last dropout, in `hidden_states`.
-    embed_key, position_key, _, *block_keys = dropout_keys(key, 3 + len(blocks))
+    embed_key, position_key, _last_key, *block_keys = dropout_keys(key, 3 + len(blocks))
     x = vocabulary.embed(params, ids, sparse=sparse)
     x = dropout(x * config.d_model**0.5, config.dropout, embed_key)  # [..., T, D]
     # The queries are the new tokens; the keys are the memory, then the new tokens.
@@ -199,13 +198,14 @@ def _states(
     window = config.mem_len if config.same_length else None
     causal = causal_window_mask(new, total, window, x.device)  # [T, S]
     mask = attention_bias(causal & valid[..., None, None, :], x.dtype)  # [..., 1, T, S]
-    block_fn = _pre_norm_block if config.pre_lnorm else _block
+    run = _pre_norm_block if config.pre_lnorm else _block
+    run = recompute.remat(run) if remat else run
     shared = params.get("shared")  # u and v of all layers
     states, inputs = deque([x], maxlen=keep), []
     for block, past, block_key in zip(blocks, mems.hidden, block_keys, strict=True):
         weights = block | {"attention": block["attention"] | shared} if shared else block
         inputs.append(torch.cat([past, tap(x, block.get("taps"), "in")], -2))  # [..., S, D]
-        x = block_fn(inputs[-1], positions, mask, weights, config, block_key)  # [..., T, D]
+        x = run(inputs[-1], positions, mask, weights, config, block_key)  # [..., T, D]
         x = tap(x, block.get("taps"), "out")
         states.append(x)
     mems, ext_len = Mems(tuple(inputs), valid), config.ext_len  # of S tokens
@@ -216,46 +216,47 @@ def _states(
 @checked(Config, spec)
 def hidden_states(
     params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None,
-    detach: bool = True, sparse: bool = False,
+    detach: bool = True, sparse: bool = False, remat: bool = False,
 ) -> tuple[Tensor, Mems]:  # fmt: skip
     """Return the hidden states after the last block [..., T, D], and the new memory.
 
     Arguments of `apply`. With a key, they have a last dropout.
     """
-    (x,), new_mems = _states(params, ids, mems, key=key, detach=detach, sparse=sparse, keep=1)
+    (x,), mems = _states(params, ids, mems, key=key, detach=detach, sparse=sparse, remat=remat,
+                         keep=1)  # fmt: skip
     x = dropout(x, params["config"].dropout, dropout_keys(key, 3)[2])
-    return tap(x, params.get("taps"), "hidden"), new_mems
+    return tap(x, params.get("taps"), "hidden"), mems
 
 
 @checked(Config, spec)
 def layers(
     params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None,
-    detach: bool = True, sparse: bool = False,
+    detach: bool = True, sparse: bool = False, remat: bool = False,
 ) -> tuple[tuple[Tensor, ...], Mems]:  # fmt: skip
     """Return the hidden states after every block, L tensors [..., T, D], and the new memory.
 
     Arguments of `apply`. The last of them is `hidden_states`, without its last dropout.
     """
-    states, new_mems = _states(params, ids, mems, key=key, detach=detach, sparse=sparse)
-    return states[1:], new_mems
+    states, mems = _states(params, ids, mems, key=key, detach=detach, sparse=sparse, remat=remat)
+    return states[1:], mems
 
 
 @checked(Config, spec)
 def apply(
     params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None,
-    detach: bool = True, sparse: bool = False,
+    detach: bool = True, sparse: bool = False, remat: bool = False,
 ) -> tuple[Tensor, Mems]:  # fmt: skip
     """Return the log-probabilities of the next token [..., T, V], and the new memory.
-
-    That is of the last `mem_len` tokens, without the last `ext_len` new ones.
 
     Args:
         params: from `init` or `load`.
         ids: int64 [..., T], each 0 <= id < V.
-        mems: of the tokens before `ids`, from an earlier call; None starts a text (`init_mems`).
+        mems: of the last `mem_len` tokens before `ids`, but for the last `ext_len`; from an earlier
+            call. None starts a text (`init_mems`).
         key: turns dropout on; one key, or keys for the leading axes of `ids`.
         detach: stop gradients through the new memory.
         sparse: use the sparse adaptive embedding, whose shapes depend on data.
+        remat: compute each block again in the backward pass, for less memory.
 
     Raises:
         ValueError: a memory that does not fit; `same_length` without a memory.
@@ -271,14 +272,14 @@ def apply(
     >>> torch.allclose(whole, torch.cat([first, second], 1), atol=1e-5)
     True
     """
-    hidden, new_mems = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
-    return vocabulary.log_probs(params, hidden), new_mems
+    x, mems = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse, remat=remat)
+    return vocabulary.log_probs(params, x), mems
 
 
 @checked(Config, spec)
 def negative_log_likelihood(
     params: Params, ids: Tensor, targets: Tensor, mems: Mems | None = None, *,
-    key: Tensor | None = None, detach: bool = True, sparse: bool = False,
+    key: Tensor | None = None, detach: bool = True, sparse: bool = False, remat: bool = False,
 ) -> tuple[Tensor, Mems]:  # fmt: skip
     """Return minus the log-probability of each target [..., T], and the new memory.
 
@@ -295,8 +296,8 @@ def negative_log_likelihood(
     """
     check_ids(ids)
     check_same_shape(ids.shape, targets=targets)
-    hidden, new_mems = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse)
-    return vocabulary.nll(params, hidden, targets, key=key, sparse=sparse), new_mems
+    x, mems = hidden_states(params, ids, mems, key=key, detach=detach, sparse=sparse, remat=remat)
+    return vocabulary.nll(params, x, targets, key=key, sparse=sparse), mems
 
 
 def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:

@@ -13,7 +13,8 @@ from fnlm import bert, families, gpt, gpt2, random, transfo_xl, tree
 from fnlm.params import rename
 from fnlm.tree import Tree
 
-Task = Callable[..., Any]  # task(params, ids [*lead, T], mask [*lead, T], *, key=None) -> tensors
+# task(params, ids [*lead, T], mask [*lead, T], *, key=None, **how) -> tensors; how: remat
+Task = Callable[..., Any]
 
 
 class Family(NamedTuple):
@@ -53,20 +54,24 @@ def _row(
 def _causal(module: ModuleType) -> dict[str, Task]:
     """Make the tasks of a family with the signatures of GPT-2."""
 
-    def hidden(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
-        return module.hidden_states(params, ids, mask=mask, key=key)[0]
+    def hidden(
+        params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None, **how: Any
+    ) -> Tensor:
+        return module.hidden_states(params, ids, mask=mask, key=key, **how)[0]
 
-    def lm(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
-        return module.apply(params, ids, mask=mask, key=key)[0]
+    def lm(
+        params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None, **how: Any
+    ) -> Tensor:
+        return module.apply(params, ids, mask=mask, key=key, **how)[0]
 
     def double(
-        params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None
+        params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None, **how: Any
     ) -> tuple[Tensor, Tensor]:
         """Take each row of ids as two choices: itself, and itself with the first tokens dropped."""
         choices = torch.stack([ids, ids.roll(1, -1)], -2)
         masks = None if mask is None else torch.stack([mask, mask.roll(1, -1)], -2)
         last = torch.full_like(choices[..., 0], ids.shape[-1] - 2)
-        return module.double_heads(params, choices, last, mask=masks, key=key)[:2]
+        return module.double_heads(params, choices, last, mask=masks, key=key, **how)[:2]
 
     tasks: dict[str, Task] = {"hidden_states": hidden, "apply": lm, "double_heads": double}
     return {name: task for name, task in tasks.items() if hasattr(module, name)}
@@ -93,19 +98,21 @@ GPT = _row(
 def _bert(name: str) -> Task:
     """Make a task of a function of bert: token types vary with the ids."""
 
-    def task(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Any:
-        return getattr(bert, name)(params, ids, ids % 2, mask, key=key)
+    def task(
+        params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None, **how: Any
+    ) -> Any:
+        return getattr(bert, name)(params, ids, ids % 2, mask, key=key, **how)
 
     return task
 
 
 def _bert_multiple_choice(
-    params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None
+    params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None, **how: Any
 ) -> Tensor:
     """Take each row of ids as two choices: itself, and itself with the first tokens last."""
     choices = torch.stack([ids, ids.roll(1, -1)], -2)
     masks = None if mask is None else torch.stack([mask, mask.roll(1, -1)], -2)
-    return bert.multiple_choice(params, choices, choices % 2, masks, key=key)
+    return bert.multiple_choice(params, choices, choices % 2, masks, key=key, **how)
 
 
 _BERT_TASKS = (
@@ -120,21 +127,27 @@ BERT = _row(
 )
 
 
-def _xl_hidden(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
-    return transfo_xl.hidden_states(params, ids, key=key)[0]
+def _xl_hidden(
+    params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None, **how: Any
+) -> Tensor:
+    return transfo_xl.hidden_states(params, ids, key=key, **how)[0]
 
 
-def _xl_segments(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Any:
+def _xl_segments(
+    params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None, **how: Any
+) -> Any:
     """Read each row in two segments; a row that has padding begins anew in the second."""
-    first, mems = transfo_xl.apply(params, ids[..., :3], key=key, detach=False)
+    first, mems = transfo_xl.apply(params, ids[..., :3], key=key, detach=False, **how)
     if mask is not None:
         mems = transfo_xl.reset_mems(mems, ~mask.all(-1))
-    second, mems = transfo_xl.apply(params, ids[..., 3:], mems, key=key, detach=False)
+    second, mems = transfo_xl.apply(params, ids[..., 3:], mems, key=key, detach=False, **how)
     return first, second, mems.hidden
 
 
-def _xl_losses(params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None) -> Tensor:
-    losses, _ = transfo_xl.negative_log_likelihood(params, ids, ids.roll(1, -1), key=key)
+def _xl_losses(
+    params: Tree, ids: Tensor, mask: Tensor | None = None, *, key: Any = None, **how: Any
+) -> Tensor:
+    losses, _ = transfo_xl.negative_log_likelihood(params, ids, ids.roll(1, -1), key=key, **how)
     return losses if mask is None else losses * mask
 
 

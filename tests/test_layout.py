@@ -19,7 +19,7 @@ PACKAGE = ROOT / "fnlm"
 # only files.
 _BASE = {"random", "tree", "files", "params", "layers"}
 _SHARED = {"_causal", "_adaptive_vocabulary"}  # by families: beside them, and not public
-_FAMILY = _BASE | {"heads"} | _SHARED
+_FAMILY = _BASE | {"heads", "transforms.recompute"} | _SHARED
 _TASKS = {"tokenize"}
 MAY_IMPORT: dict[str, set[str]] = {
     "__init__": {"families"},
@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "layers": {"random", "tree"},
     "leaves": {"random", "tree", "layers"},
     "heads": _BASE,
-    "_causal": {"layers", "tree"},
+    "_causal": {"layers", "tree", "transforms.recompute"},
     "_adaptive_vocabulary": {"random", "layers", "params", "tree"},
     **dict.fromkeys(FAMILIES, _FAMILY),
     "families": set(),

@@ -9,15 +9,18 @@ import pytest
 import torch
 from allocations import peak_bytes
 from compositions import ORDER, PAIRED, TRANSFORMS, compose, error, reference
+from families import BERT, make_batch, make_params
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from fnlm import heads, random, transforms, tree
+from fnlm import bert, heads, random, transforms, tree
+from fnlm.layers import linear
 from fnlm.train.losses import (
     cross_entropy,
     language_model,
     linear_cross_entropy,
     linear_language_model,
+    pretraining,
 )
 from fnlm.tree import Tree
 
@@ -176,6 +179,27 @@ def test_per_example_gradients_and_ensembles() -> None:
         both = vmap(grad(h))(members, torch.arange(2))
         loop = tree.stack([grad(plain)(p, torch.tensor(i)) for i, p in enumerate(trees)])
         assert error(both, loop) < 1e-12
+
+
+def test_the_pretraining_of_bert_needs_no_logits() -> None:
+    params = make_params(BERT, dtype=torch.float64)
+    ids, mask = make_batch(BERT)
+    words, follows = torch.where(ids % 3 == 0, ids, -1), torch.tensor([0, 1, -1])
+
+    def whole(params: Tree) -> Tensor:
+        return pretraining(*bert.pretraining(params, ids, ids % 2, mask), words, follows)
+
+    def chunked(params: Tree) -> Tensor:
+        hidden, pooled = bert.apply(params, ids, ids % 2, mask)
+        states, head = heads.masked_lm_states(params, hidden), params["heads"]
+        bias, table = head["masked_lm"]["bias"], params["embed"]["token"]
+        masked = linear_cross_entropy(states, table, words, bias, chunk_size=4)
+        return masked + cross_entropy(linear(pooled, **head["next_sentence_prediction"]), follows)
+
+    (found, value), (expected, plain) = (
+        transforms.grad_and_value(f)(params) for f in (chunked, whole)
+    )
+    assert error(value, plain) < 1e-12 and error(found, expected) < 1e-9
 
 
 def test_compiles_without_a_break() -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fnlm import bert, cli, finetune, random
+from fnlm import bert, cli, finetune, heads, random
+from fnlm.layers import linear
 from fnlm.tasks import corpus
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
@@ -42,7 +43,13 @@ class Flags(finetune.TextRecipe):
 
 def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tensor:
     """Return the mean loss of a batch: ids, token types, mask, words, whether texts follow."""
-    return losses.pretraining(*bert.pretraining(params, *batch[:3], key=key), *batch[3:])
+    *inputs, words, follows = batch
+    hidden, pooled = bert.apply(params, *inputs, key=key)
+    # The loss of `bert.pretraining`, without the logits of all tokens.
+    states, bias = heads.masked_lm_states(params, hidden), params["heads"]["masked_lm"]["bias"]
+    masked = losses.linear_cross_entropy(states, params["embed"]["token"], words, bias)
+    logits = linear(pooled, **params["heads"]["next_sentence_prediction"])
+    return masked + losses.cross_entropy(logits, follows)
 
 
 def main(flags: Flags) -> None:

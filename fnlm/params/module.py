@@ -1,15 +1,17 @@
-"""Any `torch.nn.Module` as a pure function of its parameters."""
+"""Any `torch.nn.Module` as a pure function of its parameters, and any function as a module."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
+from fnlm import tree
 from fnlm.params.rename import nest
 from fnlm.tree import Tree, named_leaves
 
-__all__ = ["from_module"]
+__all__ = ["TreeModule", "as_module", "from_module"]
 
 
 def from_module(module: nn.Module) -> tuple[Callable[..., Any], Tree]:
@@ -58,6 +60,91 @@ def from_module(module: nn.Module) -> tuple[Callable[..., Any], Tree]:
         return result
 
     return apply, params
+
+
+class TreeModule(nn.Module):
+    """A module of a function and its parameters: see `as_module`."""
+
+    def __init__(self, apply: Callable[..., Any], params: Tree) -> None:
+        super().__init__()
+        leaves = named_leaves(params)
+        self._function = apply
+        # The tree with paths in place of tensors; torch's description of a tree can't be copied.
+        self._paths = tree.unflatten(tree.structure(params), [path for path, _ in leaves])
+        if isinstance(params, dict) and "config" in params and not tree.leaves(params["config"]):
+            self.config = params["config"]
+        made: dict[int, Tensor] = {}  # a leaf that stands in two places is one parameter
+        for path, leaf in leaves:
+            if id(leaf) not in made:
+                copy = leaf.detach().clone()
+                made[id(leaf)] = nn.Parameter(copy) if copy.is_floating_point() else copy
+            _register(self, path, made[id(leaf)])
+
+    def params(self) -> Tree:
+        """Return the tree of the parameters: the live tensors, which an optimizer goes on writing.
+
+        >>> import torch
+        >>> module = as_module(lambda params, x: x * params["scale"], {"scale": torch.ones(2)})
+        >>> module.params()["scale"] is module.scale
+        True
+        """
+        return tree.map(lambda path: reduce(getattr, path.split("."), self), self._paths)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return `apply(params, *args, **kwargs)`."""
+        return self._function(self.params(), *args, **kwargs)
+
+
+def as_module(apply: Callable[..., Any], params: Tree) -> TreeModule:
+    """Return a module that calls `apply(params, *args, **kwargs)` with parameters of its own.
+
+    For code that wants a module: the optimizers of torch, data-parallel wrappers, trainers. A pure
+    function has no modes, so `train()` and `eval()` change nothing: dropout is on when a key is
+    given. `from_module` is the other way.
+
+    Args:
+        apply: a function of a tree and data, such as `gpt2.apply`, or a loss.
+        params: copied. Floating leaves become parameters, others buffers, under their paths
+            ("blocks.0.attention.qkv.weight"), those of typed leaves included.
+
+    Returns:
+        the module. `module.params()` is the tree again, of its live tensors; `module.config` the
+        config, where the tree has one.
+
+    Raises:
+        ValueError: a key that no attribute of a module can have.
+
+    >>> import torch
+    >>> from fnlm import gpt2, random
+    >>> config = gpt2.Config(vocab_size=50, n_positions=8, n_embd=12, n_layer=2, n_head=3)
+    >>> module = as_module(gpt2.apply, gpt2.init(config, random.key(0)))
+    >>> optimizer = torch.optim.AdamW(module.parameters())
+    >>> logits, cache = module(torch.tensor([[3, 1, 4]]))
+    >>> logits.sum().backward()
+    >>> optimizer.step()
+    >>> sorted(module.state_dict())[-1]
+    'norm.scale'
+    """
+    return TreeModule(apply, params)
+
+
+def _register(root: nn.Module, path: str, leaf: Tensor) -> None:
+    """Put a leaf into nested modules, so that the module knows it by its path."""
+    *parents, name = path.split(".")
+    try:
+        for parent in parents:
+            if parent not in root._modules:
+                root.add_module(parent, nn.Module())
+            root = root.get_submodule(parent)
+        if isinstance(leaf, nn.Parameter):
+            root.register_parameter(name, leaf)
+        else:
+            root.register_buffer(name, leaf)
+    except KeyError as error:
+        raise ValueError(
+            f"the leaf {path!r} can't be part of a module ({error.args[0]}): rename that key of "
+            "params"
+        ) from error
 
 
 def _check_names(names: Iterable[str], trained: Sequence[str]) -> None:

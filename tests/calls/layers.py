@@ -53,20 +53,14 @@ LAYERS: dict[str, Make] = {
     "mlp": lambda _: on(layers.mlp, X, LINEAR, BACK, activation=torch.tanh),
 }
 BERT_PARAMS = make_params(BERT)
-WORDS_HEAD: dict[str, Any] = BERT_PARAMS["heads"]["masked_lm"]
+STATES = random.normal(KEY, (3, 7, 36))
 HEADS: dict[str, Make] = {
     "pooler_params": lambda _: on(heads.pooler_params, BERT_PARAMS, bert.Config),
     "head_params": lambda _: on(heads.head_params, BERT_PARAMS, "masked_lm", bert.Config),
     "output_table": lambda _: on(heads.output_table, PARAMS),
-    "masked_lm_logits": lambda _: on(
-        heads.masked_lm_logits,
-        random.normal(KEY, (3, 36)),
-        BERT_PARAMS["embed"]["token"],
-        **WORDS_HEAD,
-        activation=torch.tanh,
-        eps=0.1,
-    ),
     "linear_logits": lambda _: on(heads.linear_logits, X, **LINEAR),
+    "masked_lm_logits": lambda _: on(heads.masked_lm_logits, BERT_PARAMS, STATES),
+    "masked_lm_states": lambda _: on(heads.masked_lm_states, BERT_PARAMS, STATES),
     "tied_logits": lambda _: on(heads.tied_logits, X, X[0]),
     "choice_logits": lambda _: on(
         heads.choice_logits, X, torch.tensor([1, 0, 4]), LINEAR["weight"][:, :1], X[0, 0, :1]
@@ -74,7 +68,6 @@ HEADS: dict[str, Make] = {
 }
 XL_PARAMS = make_params(TRANSFO_XL)
 CLUSTERS, GATES = vocabulary.softmax_clusters(XL_PARAMS)
-STATES = random.normal(KEY, (3, 7, 36))
 BIASES = XL_PARAMS["blocks"][0]["attention"]
 BY_HEAD = random.normal(KEY, (3, 7, 10))
 DISTANCES = random.normal(KEY, (3, 8, 10))

@@ -12,6 +12,7 @@ from torch import nn
 
 from calls.common import (
     CLI_CONFIG,
+    IDS,
     PARAMS,
     SMALL,
     UNTIED,
@@ -90,6 +91,10 @@ PARAMETERS: dict[str, Make] = {
     "module.from_module": lambda _: on(
         module.from_module, nn.Sequential(nn.Linear(12, 4), nn.BatchNorm1d(5)).eval(), seen=called
     ),
+    "module.as_module": lambda _: on(
+        module.as_module, gpt2.apply, PARAMS, seen=lambda made: (made.params(), made(IDS)[0])
+    ),
+    "module.TreeModule.forward": lambda _: on(module.TreeModule(gpt2.apply, PARAMS).forward, IDS),
     "rename.to_foreign": lambda _: on(rename.to_foreign, UNTIED, FAMILY.dialects[1]),
     "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
     "rename.dialect_named": lambda _: on(rename.dialect_named, "transformers", FAMILY),
