@@ -1,0 +1,1 @@
+"""The programs behind the commands `fnlm glue`, `fnlm squad` and so on."""
