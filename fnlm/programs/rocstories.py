@@ -1,6 +1,6 @@
 """Fine-tune OpenAI GPT on ROCStories, which of two endings a story has, and evaluate it.
 
-    python examples/rocstories.py --do_train --do_eval --train_dataset cloze_test_val.csv \
+    fnlm rocstories --do_train --do_eval --train_dataset cloze_test_val.csv \
         --eval_dataset cloze_test_test.csv --model_name openai-gpt --output_dir log/stories
 
 Killed at any time and started again with the same flags, a run goes on from its last checkpoint and
@@ -9,7 +9,6 @@ checkpoint state.safetensors, log.jsonl, and the results, eval_results.json and 
 With --do_eval alone, --model_name is such a directory. Flags may also come from --config run.yaml.
 """
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fnlm import checkpoints, cli, finetune, gpt, random, train
+from fnlm import checkpoints, finetune, gpt, random, train
+from fnlm.programs._command import progress
 from fnlm.tasks import rocstories
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import gpt as tokenize
@@ -103,7 +103,7 @@ def main(flags: Flags) -> None:
     def read(path: Path | None, flag: str) -> rocstories.Features:
         if path is None:
             raise ValueError(f"no stories: give {flag}")
-        length, show = params["config"].n_positions, cli.progress(path.name)
+        length, show = params["config"].n_positions, progress(path.name)
         examples = rocstories.read(path)
         return rocstories.features(examples, tokenizer, max_seq_length=length, progress=show)
 
@@ -131,12 +131,8 @@ def main(flags: Flags) -> None:
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    then = ["python", "examples/rocstories.py", "--do_eval", "--model_name", str(flags.output_dir)]
+    then = ["fnlm", "rocstories", "--do_eval", "--model_name", str(flags.output_dir)]
     then += ["--eval_dataset", str(flags.eval_dataset or "stories.csv")]
     then += ["--output_dir", f"{flags.output_dir}-again"]
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, Flags))

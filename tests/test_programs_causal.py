@@ -1,4 +1,4 @@
-"""The programs that use GPT and Transformer-XL: they learn, survive a kill, and err in one line.
+"""The commands that use GPT and Transformer-XL: they learn, survive a kill, and err in one line.
 
 Stories are the first of the published files where the optional test data are there, else those of
 this file. `examples/generate.py` has a test file of its own for GPT-2.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,7 @@ from torch.nn import functional as F
 from fnlm import bert, cli, gpt, random, train, transfo_xl, tree
 from fnlm import generate as decoding
 from fnlm.finetune import data
+from fnlm.programs import rocstories as rocstories_program
 from fnlm.tasks import language_model, rocstories
 from fnlm.tokenize import gpt as tokenize_gpt
 from fnlm.tokenize import transfo_xl as tokenize_xl
@@ -85,28 +87,25 @@ def make_gpt(folder: Path, words: int) -> None:
     letters().save(folder)
 
 
-def program(stem: str) -> ModuleType:
-    name = f"examples_{stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{stem}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def run(stem: str, line: str, *more: str) -> int:
-    """Run a program in this process, as it would run in one of its own."""
+def run(command: str, line: str, *more: str) -> int:
+    """Run a command in this process, as it would run in one of its own."""
     words = [*shlex.split(line), *more]
-    if stem == "generate":
-        return program(stem).main(words)
-    return cli.run(program(stem).main, program(stem).Flags, words)
+    return generate_example().main(words) if command == "generate" else cli.main([command, *words])
+
+
+@cache
+def generate_example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which both programs have run without interruption."""
-    folder = tmp_path_factory.mktemp("examples")
+    """The folder in which both commands have run without interruption."""
+    folder = tmp_path_factory.mktemp("programs")
     (folder / "train.csv").write_text(stories("cloze_test_val__spring2016-first1171.csv", 24))
     (folder / "valid.csv").write_text(stories("cloze_test_test__spring2016-first1371.csv", 9))
     (folder / "text.txt").write_text(TEXT)
@@ -143,7 +142,7 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
-# Both programs.
+# Both commands.
 
 
 @pytest.mark.parametrize("stem", RUNS)
@@ -173,7 +172,7 @@ def test_a_run_that_is_cut_ends_with_the_same_numbers(
 def test_a_run_that_is_killed_ends_with_the_same_numbers(tmp_path: Path) -> None:
     """A process of its own, killed by force in the middle."""
     more = ("--output_dir", str(tmp_path), "--checkpoint_every", "1")
-    words = [str(ROOT / "examples" / "rocstories.py"), *shlex.split(RUNS["rocstories"]), *more]
+    words = ["-m", "fnlm", "rocstories", *shlex.split(RUNS["rocstories"]), *more]
     process = subprocess.Popen(
         [sys.executable, *words],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
@@ -234,7 +233,7 @@ def test_the_loss_is_that_of_words_and_endings() -> None:
             words += F.cross_entropy(logits[:-1], row[1 : real.sum()], reduction="none").tolist()
             endings.append(hidden[-1] @ params["heads"]["multiple_choice"]["weight"][:, 0])
     wanted = 0.7 * np.mean(words) + F.cross_entropy(torch.stack(endings).view(-1, 2), labels)
-    found = program("rocstories").loss(params, ids, targets, mask, labels, lm_coef=0.7)
+    found = rocstories_program.loss(params, ids, targets, mask, labels, lm_coef=0.7)
     torch.testing.assert_close(found.double(), wanted.double(), rtol=0, atol=1e-5)
 
 
@@ -460,13 +459,11 @@ def wrong(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_line(
-    name: str, wrong: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stem, line, fragment = MISTAKES[name]
-    monkeypatch.setattr(sys, "argv", [f"examples/{stem}.py"])
-    assert run(stem, line) == 2
-    *bars, message = re.split(r"[\r\n]+", capsys.readouterr().err.strip())
-    assert message.startswith(f"{stem}.py: ") and fragment in message
-    assert all("/s]" in bar for bar in bars)
+def test_mistakes_are_one_line(name: str, wrong: None, capsys: pytest.CaptureFixture[str]) -> None:
+    command, line, fragment = MISTAKES[name]
+    assert run(command, line) == 2
+    shown = capsys.readouterr()
+    program = "generate.py" if command == "generate" else f"fnlm {command}"
+    assert shown.err.startswith(f"{program}: ") and fragment in shown.err
+    assert shown.err.count("\n") == 1
     assert not Path("hacked").exists()
