@@ -56,7 +56,7 @@ def test_a_model_learns_in_private(
     line = (
         f"--task_name SST-2 --data_dir {tmp_path} --bert_model {model} --output_dir "
         f"{tmp_path}/run --noise_multiplier 0.05 --expected_batch_size 64 --max_norm 1 "
-        "--num_train_epochs 30 --learning_rate 3e-3 --max_seq_length 16 --chunk_size 100"
+        "--num_train_epochs 30 --learning_rate 1e-2 --max_seq_length 16 --chunk_size 100"
     )
     program = load("private_glue")
     assert cli.run(program.main, program.Flags, shlex.split(line)) == 0

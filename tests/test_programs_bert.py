@@ -5,6 +5,7 @@ They run in a folder that has what the lines name: data, and a small random mode
 else texts of this file.
 """
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,9 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
+SHOWN: dict[tuple[str, str], tuple[str, str]] = {}  # what each line wrote, standard error apart
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which all lines have run, one after the other, without interruption."""
@@ -130,7 +135,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before = Path.cwd()
     os.chdir(folder)
     try:
-        assert [run(*line) for line in LINES] == [0] * len(LINES)
+        for line in LINES:
+            out, err = io.StringIO(), io.StringIO()
+            with redirect_stdout(out), redirect_stderr(err):
+                assert run(*line) == 0
+            SHOWN[line] = (out.getvalue(), err.getvalue())
     finally:
         os.chdir(before)
     return folder
@@ -182,6 +191,36 @@ def test_lines_leave_what_the_page_says() -> None:
         assert text == n_best[name][0]["text"] and json.dumps(text)[1:-1] in contexts
     assert [row["step"] for row in train.read_log("runs/mrpc")] == [3, 6, 9]
     assert all("valid_loss" in row for row in train.read_log("runs/mrpc"))
+
+
+@pytest.mark.parametrize("line", LINES, ids=[f"{a}-{len(b)}" for a, b in LINES])
+def test_a_command_says_what_it_wrote_and_what_comes_next(line: tuple[str, str]) -> None:
+    """On no terminal, nothing else but results: no bar, no control character."""
+    out, err = SHOWN[line]
+    assert err == "" and "\r" not in out
+    last = out.splitlines()[-1]
+    made = re.fullmatch(r"(\S+) holds (.+?)(?:; next: (.+))?", last)
+    assert made, last
+    place = Path(made[1])
+    if place.is_dir():
+        assert {*made[2].split(", ")} == {path.name for path in place.iterdir()}
+    trains = "--do_train" in line[1] or line[0].startswith("lm")
+    assert bool(made[3]) == (trains or line[0] == "extract-features")
+
+
+NEXT = {"glue": "", "squad": "--n_best_size 2", "swag": "",
+        "lm": "", "lm-rows": "--num_train_epochs 1", "pretrain-bert": ""}  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NEXT)
+def test_the_next_command_runs(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    line = next(line for line in LINES if line[0] == command)
+    program, *words = shlex.split(SHOWN[line][0].splitlines()[-1].partition("; next: ")[2])
+    assert program == "fnlm"
+    assert cli.main([*words, *shlex.split(NEXT[command])]) == 0
+    if command == "glue":  # it evaluates what was trained, as it was evaluated then
+        again = results("runs/mrpc-again")
+        assert again.items() <= results("runs/mrpc").items() and capsys.readouterr().out
 
 
 def test_hidden_states_are_those_of_the_model() -> None:

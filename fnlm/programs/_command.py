@@ -4,7 +4,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -145,6 +145,24 @@ def progress(what: str) -> Callable[[int, int], None]:
             bar.close()
 
     return show
+
+
+def next_command(command: str, flags: Any, keep: Sequence[str], **given: Any) -> list[str]:
+    """Return the words of a command that goes on from a run.
+
+    Args:
+        command: without `fnlm`.
+        flags: of the run; the command has the same.
+        keep: which of them to take over, where they differ from their defaults.
+        given: other values.
+    """
+    words = ["fnlm", command]
+    for field in fields(flags):
+        kept = getattr(flags, field.name) if field.name in keep else field.default
+        value = given.get(field.name, kept)
+        if value != field.default:
+            words += [f"--{field.name}", *([] if value is True else [str(value)])]
+    return words
 
 
 def exit_code(program: str, work: Callable[[], None]) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fnlm import bert, finetune, random
 from fnlm.params import spec
-from fnlm.programs._command import progress
+from fnlm.programs._command import next_command, progress
 from fnlm.tasks import glue
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
@@ -118,8 +118,17 @@ def main(flags: Flags) -> None:
         prefix = split.removeprefix("dev").removeprefix("_")
         found = evaluate(params, data, flags)
         results |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
-    then = ["fnlm", "glue", "--do_eval", "--task_name", flags.task_name]
-    then += ["--data_dir", str(flags.data_dir), "--bert_model", str(flags.output_dir)]
-    then += ["--output_dir", f"{flags.output_dir}-again"]
+    then = next_command(
+        "glue",
+        flags,
+        keep=(
+            "task_name",
+            "data_dir",
+            "max_seq_length",
+        ),
+        do_eval=True,
+        bert_model=flags.output_dir,
+        output_dir=f"{flags.output_dir}-again",
+    )
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")

@@ -43,7 +43,7 @@ class Flags:
         tokenizer: name or path; by default one of vocab_size is trained on the training documents.
         vocab_size: of the trained tokenizer.
         n_positions: length of the context and of the training windows.
-        n_embd: width.
+        n_embd: width of the model.
         n_layer: number of blocks.
         n_head: number of attention heads.
         dropout: rate after embeddings and in residual branches.
@@ -51,7 +51,7 @@ class Flags:
         batch_size: windows a step.
         steps: after which the cosine schedule reaches 0.
         warmup_steps: of linear warm-up.
-        learning_rate: highest.
+        learning_rate: the highest, after the warm-up.
         weight_decay: of matrices.
         evaluate_every: steps between evaluations, which are also the checkpoints.
         patience: evaluations without improvement before stopping.

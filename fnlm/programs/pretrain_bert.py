@@ -25,6 +25,7 @@ import torch
 
 from fnlm import bert, checkpoints, finetune, random, train, tree
 from fnlm.programs import _rows
+from fnlm.programs._command import next_command
 from fnlm.tasks import corpus
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
@@ -192,8 +193,18 @@ def main(flags: Flags) -> None:
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    then = ["fnlm", "pretrain-bert", "--do_eval", "--init_checkpoint"]
-    then += [str(flags.output_dir), "--pregenerated_data", str(asked)]
-    then += ["--output_dir", f"{flags.output_dir}-again"]
+    then = next_command(
+        "pretrain-bert",
+        flags,
+        keep=(
+            "eval_data",
+            "max_eval_steps",
+            "eval_batch_size",
+        ),
+        do_eval=True,
+        pregenerated_data=learned,
+        init_checkpoint=flags.output_dir,
+        output_dir=f"{flags.output_dir}-again",
+    )
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fnlm import checkpoints, finetune, gpt, random, train
-from fnlm.programs._command import progress
+from fnlm.programs._command import next_command, progress
 from fnlm.tasks import rocstories
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import gpt as tokenize
@@ -131,8 +131,14 @@ def main(flags: Flags) -> None:
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    then = ["fnlm", "rocstories", "--do_eval", "--model_name", str(flags.output_dir)]
-    then += ["--eval_dataset", str(flags.eval_dataset or "stories.csv")]
-    then += ["--output_dir", f"{flags.output_dir}-again"]
+    then = next_command(
+        "rocstories",
+        flags,
+        keep=(),
+        do_eval=True,
+        model_name=flags.output_dir,
+        eval_dataset=flags.eval_dataset or "stories.csv",
+        output_dir=f"{flags.output_dir}-again",
+    )
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")

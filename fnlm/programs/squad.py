@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fnlm import bert, finetune, random
 from fnlm.files.checkpoint import replace
-from fnlm.programs._command import progress
+from fnlm.programs._command import next_command, progress
 from fnlm.tasks import squad
 from fnlm.tasks.squad_answers import Answers, recover
 from fnlm.tasks.squad_metrics import evaluate_v1, evaluate_v2
@@ -149,7 +149,20 @@ def main(flags: Flags) -> None:
             write(found, flags.output_dir)
         if flags.do_eval:
             results |= evaluate(asked[0], found, flags)
-    then = ["fnlm", "squad", "--do_predict", "--bert_model", str(flags.output_dir)]
-    then += ["--predict_file", "questions.json", "--output_dir", f"{flags.output_dir}-again"]
+    then = next_command(
+        "squad",
+        flags,
+        keep=(
+            "version_2_with_negative",
+            "null_score_diff_threshold",
+            "max_seq_length",
+            "doc_stride",
+            "max_query_length",
+        ),
+        do_predict=True,
+        bert_model=flags.output_dir,
+        predict_file=flags.predict_file or "questions.json",
+        output_dir=f"{flags.output_dir}-again",
+    )
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")

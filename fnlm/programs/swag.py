@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fnlm import bert, finetune, random
-from fnlm.programs._command import progress
+from fnlm.programs._command import next_command, progress
 from fnlm.tasks import swag
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import bert as tokenize
@@ -84,7 +84,16 @@ def main(flags: Flags) -> None:
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    then = ["fnlm", "swag", "--do_eval", "--data_dir", str(flags.data_dir)]
-    then += ["--bert_model", str(flags.output_dir), "--output_dir", f"{flags.output_dir}-again"]
+    then = next_command(
+        "swag",
+        flags,
+        keep=(
+            "data_dir",
+            "max_seq_length",
+        ),
+        do_eval=True,
+        bert_model=flags.output_dir,
+        output_dir=f"{flags.output_dir}-again",
+    )
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")

@@ -56,9 +56,9 @@ class Training:
         dropout: rate, but for attention weights.
         min_freq: words that occur less often in the training text become <unk>.
         train_batch_size: places of the text at which to learn at the same time.
-        steps: how many, a segment of each place a step.
+        steps: of training, a segment of each place a step.
         warmup_proportion: share of the steps over which the learning rate rises; then it falls.
-        learning_rate: highest.
+        learning_rate: the highest, after the warm-up.
         max_grad_norm: limit of the norm of all gradients together.
         seed: of weights and dropout.
         dtype: of the computation: float32, bfloat16 or float16; trained weights stay float32.
