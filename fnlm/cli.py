@@ -207,7 +207,13 @@ def _parser() -> jsonargparse.ArgumentParser:
     commands.add_subcommand("generate", generator, help="generate text with a model")
     commands.add_subcommand("inspect", viewer, help="show what a checkpoint holds")
     commands.add_subcommand("convert", converter, help="write a checkpoint in another format")
-    for name, description in programs.PROGRAMS.items():  # its flags are read by `main`
+    _add_others(commands)
+    return parser
+
+
+def _add_others(commands: Any) -> None:
+    """Add the programs, whose flags are read when they run, and the commands by earlier names."""
+    for name, description in programs.PROGRAMS.items():
         commands.add_subcommand(name, jsonargparse.ArgumentParser(), help=description)
     for verb, (family, *words) in VERBS.items():
         alias = jsonargparse.ArgumentParser(description=f"Convert a {family} checkpoint.")
@@ -216,7 +222,6 @@ def _parser() -> jsonargparse.ArgumentParser:
             alias.add_argument(word, type=str, nargs="?" if last else None, help=_POSITIONAL[word])
         _add_reading(alias)
         commands.add_subcommand(verb, alias, help=f"convert --family {family}, by its earlier name")
-    return parser
 
 
 # What the commands for a conversion are given.

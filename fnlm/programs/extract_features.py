@@ -1,10 +1,12 @@
 """Write the hidden states of BERT for every token of the lines of a file, as JSON lines.
 
+Run as::
+
     fnlm extract-features --bert_model bert-base-uncased \
         --input_file input.txt --output_file output.jsonl
 
 A line is a text, or two texts divided by " ||| ". Its result has the form of the well-known script,
-whose spelling "linex_index" programs rely on:
+whose spelling "linex_index" programs rely on::
 
     {"linex_index": 0, "features": [{"token": "[CLS]", "layers": [{"index": -1, "values": [...]}]}]}
 

@@ -1,5 +1,7 @@
 """Fine-tune BERT on a task of GLUE, and evaluate it.
 
+Run as::
+
     fnlm glue --task_name MRPC --do_train --do_eval --data_dir glue/MRPC \
         --bert_model bert-base-uncased --output_dir runs/mrpc
 

@@ -1,5 +1,7 @@
 """Fine-tune BERT as a language model on a text of your own: masked tokens and next sentences.
 
+Run as::
+
     fnlm lm --train_corpus text.txt --bert_model bert-base-uncased --output_dir runs/lm
 
 The text has a sentence on each line and a blank line between documents. A row is a sentence and the

@@ -1,5 +1,7 @@
 """Make rows of masked tokens and next sentences from a text, and keep them on disk.
 
+Run as::
+
     fnlm lm-rows --train_corpus text.txt --bert_model bert-base-uncased --output_dir rows
 
 They are what `fnlm pretrain-bert` learns from, and `fnlm lm` with --pregenerated_data. The text has

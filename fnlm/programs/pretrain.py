@@ -1,5 +1,7 @@
 """Pretrain a GPT-2 of any size on text files.
 
+Run as::
+
     fnlm pretrain --train_files '["books.txt"]' --output runs/books
 
 Killed at any time and started again with the same flags, a run goes on from its last checkpoint

@@ -1,5 +1,7 @@
 """Pretrain BERT on rows of masked tokens and next sentences, from scratch or from a checkpoint.
 
+Run as::
+
     fnlm lm-rows --train_corpus text.txt --bert_model vocab.txt --output_dir rows
     fnlm pretrain-bert --do_train --do_eval --pregenerated_data rows \
         --bert_config_file config.json --output_dir runs/bert

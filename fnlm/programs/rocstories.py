@@ -1,5 +1,7 @@
 """Fine-tune OpenAI GPT on ROCStories, which of two endings a story has, and evaluate it.
 
+Run as::
+
     fnlm rocstories --do_train --do_eval --train_dataset cloze_test_val.csv \
         --eval_dataset cloze_test_test.csv --model_name openai-gpt --output_dir log/stories
 
@@ -25,6 +27,7 @@ from fnlm.tokenize import gpt as tokenize
 from fnlm.train import losses, schedules
 
 HEAD = "multiple_choice"
+SETTINGS = ("lm_coef", "lr_schedule", "max_grad_norm")  # that tell a run from others
 Schedule = Literal["constant", "warmup_constant", "warmup_linear", "warmup_cosine"]
 
 
@@ -110,9 +113,6 @@ def main(flags: Flags) -> None:
     held_out = read(flags.eval_dataset, "--eval_dataset") if flags.do_eval else None
     results: dict[str, float] = {}
     if flags.do_train:
-        settings = {
-            name: getattr(flags, name) for name in ("lm_coef", "lr_schedule", "max_grad_norm")
-        }
         params, results = finetune.finetune(
             partial(loss, lm_coef=flags.lm_coef),
             params,
@@ -125,7 +125,7 @@ def main(flags: Flags) -> None:
                 schedule=getattr(schedules, flags.lr_schedule),
                 max_grad_norm=flags.max_grad_norm,
             ),
-            settings=settings,
+            settings={name: getattr(flags, name) for name in SETTINGS},
         )
         gpt.save(params, flags.output_dir)
         tokenizer.save(flags.output_dir)

@@ -1,5 +1,7 @@
 """Fine-tune BERT on SQuAD 1.1 or 2.0, answer questions, and evaluate the answers.
 
+Run as::
+
     fnlm squad --do_train --do_predict --do_eval --train_file train-v1.1.json \
         --predict_file dev-v1.1.json --bert_model bert-base-uncased --output_dir runs/squad
 

@@ -1,5 +1,7 @@
 """Fine-tune BERT on SWAG, which of four endings follows a sentence, and evaluate it.
 
+Run as::
+
     fnlm swag --do_train --do_eval --data_dir swag \
         --bert_model bert-base-uncased --output_dir runs/swag --gradient_accumulation_steps 4
 

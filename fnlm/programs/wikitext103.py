@@ -1,9 +1,9 @@
 """Evaluate Transformer-XL with its memory on a text such as WikiText-103, or train a small one.
 
-    fnlm wikitext103 --model_name transfo-xl-wt103 --eval_file wiki.test.tokens \
-        --work_dir log/xl --same_length
-    fnlm wikitext103 --train_file wiki.train.tokens --eval_file wiki.test.tokens \
-        --work_dir log/small --tgt_len 64 --mem_len 256
+Run as::
+
+    fnlm wikitext103 --eval_file wiki.test.tokens --work_dir log/xl --same_length
+    fnlm wikitext103 --train_file wiki.train.tokens --work_dir log/small --mem_len 256
 
 Perplexity and speed are printed and written to eval_results.json in the work directory. Texts have
 their words between spaces, as those of WikiText; their ids go to disk, so that neither the length
