@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.func import grad, grad_and_value
 
 from fnlm import bert, cli, finetune, random, train, tree
-from fnlm.programs import _rows, pretrain_bert
+from fnlm.programs import _rows, lm_rows, pretrain_bert
 from fnlm.tasks import corpus
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
@@ -63,6 +64,9 @@ def of_all_tokens(params: bert.Params, *batch: Tensor) -> Tensor:
 def test_a_vocabulary_file_is_enough_and_goes_with_the_rows(folder: Path) -> None:
     assert tokenize.load(folder / "rows") == tokenize.load(folder / "vocab.txt")
     assert len(_rows.sizes(folder / "rows")) == 3
+    flags = lm_rows.Flags(train_corpus=folder, bert_model="vocab.txt", output_dir=Path("rows"))
+    assert lm_rows.following(flags)[:2] == ["fnlm", "pretrain-bert"]
+    assert lm_rows.following(replace(flags, bert_model="bert"))[:2] == ["fnlm", "lm"]
 
 
 def test_logits_of_masked_tokens_are_those_of_the_model(
@@ -194,3 +198,20 @@ def test_results_are_those_of_each_row_by_itself(folder: Path, params: bert.Para
         right, lost = np.mean(np.array(pairs, float), axis=0)
         assert found[f"{name}_accuracy"] == pytest.approx(right, abs=1e-12)
         assert found[f"{name}_loss"] == pytest.approx(lost, rel=1e-9)
+
+
+def test_a_text_that_makes_no_rows_claims_no_directory(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = tmp_path / "one.txt"
+    one.write_text("a king .\n")
+    words = ["--bert_model", str(folder / "vocab.txt"), "--output_dir", str(tmp_path / "rows")]
+    assert cli.main(["lm-rows", "--train_corpus", str(one), *words]) == 2
+    assert "has 1 documents" in capsys.readouterr().err and not (tmp_path / "rows").exists()
+    one.write_text("a king .\n\nthe sea .\n")
+    assert cli.main(["lm-rows", "--train_corpus", str(one), *words]) == 0
+    (tmp_path / "rows" / "epoch_0.npz").unlink()
+    line = f"--do_train --pregenerated_data {tmp_path}/rows --output_dir {tmp_path}/run"
+    model = ["--bert_config_file", str(folder / "config.json")]
+    assert cli.main(["pretrain-bert", *shlex.split(line), *model]) == 2
+    assert "rows holds no epoch_0.npz; `fnlm lm-rows` makes it\n" in capsys.readouterr().err

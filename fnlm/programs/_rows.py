@@ -23,14 +23,24 @@ HEADS = ("masked_lm", "next_sentence_prediction")
 
 
 def read(folder: Path, epoch: int) -> corpus.Features:
-    """Read the rows of an epoch."""
-    with np.load(folder / f"epoch_{epoch}.npz", allow_pickle=False) as arrays:
+    """Read the rows of an epoch.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    path = folder / f"epoch_{epoch}.npz"
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no {path.name}; `fnlm lm-rows` makes it")
+    with np.load(path, allow_pickle=False) as arrays:
         return corpus.Features(*(arrays[name] for name in corpus.Features._fields))
 
 
 def check_vocabulary(folder: Path, tokenizer: tokenize.Tokenizer) -> None:
     """Raise ValueError unless the rows of a directory have the vocabulary of a tokenizer."""
-    facts = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
+    path = folder / "rows.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there; `fnlm lm-rows` makes a directory of rows")
+    facts = json.loads(path.read_text(encoding="utf-8"))
     if facts["vocabulary"] != digest(tokenizer.vocab):
         raise ValueError(f"{folder} holds rows of another vocabulary than that of the model")
 

@@ -68,13 +68,19 @@ class Flags:
 
 
 def check(path: Path, facts: dict[str, object]) -> None:
-    """Write down what the rows are made of; refuse a directory with rows of something else."""
+    """Raise ValueError if a directory has rows that are made of something else."""
     if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != facts:
         other = ", ".join(name for name in facts if found.get(name) != facts[name])
         raise ValueError(f"{path.parent} holds rows with other {other}: give another directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(facts, indent=2) + "\n"
-    replace(path, lambda new: new.write_text(text, encoding="utf-8"))
+
+
+def claim(path: Path, facts: dict[str, object], tokenizer: tokenize.Tokenizer) -> None:
+    """Write down what the rows are made of, before the first of them."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path.parent)
+        text = json.dumps(facts, indent=2) + "\n"
+        replace(path, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 def write(rows: corpus.Features, path: Path) -> None:
@@ -92,7 +98,6 @@ def main(flags: Flags) -> None:
     )}  # fmt: skip
     facts |= {"vocabulary": digest(tokenizer.vocab), "text": digest(tokenizer, documents)}
     check(flags.output_dir / "rows.json", facts)
-    tokenizer.save(flags.output_dir)
     bar = progress(flags.train_corpus.name)
     text = corpus.encode(documents, tokenizer, workers=flags.workers, progress=bar)
     for epoch in range(flags.epochs_to_generate):
@@ -111,8 +116,17 @@ def main(flags: Flags) -> None:
             workers=flags.workers,
             progress=progress(path.name),
         )
+        claim(flags.output_dir / "rows.json", facts, tokenizer)
         replace(path, partial(write, rows))
         print(f"{path}: {len(rows.ids)} rows")
-    then = ["fnlm", "lm", "--pregenerated_data", str(flags.output_dir), "--bert_model"]
-    then += [flags.bert_model, "--output_dir", f"{flags.output_dir}-lm"]
-    print(finetune.last_line(flags.output_dir, then), end="")
+    print(finetune.last_line(flags.output_dir, following(flags)), end="")
+
+
+def following(flags: Flags) -> list[str]:
+    """Return the words of a command that trains on the rows."""
+    rows = str(flags.output_dir)
+    if Path(flags.bert_model).suffix in (".txt", ".json"):  # a vocabulary alone
+        words = ["fnlm", "pretrain-bert", "--do_train", "--pregenerated_data", rows]
+        return [*words, "--bert_config_file", "config.json", "--output_dir", f"{rows}-bert"]
+    words = ["fnlm", "lm", "--pregenerated_data", rows, "--bert_model", flags.bert_model]
+    return [*words, "--output_dir", f"{rows}-lm"]
