@@ -2,7 +2,7 @@
 
     python benchmarks/kills.py --kills 50
 
-A small GPT-2 is pretrained by `examples/pretrain_gpt2.py` once without a kill, and in other
+A small GPT-2 is pretrained by `fnlm pretrain` once without a kill, and in other
 directories with one kill -9 each: one in four at a moment between start and first state, the others
 at a moment between first state and end, as the run without a kill took.
 """
@@ -20,7 +20,6 @@ from jsonargparse import auto_cli
 
 from fnlm import train
 
-PROGRAM = Path(__file__).parents[1] / "examples" / "pretrain_gpt2.py"
 SIZES = {"vocab_size": 280, "n_positions": 16, "n_embd": 12, "n_head": 3, "n_layer": 2, "steps": 60,
          "warmup_steps": 5, "evaluate_every": 4}  # fmt: skip
 
@@ -30,7 +29,7 @@ def start(text: Path, output: Path) -> subprocess.Popen[bytes]:
     flags = {**SIZES, "train_files": json.dumps([str(text)]), "output": str(output)}
     words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     return subprocess.Popen(
-        [sys.executable, str(PROGRAM), *words],
+        [sys.executable, "-m", "fnlm", "pretrain", *words],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

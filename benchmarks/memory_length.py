@@ -5,7 +5,7 @@
 A small model is trained from scratch for some minutes, on three fifths of the validation text of
 WikiText-2, and evaluated on its test text with memories of several lengths. Claim: perplexity
 falls from no memory to 64 tokens, and from 64 to 256. Texts are looked for in the folder --data,
-both steps are done by examples/wikitext103.py, and docs/memory_length.png is drawn. With
+both steps are done by `fnlm wikitext103`, and docs/memory_length.png is drawn. With
 --work_dir, a run that was killed goes on.
 """
 
@@ -31,20 +31,20 @@ TRAINING = (
 EVALUATION = "--batch_size 10 --tgt_len 32"
 
 
-def example(*words: str) -> None:
-    subprocess.run([sys.executable, ROOT / "examples" / "wikitext103.py", *words], check=True)
+def command(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "fnlm", "wikitext103", *words], check=True)
 
 
 def measure(directory: Path, data: Path) -> dict[int, dict[str, float]]:
     """Train, and evaluate with each length of the memory."""
     text, model = str(data / "valid-first60.txt.gz"), str(directory / "model")
-    example("--train_file", text, "--work_dir", model, *TRAINING.split())
+    command("--train_file", text, "--work_dir", model, *TRAINING.split())
     found = {}
     for length in LENGTHS:
         given = ("--model_name", model, "--eval_file", str(data / "test.txt.gz"))
         output = directory / f"memory-{length}"
         memory = ("--work_dir", str(output), "--mem_len", str(length))
-        example(*given, *memory, *EVALUATION.split())
+        command(*given, *memory, *EVALUATION.split())
         found[length] = json.loads((output / "eval_results.json").read_text(encoding="utf-8"))
     return found
 

@@ -23,10 +23,11 @@ This page is written by `make docs`.
 
 
 def modules() -> Iterator[ModuleType]:
-    """Every module of the package whose dotted name has no underscore in front."""
+    """Every module whose dotted name has no underscore in front, but for those of commands."""
     yield fnlm
     for info in pkgutil.walk_packages(fnlm.__path__, "fnlm."):
-        if not any(part.startswith("_") for part in info.name.split(".")):
+        hidden = any(part.startswith("_") for part in info.name.split("."))
+        if not hidden and not info.name.startswith("fnlm.programs."):
             yield importlib.import_module(info.name)
 
 

@@ -1,58 +1,30 @@
-"""The command `fnlm`: generate text, inspect a checkpoint, convert one.
+"""The command `fnlm`: generate text, inspect a checkpoint, convert one, train, evaluate.
 
-Each command is a plain function that yields the pieces of its output. Tensors are loaded only
-when a command runs, so that help comes at once.
+The first three commands are plain functions that yield the pieces of their output; the others are
+`fnlm.programs`. Tensors are loaded only when a command runs, so that help comes at once.
 """
 
-import os
-import re
-import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any
 
 import jsonargparse
 
-from fnlm import families
+from fnlm import __version__, families, programs
+from fnlm.programs._command import (
+    VERBS,
+    as_flags,
+    encodable,
+    exit_code,
+    progress,
+    run,
+    shown,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["as_flags", "convert", "generate", "inspect", "main", "progress", "run"]
-
-Flags = TypeVar("Flags")
-
-# Arguments that errors name, and the flags of `fnlm convert` for them; those of `fnlm inspect`.
-FLAGS = {
-    "heads": "heads", "ignore": "ignore", "key": "seed", "dialect": "to", "family": "family",
-    "dtype": "dtype", "config": "config",
-}  # fmt: skip
-_READ = ("heads", "ignore", "seed")
-
-# Flags of pytorch-pretrained-bert's programs that those here lack, and what to give instead.
-RETIRED = {
-    "fp16": "--dtype float16",
-    "no_cuda": "--device cpu",
-    "local_rank": "nothing, as a run is one process",
-    "server_ip": "nothing, as any debugger attaches without it",
-    "server_port": "nothing, as any debugger attaches without it",
-    "verbose_logging": "nothing, as what is shown does not depend on it",
-    "on_memory": "nothing, as rows are always in memory",
-    "reduce_memory": "nothing, as rows are small arrays",
-    "n_valid": "a file of the wanted stories as --eval_dataset",
-    "ext_len": "nothing, as the memory (--mem_len) has one length",
-    "no_log": "nothing, as the results are written to the directory of the run",
-}  # fmt: skip
-
-# The four commands of pytorch-pretrained-bert: the family, and the arguments in their order.
-VERBS = {
-    "convert_tf_checkpoint_to_pytorch": ("bert", "source", "config", "target"),
-    "convert_openai_checkpoint": ("gpt", "source", "target", "config"),
-    "convert_transfo_xl_checkpoint": ("transfo_xl", "source", "target", "config"),
-    "convert_gpt2_checkpoint": ("gpt2", "source", "target", "config"),
-}
 
 
 def main(args: list[str] | None = None) -> int:
@@ -65,6 +37,10 @@ def main(args: list[str] | None = None) -> int:
         the exit code: 0; 2 after an error of the caller, reported in one line; 130 after an
         interruption by Ctrl-C.
     """
+    args = sys.argv[1:] if args is None else args
+    if args and args[0] in programs.PROGRAMS:
+        program = programs.find(args[0])
+        return run(program.main, program.Flags, args[1:], program=f"fnlm {args[0]}")
     parsed = _parser().parse_args(args)
     command = parsed.subcommand
     functions: dict[str, Callable[..., Iterator[str]]] = {"generate": generate, "inspect": inspect}
@@ -77,87 +53,9 @@ def main(args: list[str] | None = None) -> int:
             if command != "generate":
                 piece = as_flags(piece, command)
             raw = command == "generate" and not sys.stdout.isatty()  # as the model generated it
-            print(_encodable(piece) if raw else _shown(piece), end="", flush=True)
+            print(encodable(piece) if raw else shown(piece), end="", flush=True)
 
-    return _exit_code(f"fnlm {command}", work)
-
-
-def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | None = None) -> int:
-    """Run a program whose flags are the fields of a dataclass; --config reads them from YAML, too.
-
-    Args:
-        work: what to do with the flags.
-        flags: the dataclass; a flag without a value sets a field of type bool.
-        args: the command line's arguments; by default those of this process.
-
-    Returns:
-        the exit code: 0; 2 after an error of the caller, reported in one line; 130 after an
-        interruption by Ctrl-C.
-    """
-    switches = {f"--{field.name}" for field in fields(cast(Any, flags)) if field.type is bool}
-    arguments = sys.argv[1:] if args is None else args
-    arguments = [f"{word}=true" if word in switches else word for word in arguments]
-    if retired := _retired(arguments, {field.name for field in fields(cast(Any, flags))}):
-        print(f"{Path(sys.argv[0]).name}: {retired}", file=sys.stderr)
-        return 2
-    values = jsonargparse.auto_cli(flags, args=arguments, as_positional=False)
-
-    def check_and_work() -> None:
-        _check_device(getattr(values, "device", "cpu"))
-        work(values)
-
-    return _exit_code(Path(sys.argv[0]).name, check_and_work)
-
-
-def _retired(arguments: list[str], known: set[str]) -> str:
-    """Return a line on the first flag that only pytorch-pretrained-bert had; "" for none."""
-    for word in arguments:
-        name = word.removeprefix("--").partition("=")[0]
-        if word.startswith("--") and name in RETIRED and name not in known:
-            return f"there is no --{name}: instead give {RETIRED[name]}"
-    return ""
-
-
-def _check_device(name: str) -> None:
-    """Raise ValueError, before any file is read, unless tensors can be made on a device."""
-    from fnlm.train.device import choose_device
-
-    try:
-        choose_device(name)
-    except ValueError as error:
-        raise ValueError(str(error).replace("device=", "--device ")) from error
-
-
-def progress(what: str) -> Callable[[int, int], None]:
-    """Return a function show(records done, in all) that draws a progress bar on standard error."""
-    from tqdm import tqdm
-
-    bar = tqdm(desc=what, unit="record", delay=1e-3)  # an error before the first one stands alone
-
-    def show(done: int, total: int) -> None:
-        bar.total = total
-        bar.update(done - bar.n)
-        if done == total:
-            bar.close()
-
-    return show
-
-
-def _exit_code(program: str, work: Callable[[], None]) -> int:
-    """Run `work` and return its exit code; an error of the caller is reported in one line."""
-    try:
-        work()
-    except BrokenPipeError:  # the reader has gone, as in `fnlm inspect model | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print(f"\n{program}: interrupted", file=sys.stderr)
-        return 130  # as shells have it: 128 and the number of the signal
-    except (ValueError, LookupError, TypeError, OSError, ImportError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else error
-        line = as_flags(" ".join(str(text).split()), program.removeprefix("fnlm "))
-        print(_shown(f"{program}: {line}"), file=sys.stderr)
-        return 2
-    return 0
+    return exit_code(f"fnlm {command}", work)
 
 
 def generate(
@@ -238,32 +136,6 @@ def generate(
         yield "\n"
 
 
-def as_flags(text: str, command: str) -> str:
-    """Return a message with the arguments of functions replaced by the flags of a command.
-
-    Args:
-        text: a message that names an argument as in Python: `heads=('masked_lm',)`.
-        command: "inspect", for example; of one without these flags, those of `fnlm convert`.
-
-    >>> as_flags("pass ignore=('score.*', 'b'), or key=fnlm.random.key(seed)", "convert")
-    "pass --ignore 'score.*' b, or --seed 0"
-    >>> as_flags("pass heads=('masked_lm',)", "generate")
-    'pass fnlm convert --heads masked_lm'
-    """
-
-    def flag(match: re.Match[str]) -> str:
-        name, value = FLAGS[match[1]], match[2]
-        values = re.findall(r"'((?:[^'\\]|\\.)*)'", value) if name != "seed" else ["0"]
-        is_own = command in ("convert", "inspect", *VERBS) and (
-            command != "inspect" or name in _READ
-        )
-        return f"{'' if is_own else 'fnlm convert '}--{name} {shlex.join(values)}"
-
-    text_of = r"'(?:[^'\\]|\\.)*'"
-    argument = rf"{text_of}|\((?:{text_of},? ?)+\)|fnlm\.random\.key\(seed\)"
-    return re.sub(rf"\b({'|'.join(FLAGS)})=({argument})", flag, text)
-
-
 def inspect(
     path: str,
     *,
@@ -299,7 +171,9 @@ def convert(
 
 
 def _parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(prog="fnlm", description="Language models as functions.")
+    parser = jsonargparse.ArgumentParser(
+        prog="fnlm", version=__version__, description="Language models as functions."
+    )
     commands = parser.add_subcommands()
     generator = jsonargparse.ArgumentParser(description="Generate text with a language model.")
     add = generator.add_argument
@@ -333,14 +207,29 @@ def _parser() -> jsonargparse.ArgumentParser:
     commands.add_subcommand("generate", generator, help="generate text with a model")
     commands.add_subcommand("inspect", viewer, help="show what a checkpoint holds")
     commands.add_subcommand("convert", converter, help="write a checkpoint in another format")
+    _add_others(commands)
+    return parser
+
+
+def _add_others(commands: Any) -> None:
+    """Add the programs, whose flags are read when they run, and the commands by earlier names."""
+    for name, description in programs.PROGRAMS.items():
+        commands.add_subcommand(name, jsonargparse.ArgumentParser(), help=description)
     for verb, (family, *words) in VERBS.items():
         alias = jsonargparse.ArgumentParser(description=f"Convert a {family} checkpoint.")
         for word in words:
             last = word == "config" and word == words[-1]
-            alias.add_argument(word, type=str, nargs="?" if last else None)
+            alias.add_argument(word, type=str, nargs="?" if last else None, help=_POSITIONAL[word])
         _add_reading(alias)
         commands.add_subcommand(verb, alias, help=f"convert --family {family}, by its earlier name")
-    return parser
+
+
+# What the commands for a conversion are given.
+_POSITIONAL = {
+    "source": "file or directory of the checkpoint",
+    "config": "its configuration file; by default the one beside it",
+    "target": "directory, or file that ends in .bin, to write",
+}
 
 
 def _add_reading(parser: jsonargparse.ArgumentParser) -> None:
@@ -349,19 +238,6 @@ def _add_reading(parser: jsonargparse.ArgumentParser) -> None:
     add("--heads", type=str, nargs="+", help="task heads to load; by default those of the source")
     add("--ignore", type=str, nargs="+", help="patterns of names of tensors to leave out")
     add("--seed", type=int, help="random seed to initialise heads that the source lacks")
-
-
-def _shown(text: str) -> str:
-    """Escape control characters, all but newline and tab."""
-    from fnlm.files._text import printable
-
-    return _encodable(printable(text, keep="\n\t"))
-
-
-def _encodable(text: str) -> str:
-    """Replace characters that the terminal's encoding lacks."""
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "replace").decode(encoding)
 
 
 if __name__ == "__main__":

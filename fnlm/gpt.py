@@ -316,7 +316,7 @@ def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),
 ) -> Params:  # fmt: skip
-    """Load parameters from files, OpenAI's arrays too, or the hub: `fnlm.params.io.load` tells how."""
+    """Load parameters from files, OpenAI's arrays too, or the hub: see `fnlm.params.io.load`."""
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 

@@ -207,18 +207,6 @@ class Flags:
     device: str = "cpu"
 
 
-@pytest.mark.parametrize("name", cli.RETIRED)
-@pytest.mark.parametrize("form", ["--{}", "--{}=1"])
-def test_a_flag_that_there_was_is_told_in_one_line(
-    form: str, name: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    ran: list[Flags] = []
-    assert cli.run(ran.append, Flags, ["--device", "cpu", form.format(name)]) == 2
-    out, err = capsys.readouterr()
-    assert not out and not ran and err.count("\n") == 1
-    assert f"there is no --{name}: instead give {cli.RETIRED[name]}" in err
-
-
 @pytest.mark.parametrize("device", ["cuda", "cuda:99", "tpu", "mps"])
 def test_an_absent_device_is_an_error_of_one_line(
     device: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

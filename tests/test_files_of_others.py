@@ -28,6 +28,7 @@ from torch import Tensor
 from fnlm import bert, cli, gpt, gpt2, random, transfo_xl, tree
 from fnlm.files import hub
 from fnlm.params import io, rename
+from fnlm.programs import _command
 
 Tensors = dict[str, Tensor]
 BY_NAME = {family.name: family for family in FAMILIES}
@@ -308,12 +309,14 @@ def others_in(folder: Path) -> Iterator[str]:
 
 def test_every_argument_that_errors_of_reading_name_has_a_flag() -> None:
     told = {*others_in(ROOT / "fnlm" / "params"), "heads", "ignore", "key"}
-    assert told <= {*cli.FLAGS}, "give it a flag in fnlm.cli.FLAGS, or say it otherwise"
+    assert told <= {*_command.FLAGS}, (
+        "give it a flag in FLAGS of fnlm.programs._command, or say it otherwise"
+    )
     parser = cli._parser()
     commands = cast(Any, parser)._subcommands_action._name_parser_map
-    flags = {f"--{name}" for name in cli.FLAGS.values()}
+    flags = {f"--{name}" for name in _command.FLAGS.values()}
     assert flags <= {*commands["convert"]._option_string_actions}
-    for name in ("inspect", *cli.VERBS):
+    for name in ("inspect", *_command.VERBS):
         assert {"--heads", "--ignore", "--seed"} <= {*commands[name]._option_string_actions}
 
 

@@ -249,26 +249,27 @@ def write_results(
         results: the numbers.
         directory: of the run; created if missing.
         name: of the files.
-        then: the words of a command that uses what the run has made.
+        then: the words of a command that uses what the run has made, if there is one.
 
     Returns:
-        the lines of the text and, where there is a command, a last one that names the files of the
-        directory and the command.
+        the lines of the text, and a last one that names the files of the directory and the command.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     print(write_results({"f1": 0.5, "accuracy": 0.75}, folder, "eval_results"), end="")
+    ...     text = write_results({"f1": 0.5, "accuracy": 0.75}, folder, "eval_results")
+    >>> print(text.replace(folder, "runs/one"), end="")
     accuracy = 0.75
     f1 = 0.5
+    runs/one holds eval_results.json, eval_results.txt
     """
     lines = "".join(f"{key} = {results[key]}\n" for key in sorted(results))
     _write(Path(directory, f"{name}.txt"), lines)
     _write(Path(directory, f"{name}.json"), json.dumps(results, indent=2, sort_keys=True) + "\n")
-    return lines + (last_line(directory, then) if then else "")
+    return lines + last_line(directory, then)
 
 
-def last_line(directory: str | Path, then: Sequence[str]) -> str:
-    """Return the last line of a program: what its directory holds, and the next command.
+def last_line(directory: str | Path, then: Sequence[str] = ()) -> str:
+    """Return the last line of a program: what its directory holds, and the next command if any.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -278,7 +279,8 @@ def last_line(directory: str | Path, then: Sequence[str]) -> str:
     runs/one holds eval_results.json, eval_results.txt; next: fnlm inspect runs/one
     """
     names = sorted(path.name for path in Path(directory).iterdir() if path.name[0] != ".")
-    return f"{directory} holds {', '.join(names)}; next: {shlex.join(then)}\n"
+    following = f"; next: {shlex.join(then)}" if then else ""
+    return f"{directory} holds {', '.join(names)}{following}\n"
 
 
 def claim_run_directory(

@@ -4,9 +4,12 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
+
+from fnlm.tasks._types import Rows, Source
 
 
 def read_text(path: str | Path) -> str:
@@ -67,6 +70,72 @@ def read_lines(path: str | Path) -> list[str]:
     if lines[-1] == "":
         lines.pop()
     return [line.removesuffix("\r") for line in lines]
+
+
+def read_table(source: Source, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield the rows of a csv file, as `read_csv` does, or of dicts, as `dict_rows` does.
+
+    Args:
+        source: a path, or rows.
+        columns: names in files -> names on the hub.
+    """
+    if isinstance(source, str | Path):
+        return read_csv(source, tuple(columns))
+    return dict_rows(source, columns)
+
+
+def dict_rows(rows: Rows, columns: Mapping[str, str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield rows given as dicts: (location, cells by column), numbers as text.
+
+    Args:
+        rows: dicts, such as those of a data set of the package `datasets`.
+        columns: name of each column -> another name that it may have in the rows.
+
+    Raises:
+        TypeError: a row is no dict.
+        ValueError: a row lacks a column, or a cell is neither text nor a number; or there are none.
+
+    >>> list(dict_rows([{"text": "It rains.", "label": 1}], {"text": "text", "gold": "label"}))
+    [('row 0', {'text': 'It rains.', 'gold': '1'})]
+    """
+    for place, row in numbered(rows):
+        yield place, {name: cell(row, place, name, hub) for name, hub in columns.items()}
+
+
+def numbered(rows: Rows) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (location, row) of dicts.
+
+    Raises:
+        TypeError: a row is no dict.
+        ValueError: there are none.
+    """
+    empty = True
+    for number, row in enumerate(rows):
+        empty = False
+        if not isinstance(row, Mapping):
+            raise TypeError(
+                f"row {number} is of type {type(row).__name__}, not dict; give the rows of one "
+                "split, or the path of a file"
+            )
+        yield f"row {number}", row
+    if empty:
+        raise ValueError("there are no rows, so no examples")
+
+
+def cell(row: Mapping[str, Any], place: str, *names: str) -> str:
+    """Return the text of the first of some columns that a row has.
+
+    Raises:
+        ValueError: it has none of them, or a cell is neither text nor a number.
+    """
+    name = next((name for name in names if name in row), None)
+    if name is None:
+        asked = " or ".join(map(repr, dict.fromkeys(names)))
+        raise ValueError(f"{place}: no column {asked} among {list(row)}; are they the right rows?")
+    value = row[name]
+    if isinstance(value, bool) or not isinstance(value, str | Real):
+        raise ValueError(f"{place}, column {name!r}: {value!r} is neither text nor a number")
+    return value if isinstance(value, str) else str(value)
 
 
 def read_csv(path: str | Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -1,7 +1,8 @@
 """Types that all tasks share."""
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,8 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.int32]
 Floats = npt.NDArray[np.float32]
 Bools = npt.NDArray[np.bool_]
+Rows = Iterable[Mapping[str, Any]]  # such as a data set of the package `datasets`
+Source = str | Path | Rows  # a file, or its rows
 Progress = Callable[[int, int], None]  # records done, records in all
 
 

@@ -18,7 +18,7 @@ where the original tries ten times; every row masks a fixed share of its tokens,
 pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -29,7 +29,7 @@ import numpy.typing as npt
 
 from fnlm.tasks import _read
 from fnlm.tasks._draws import Draws
-from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
+from fnlm.tasks._types import Bools, Ints, Progress, Source, Tokenizer
 from fnlm.tasks.features import SpecialTokens, convert, rows, special_tokens, truncate_pair
 
 Pairing = Literal["documents", "sentences"]
@@ -62,12 +62,18 @@ class Features(NamedTuple):
     next_labels: Ints  # [N] 0: the second text follows the first, 1: it is a random one
 
 
-def read(path: str | Path) -> tuple[tuple[str, ...], ...]:
+def read(source: Source) -> tuple[tuple[str, ...], ...]:
     r"""Read a corpus: documents of sentences.
+
+    Args:
+        source: a file, perhaps compressed by gzip; or dicts with the column "text", such as a data
+            set of the package `datasets`, whose texts are the lines of such a file: one row may be
+            a line or several.
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it holds no sentence.
+        TypeError: a row is no dict.
+        ValueError: there is no sentence, or a row has no text.
 
     Example:
         >>> import tempfile
@@ -78,14 +84,22 @@ def read(path: str | Path) -> tuple[tuple[str, ...], ...]:
         (('One sentence.', 'Another one.'), ('A new document.',))
     """
     documents: list[list[str]] = [[]]
-    for line in map(str.strip, _read.read_lines(path)):
+    for line in map(str.strip, _lines(source)):
         if line:
             documents[-1].append(line)
         elif documents[-1]:
             documents.append([])
     if not documents[0]:
-        raise ValueError(f"{path} holds no sentences; a corpus has one on each line")
+        what = source if isinstance(source, str | Path) else "the corpus"
+        raise ValueError(f"{what} holds no sentences; a corpus has one on each line")
     return tuple(tuple(document) for document in documents if document)
+
+
+def _lines(source: Source) -> Iterable[str]:
+    if isinstance(source, str | Path):
+        return _read.read_lines(source)
+    rows = _read.dict_rows(source, {"text": "text"})
+    return (line for _, cells in rows for line in cells["text"].split("\n"))
 
 
 class _Sentences(NamedTuple):

@@ -7,7 +7,7 @@ Source: Wang et al. 2018, and the layout of the published files.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fnlm.tasks import _read
-from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
+from fnlm.tasks._types import Bools, Ints, Progress, Rows, Source, Tokenizer
 from fnlm.tasks.features import convert, encode_pairs
 from fnlm.tasks.metrics import accuracy, f1, matthews, most_likely, pearson, spearman
 
@@ -32,6 +32,8 @@ class Task(NamedTuple):
     metrics: tuple[Callable[..., float], ...]  # the chief one first
     columns: tuple[str, ...] = ()  # of labelled files without a header
     skips_short_rows: bool = False  # the published training file has some that are cut off
+    hub_texts: tuple[str, ...] = ()  # columns of the texts on the hub, where they differ
+    hub_labels: tuple[str, ...] = ()  # the classes in the hub's order, where it differs
 
     @property
     def is_regression(self) -> bool:
@@ -71,7 +73,10 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                 columns=("source", "label", "mark", "sentence"),
             ),
             Task("SST-2", ("sentence",), "label", _BINARY, _ACCURACY),
-            Task("MRPC", ("#1 String", "#2 String"), "Quality", _BINARY, _PARAPHRASE),
+            Task(
+                *("MRPC", ("#1 String", "#2 String"), "Quality", _BINARY, _PARAPHRASE),
+                hub_texts=_SENTENCES,
+            ),
             Task("STS-B", _SENTENCES, "score", (), (pearson, spearman)),
             Task(
                 *("QQP", ("question1", "question2"), "is_duplicate", _BINARY, _PARAPHRASE),
@@ -80,6 +85,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             Task(
                 *("MNLI", _SENTENCES, "gold_label"),
                 *(("contradiction", "entailment", "neutral"), _ACCURACY),
+                hub_texts=("premise", "hypothesis"),
+                hub_labels=("entailment", "neutral", "contradiction"),
             ),
             Task("QNLI", ("question", "sentence"), "label", _ENTAILMENT, _ACCURACY),
             Task("RTE", _SENTENCES, "label", _ENTAILMENT, _ACCURACY),
@@ -121,20 +128,25 @@ def file_name(name: str, split: str) -> str:
     return f"{split}_matched.tsv" if is_mnli and split in ("dev", "test") else f"{split}.tsv"
 
 
-def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example, ...]:
-    r"""Read a file of a task; blank lines are no examples.
+def read(source: Source, name: str, *, labelled: bool = True) -> tuple[Example, ...]:
+    r"""Read a file of a task, or its rows; blank lines are no examples.
 
     Args:
-        path: the file; perhaps compressed by gzip.
+        source: the file, perhaps compressed by gzip; or its rows as dicts, such as a data set of
+            the package `datasets`. Their columns have the names of the file or those of the hub;
+            a label is a word of the file, or a number in the hub's order.
         name: of the task.
         labelled: False for a test file, whose examples have no labels.
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it has other columns, or a label is wrong; the message names the file, the line
-            and the column.
+        TypeError: a row is no dict.
+        ValueError: there are other columns, or a label is wrong; the message names the file, the
+            line and the column.
 
     Example:
+        >>> read([{"sentence": "a charming journey", "label": 1, "idx": 0}], "SST-2")
+        (Example(first='a charming journey', second=None, label=1),)
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "train.tsv"
@@ -143,6 +155,21 @@ def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example
         (Example(first='a charming journey ', second=None, label=1),)
     """
     kind = task(name)
+    if isinstance(source, str | Path):
+        found = _cells(source, kind, labelled)
+    else:
+        found = _hub_cells(source, kind, labelled)
+    examples = []
+    for place, (first, *rest) in found:
+        label = _label(kind, rest.pop(), place) if labelled else None
+        examples.append(Example(first, rest[0] if rest else None, label))
+    if not examples:
+        raise ValueError(f"{source} holds no examples; is it the right file?")
+    return tuple(examples)
+
+
+def _cells(path: str | Path, kind: Task, labelled: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield the rows of a file: (location, the texts and, if labelled, the label)."""
     lines = _read.read_lines(path)
     headless = bool(kind.columns) and labelled
     header = kind.columns if headless else tuple(lines[0].split("\t")) if lines else ()
@@ -153,7 +180,6 @@ def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example
                 f"{path}, line 1: no column {column!r} among {list(header)}; {kind.name} needs it"
             )
     indices = [header.index(column) for column in columns]
-    examples = []
     for number, line in enumerate(lines if headless else lines[1:], start=2 - headless):
         if not line.strip(" "):  # as at the end of some files
             continue
@@ -166,12 +192,19 @@ def read(path: str | Path, name: str, *, labelled: bool = True) -> tuple[Example
                 f"{path}, line {number}: {len(cells)} columns, not {len(header)}; see to column "
                 f"{column!r}"
             )
-        first, *rest = (cells[i] for i in indices)
-        label = _label(kind, rest.pop(), f"{path}, line {number}") if labelled else None
-        examples.append(Example(first, rest[0] if rest else None, label))
-    if not examples:
-        raise ValueError(f"{path} holds no examples; is it the right file?")
-    return tuple(examples)
+        yield f"{path}, line {number}", [cells[i] for i in indices]
+
+
+def _hub_cells(rows: Rows, kind: Task, labelled: bool) -> Iterator[tuple[str, list[str]]]:
+    """Yield the same of rows as the hub has them."""
+    columns = dict(zip(kind.texts, kind.hub_texts or kind.texts, strict=True))
+    columns |= {kind.label: "label"} if labelled else {}
+    words = kind.hub_labels or kind.labels
+    for place, cells in _read.dict_rows(rows, columns):
+        label = cells.get(kind.label, "")
+        if label not in kind.labels and label.isdecimal() and int(label) < len(words):
+            cells[kind.label] = words[int(label)]
+        yield place, [*cells.values()]
 
 
 def _label(kind: Task, cell: str, place: str) -> float:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fnlm.tasks import _read
-from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
+from fnlm.tasks._types import Bools, Ints, Progress, Source, Tokenizer
 from fnlm.tasks.features import convert
 
 MARKS = ("_start_", "_delimiter_", "_classify_")  # special tokens that give a row its form
@@ -22,6 +22,12 @@ COLUMNS = (
     *(f"InputSentence{number}" for number in (1, 2, 3, 4)),
     *(f"RandomFifthSentenceQuiz{number}" for number in (1, 2)),
 )
+# The names of the columns on the hub.
+_HUB = {
+    **{f"InputSentence{number}": f"input_sentence_{number}" for number in (1, 2, 3, 4)},
+    **{f"RandomFifthSentenceQuiz{number}": f"sentence_quiz{number}" for number in (1, 2)},
+    ANSWER: "answer_right_ending",
+}
 
 
 class Example(NamedTuple):
@@ -41,16 +47,18 @@ class Features(NamedTuple):
     labels: Ints  # [N] index of the right ending, -1 without one
 
 
-def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
-    """Read a file of stories: csv, with the columns of the published files.
+def read(source: Source, *, labelled: bool = True) -> tuple[Example, ...]:
+    """Read a file of stories, csv with the columns of the published files; or its rows.
 
     Args:
-        path: the file; perhaps compressed by gzip.
+        source: the file, perhaps compressed by gzip; or its rows as dicts, such as a data set of
+            the package `datasets`, with these columns or those of `story_cloze` on the hub.
         labelled: whether each row must have the right ending; without it that column is ignored.
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it has other columns, or an answer is wrong; the message names the file, the
+        TypeError: a row is no dict.
+        ValueError: there are other columns, or an answer is wrong; the message names the file, the
             line and the column.
 
     Example:
@@ -60,7 +68,8 @@ def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
         FileNotFoundError: 'no/such/file.csv' is no file; give the path of a data file
     """
     examples = []
-    for place, cells in _read.read_csv(path, (*COLUMNS, *((ANSWER,) if labelled else ()))):
+    columns = {name: hub for name, hub in _HUB.items() if labelled or name != ANSWER}
+    for place, cells in _read.read_table(source, columns):
         label = None
         if labelled:
             if cells[ANSWER] not in ("1", "2"):

@@ -12,7 +12,7 @@ answer with it again; here offsets make this exact, and other spaces need no car
 import re
 import warnings
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fnlm.tasks import _read
-from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
+from fnlm.tasks._types import Bools, Ints, Progress, Rows, Source, Tokenizer
 from fnlm.tasks.features import convert, rows, special_tokens
 
 MARKS = 3  # [CLS] question [SEP] window [SEP]
@@ -56,14 +56,16 @@ class Features(NamedTuple):
     best: Bools  # [N, T] whether this is the token's best window
 
 
-def read(path: str | Path, *, training: bool = False, strict: bool = False) -> tuple[Example, ...]:
-    """Read the questions of a SQuAD file, of either version.
+def read(source: Source, *, training: bool = False, strict: bool = False) -> tuple[Example, ...]:
+    """Read the questions of SQuAD, of either version.
 
     Answers are found in the context near the place that the file gives; those that differ from it
     by white space (as by a no-break space) are taken as the context has them.
 
     Args:
-        path: a JSON file in the layout of SQuAD, perhaps compressed by gzip.
+        source: a JSON file in the layout of SQuAD, perhaps compressed by gzip; or dicts in the
+            layout of the hub, a question each, such as a data set of the package `datasets`. There,
+            a question whose answers are an empty list has none (version 2.0).
         training: whether each question must either have an answer that stands in the context or be
             marked as impossible. Those that have not are left out, with one warning that counts
             them. Without it, answers may be missing.
@@ -71,6 +73,7 @@ def read(path: str | Path, *, training: bool = False, strict: bool = False) -> t
 
     Raises:
         FileNotFoundError: the file is not there.
+        TypeError: a row is no dict.
         ValueError: it is not JSON or not laid out as SQuAD is; in training, no question has an
             answer, or, if strict, one has not; the message names the place.
 
@@ -83,7 +86,12 @@ def read(path: str | Path, *, training: bool = False, strict: bool = False) -> t
     examples: list[Example] = []
     names: set[str] = set()
     left_out: list[str] = []
-    for context, question, place in _questions(_read.read_json(path), f"{path}: "):
+    found = (
+        _questions(_read.read_json(source), f"{source}: ")
+        if isinstance(source, str | Path)
+        else _hub_questions(source)
+    )
+    for context, question, place in found:
         name = _id(question, place)
         if name in names and not training:
             raise ValueError(f"{place}: id {name!r} is there twice; predictions go by ids")
@@ -101,7 +109,8 @@ def read(path: str | Path, *, training: bool = False, strict: bool = False) -> t
     if left_out:
         _report(left_out, strict or not examples)
     if not examples:
-        raise ValueError(f"{path} holds no questions; is it the right file?")
+        what = f"{source} holds" if isinstance(source, str | Path) else "the rows hold"
+        raise ValueError(f"{what} no questions; is it the right file?")
     return tuple(examples)
 
 
@@ -127,6 +136,24 @@ def _questions(data: Any, place: str) -> Iterator[tuple[str, dict[str, Any], str
             context = _field(paragraph, "context", str, inner)
             for question, innermost in _items(paragraph, "qas", f"{inner}."):
                 yield context, question, innermost
+
+
+def _hub_questions(rows: Rows) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """Yield the same of rows as the hub has them: answers are a dict of lists."""
+    for place, row in _read.numbered(rows):
+        name, text, context = (_read.cell(row, place, key) for key in ("id", "question", "context"))
+        question: dict[str, Any] = {"id": name, "question": text}
+        answers = row.get("answers")
+        if answers is not None:
+            if not isinstance(answers, Mapping) or not {"text", "answer_start"} <= answers.keys():
+                raise ValueError(
+                    f"{place}, column 'answers': {answers!r} is no dict of the lists 'text' and "
+                    "'answer_start'"
+                )
+            pairs = zip(answers["text"], answers["answer_start"], strict=True)
+            question["answers"] = [{"text": text, "answer_start": int(at)} for text, at in pairs]
+        question["is_impossible"] = row.get("is_impossible", question.get("answers") == [])
+        yield context, question, place
 
 
 def _items(node: Any, name: str, place: str) -> Iterator[tuple[Any, str]]:

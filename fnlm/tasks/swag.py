@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fnlm.tasks import _read
-from fnlm.tasks._types import Bools, Ints, Progress, Tokenizer
+from fnlm.tasks._types import Bools, Ints, Progress, Source, Tokenizer
 from fnlm.tasks.features import convert, encode_pairs
 
 ENDINGS = ("ending0", "ending1", "ending2", "ending3")
@@ -35,17 +35,19 @@ class Features(NamedTuple):
     labels: Ints  # [N] index of the right choice, -1 without one
 
 
-def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
-    """Read a file of SWAG.
+def read(source: Source, *, labelled: bool = True) -> tuple[Example, ...]:
+    """Read a file of SWAG, or its rows.
 
     Args:
-        path: the file; perhaps compressed by gzip.
+        source: the file, perhaps compressed by gzip; or its rows as dicts, such as a data set of
+            the package `datasets`.
         labelled: whether each row must have a label; without it a column "label" is ignored.
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: it has other columns, or a label is wrong; the message names the file, the line
-            and the column.
+        TypeError: a row is no dict.
+        ValueError: there are other columns, or a label is wrong; the message names the file, the
+            line and the column.
 
     Example:
         >>> read("no/such/file.csv")
@@ -54,9 +56,8 @@ def read(path: str | Path, *, labelled: bool = True) -> tuple[Example, ...]:
         FileNotFoundError: 'no/such/file.csv' is no file; give the path of a data file
     """
     examples = []
-    for place, cells in _read.read_csv(
-        path, ("sent1", "sent2", *ENDINGS, *(("label",) if labelled else ()))
-    ):
+    columns = ("sent1", "sent2", *ENDINGS, *(("label",) if labelled else ()))
+    for place, cells in _read.read_table(source, {name: name for name in columns}):
         label = None
         if labelled:
             if cells["label"] not in ("0", "1", "2", "3"):

@@ -1,6 +1,8 @@
 """Fine-tune OpenAI GPT on ROCStories, which of two endings a story has, and evaluate it.
 
-    python examples/rocstories.py --do_train --do_eval --train_dataset cloze_test_val.csv \
+Run as::
+
+    fnlm rocstories --do_train --do_eval --train_dataset cloze_test_val.csv \
         --eval_dataset cloze_test_test.csv --model_name openai-gpt --output_dir log/stories
 
 Killed at any time and started again with the same flags, a run goes on from its last checkpoint and
@@ -9,7 +11,6 @@ checkpoint state.safetensors, log.jsonl, and the results, eval_results.json and 
 With --do_eval alone, --model_name is such a directory. Flags may also come from --config run.yaml.
 """
 
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,13 +19,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fnlm import checkpoints, cli, finetune, gpt, random, train
+from fnlm import checkpoints, finetune, gpt, random, train
+from fnlm.programs._command import next_command, progress
 from fnlm.tasks import rocstories
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import gpt as tokenize
 from fnlm.train import losses, schedules
 
 HEAD = "multiple_choice"
+SETTINGS = ("lm_coef", "lr_schedule", "max_grad_norm")  # that tell a run from others
 Schedule = Literal["constant", "warmup_constant", "warmup_linear", "warmup_cosine"]
 
 
@@ -103,16 +106,13 @@ def main(flags: Flags) -> None:
     def read(path: Path | None, flag: str) -> rocstories.Features:
         if path is None:
             raise ValueError(f"no stories: give {flag}")
-        length, show = params["config"].n_positions, cli.progress(path.name)
+        length, show = params["config"].n_positions, progress(path.name)
         examples = rocstories.read(path)
         return rocstories.features(examples, tokenizer, max_seq_length=length, progress=show)
 
     held_out = read(flags.eval_dataset, "--eval_dataset") if flags.do_eval else None
     results: dict[str, float] = {}
     if flags.do_train:
-        settings = {
-            name: getattr(flags, name) for name in ("lm_coef", "lr_schedule", "max_grad_norm")
-        }
         params, results = finetune.finetune(
             partial(loss, lm_coef=flags.lm_coef),
             params,
@@ -125,18 +125,20 @@ def main(flags: Flags) -> None:
                 schedule=getattr(schedules, flags.lr_schedule),
                 max_grad_norm=flags.max_grad_norm,
             ),
-            settings=settings,
+            settings={name: getattr(flags, name) for name in SETTINGS},
         )
         gpt.save(params, flags.output_dir)
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    then = ["python", "examples/rocstories.py", "--do_eval", "--model_name", str(flags.output_dir)]
-    then += ["--eval_dataset", str(flags.eval_dataset or "stories.csv")]
-    then += ["--output_dir", f"{flags.output_dir}-again"]
+    then = next_command(
+        "rocstories",
+        flags,
+        keep=(),
+        do_eval=True,
+        model_name=flags.output_dir,
+        eval_dataset=flags.eval_dataset or "stories.csv",
+        output_dir=f"{flags.output_dir}-again",
+    )
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, Flags))

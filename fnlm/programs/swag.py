@@ -1,6 +1,8 @@
 """Fine-tune BERT on SWAG, which of four endings follows a sentence, and evaluate it.
 
-    python examples/swag.py --do_train --do_eval --data_dir swag \
+Run as::
+
+    fnlm swag --do_train --do_eval --data_dir swag \
         --bert_model bert-base-uncased --output_dir runs/swag --gradient_accumulation_steps 4
 
 Killed at any time and started again with the same flags, a run goes on from its last checkpoint and
@@ -9,14 +11,14 @@ checkpoint state.safetensors, log.jsonl, and the results, eval_results.json and 
 With --do_eval alone, --bert_model is such a directory. Flags may also come from --config run.yaml.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fnlm import bert, cli, finetune, random
+from fnlm import bert, finetune, random
+from fnlm.programs._command import next_command, progress
 from fnlm.tasks import swag
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import bert as tokenize
@@ -47,7 +49,7 @@ def read(flags: Flags, tokenizer: tokenize.Tokenizer, name: str) -> swag.Feature
         tokenizer,
         max_seq_length=flags.max_seq_length,
         workers=flags.workers,
-        progress=cli.progress(name),
+        progress=progress(name),
         cache=flags.cache_dir,
     )
 
@@ -84,11 +86,16 @@ def main(flags: Flags) -> None:
         tokenizer.save(flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    then = ["python", "examples/swag.py", "--do_eval", "--data_dir", str(flags.data_dir)]
-    then += ["--bert_model", str(flags.output_dir), "--output_dir", f"{flags.output_dir}-again"]
+    then = next_command(
+        "swag",
+        flags,
+        keep=(
+            "data_dir",
+            "max_seq_length",
+        ),
+        do_eval=True,
+        bert_model=flags.output_dir,
+        output_dir=f"{flags.output_dir}-again",
+    )
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, Flags))

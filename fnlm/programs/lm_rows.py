@@ -1,13 +1,15 @@
-"""Make the rows on which `finetune.py` trains BERT as a language model, and keep them on disk.
+"""Make rows of masked tokens and next sentences from a text, and keep them on disk.
 
-    python examples/lm_finetuning/pregenerate.py --train_corpus text.txt \
-        --bert_model bert-base-uncased --output_dir rows --epochs_to_generate 3
+Run as::
 
-The text has a sentence on each line and a blank line between documents. A row is a piece of a
-document in two texts, or a piece and one of another document, as long as a row may be.
+    fnlm lm-rows --train_corpus text.txt --bert_model bert-base-uncased --output_dir rows
+
+They are what `fnlm pretrain-bert` learns from, and `fnlm lm` with --pregenerated_data. The text has
+a sentence on each line and a blank line between documents. A row is a piece of a document in two
+texts, or a piece and one of another document, as long as a row may be.
 
 The output directory gets a file for each epoch, epoch_0.npz and so on, that NumPy reads without
-pickle. Of N rows with T tokens it holds
+pickle. Of N rows with T tokens it holds::
 
     ids          [N, T] int32  with some tokens masked
     token_types  [N, T] int32  0 for the first text, 1 for the second
@@ -15,20 +17,20 @@ pickle. Of N rows with T tokens it holds
     lm_labels    [N, T] int32  the id that was there, or -1 where it is not asked for
     next_labels  [N]    int32  0: the second text follows the first; 1: it is a random one
 
-and rows.json, which says what they were made of. Killed at any time and started again with the same
-flags, the program goes on with the epochs that are not there yet.
+and rows.json, which says what they were made of, and the tokenizer. Killed at any time and started
+again with the same flags, the program goes on with the epochs that are not there yet.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from fnlm import cli
+from fnlm import finetune
 from fnlm.files.checkpoint import replace
+from fnlm.programs._command import progress
 from fnlm.tasks import corpus
 from fnlm.tasks.features import digest
 from fnlm.tokenize import bert as tokenize
@@ -36,11 +38,11 @@ from fnlm.tokenize import bert as tokenize
 
 @dataclass(frozen=True, kw_only=True)
 class Flags:
-    """Make the rows on which BERT is fine-tuned as a language model.
+    """Make rows of masked tokens and next sentences, on which BERT is trained.
 
     Args:
         train_corpus: a sentence on each line, a blank line between documents.
-        bert_model: directory, file or hub name of the tokenizer.
+        bert_model: directory, file (such as vocab.txt) or hub name of the tokenizer.
         output_dir: directory of the rows.
         epochs_to_generate: how many files to make, each with other masks and other pairs.
         max_seq_length: tokens of a row.
@@ -66,13 +68,19 @@ class Flags:
 
 
 def check(path: Path, facts: dict[str, object]) -> None:
-    """Write down what the rows are made of; refuse a directory with rows of something else."""
+    """Raise ValueError if a directory has rows that are made of something else."""
     if path.exists() and (found := json.loads(path.read_text(encoding="utf-8"))) != facts:
         other = ", ".join(name for name in facts if found.get(name) != facts[name])
         raise ValueError(f"{path.parent} holds rows with other {other}: give another directory")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(facts, indent=2) + "\n"
-    replace(path, lambda new: new.write_text(text, encoding="utf-8"))
+
+
+def claim(path: Path, facts: dict[str, object], tokenizer: tokenize.Tokenizer) -> None:
+    """Write down what the rows are made of, before the first of them."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(path.parent)
+        text = json.dumps(facts, indent=2) + "\n"
+        replace(path, lambda new: new.write_text(text, encoding="utf-8"))
 
 
 def write(rows: corpus.Features, path: Path) -> None:
@@ -90,7 +98,7 @@ def main(flags: Flags) -> None:
     )}  # fmt: skip
     facts |= {"vocabulary": digest(tokenizer.vocab), "text": digest(tokenizer, documents)}
     check(flags.output_dir / "rows.json", facts)
-    bar = cli.progress(flags.train_corpus.name)
+    bar = progress(flags.train_corpus.name)
     text = corpus.encode(documents, tokenizer, workers=flags.workers, progress=bar)
     for epoch in range(flags.epochs_to_generate):
         path = flags.output_dir / f"epoch_{epoch}.npz"
@@ -106,11 +114,19 @@ def main(flags: Flags) -> None:
             masked_fraction=flags.masked_lm_prob,
             max_masked=flags.max_predictions_per_seq,
             workers=flags.workers,
-            progress=cli.progress(path.name),
+            progress=progress(path.name),
         )
+        claim(flags.output_dir / "rows.json", facts, tokenizer)
         replace(path, partial(write, rows))
         print(f"{path}: {len(rows.ids)} rows")
+    print(finetune.last_line(flags.output_dir, following(flags)), end="")
 
 
-if __name__ == "__main__":
-    sys.exit(cli.run(main, Flags))
+def following(flags: Flags) -> list[str]:
+    """Return the words of a command that trains on the rows."""
+    rows = str(flags.output_dir)
+    if Path(flags.bert_model).suffix in (".txt", ".json"):  # a vocabulary alone
+        words = ["fnlm", "pretrain-bert", "--do_train", "--pregenerated_data", rows]
+        return [*words, "--bert_config_file", "config.json", "--output_dir", f"{rows}-bert"]
+    words = ["fnlm", "lm", "--pregenerated_data", rows, "--bert_model", flags.bert_model]
+    return [*words, "--output_dir", f"{rows}-lm"]

@@ -1,10 +1,12 @@
 """Write the hidden states of BERT for every token of the lines of a file, as JSON lines.
 
-    python examples/extract_features.py --bert_model bert-base-uncased \
+Run as::
+
+    fnlm extract-features --bert_model bert-base-uncased \
         --input_file input.txt --output_file output.jsonl
 
 A line is a text, or two texts divided by " ||| ". Its result has the form of the well-known script,
-whose spelling "linex_index" programs rely on:
+whose spelling "linex_index" programs rely on::
 
     {"linex_index": 0, "features": [{"token": "[CLS]", "layers": [{"index": -1, "values": [...]}]}]}
 
@@ -13,7 +15,7 @@ a run goes on from what is in the file of the same name that ends in ".partial".
 """
 
 import json
-import sys
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from fnlm import bert, cli, finetune, train, tree
+from fnlm import bert, finetune, train, tree
 from fnlm.tasks.features import digest, encode_pairs
 from fnlm.tokenize import bert as tokenize
 
@@ -38,7 +40,8 @@ class Flags:
         max_seq_length: most tokens of a line; what is longer is cut.
         batch_size: lines to run together.
         do_lower_case: lower-case the text; without, as the files or the name of the model say.
-        device: where to compute, such as cpu or cuda.
+        device: cpu, cuda, or auto for CUDA where there is a GPU.
+        dtype: of the computation: float32, bfloat16 or float16.
     """
 
     bert_model: str
@@ -49,6 +52,7 @@ class Flags:
     batch_size: int = 32
     do_lower_case: bool = False
     device: str = "auto"
+    dtype: str = "float32"
 
 
 def read(path: Path) -> list[tuple[str, str | None]]:
@@ -83,7 +87,9 @@ def features(
     arrays = encode_pairs(tokenizer, texts, flags.max_seq_length)
     ids, token_types, mask = finetune.tensors(arrays, flags.device)
     states = bert.layers(params, ids, token_types, mask)
-    values = torch.stack([states[layer] for layer in layers], dim=2).cpu()  # [B, T, layers, D]
+    values = (
+        torch.stack([states[layer] for layer in layers], dim=2).float().cpu()
+    )  # [B, T, layers, D]
     for row, length in enumerate(mask.sum(dim=1).tolist()):
         tokens = tokenizer.ids_to_tokens(ids[row, :length].tolist())
         yield [
@@ -97,7 +103,9 @@ def features(
 
 def main(flags: Flags) -> None:
     """Read, run the model on batch after batch, and write."""
-    params = tree.to(bert.load(flags.bert_model, heads=[]), train.choose_device(flags.device))
+    precision, _ = finetune.mixed_precision(flags.dtype)
+    params = precision.to_compute(bert.load(flags.bert_model, heads=[]))
+    params = tree.to(params, train.choose_device(flags.device))
     tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
     layers, count = [int(number) for number in flags.layers.split(",")], len(params["blocks"])
     if not all(-count <= layer < count for layer in layers) or flags.batch_size < 1:
@@ -111,7 +119,10 @@ def main(flags: Flags) -> None:
     name = f"{flags.output_file.name}.{digest(settings, texts)[:8]}.partial"
     partial = flags.output_file.with_name(name)
     done = whole_batches(partial, size)
-    with partial.open("a", encoding="utf-8") as file, tqdm(total=len(texts), initial=done) as bar:
+    with (
+        partial.open("a", encoding="utf-8") as file,
+        tqdm(total=len(texts), initial=done, unit="record", disable=None) as bar,
+    ):
         for start in range(done, len(texts), size):
             some = features(params, tokenizer, texts[start : start + size], layers, flags)
             lines = [{"linex_index": at, "features": row} for at, row in enumerate(some, start)]
@@ -119,7 +130,5 @@ def main(flags: Flags) -> None:
             file.flush()
             bar.update(len(lines))
     partial.replace(flags.output_file)
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, Flags))
+    then = shlex.join(["head", "-c", "500", str(flags.output_file)])
+    print(f"{flags.output_file} holds {len(texts)} lines; next: {then}")

@@ -1,9 +1,9 @@
 """Evaluate Transformer-XL with its memory on a text such as WikiText-103, or train a small one.
 
-    python examples/wikitext103.py --model_name transfo-xl-wt103 --eval_file wiki.test.tokens \
-        --work_dir log/xl --same_length
-    python examples/wikitext103.py --train_file wiki.train.tokens --eval_file wiki.test.tokens \
-        --work_dir log/small --tgt_len 64 --mem_len 256
+Run as::
+
+    fnlm wikitext103 --eval_file wiki.test.tokens --work_dir log/xl --same_length
+    fnlm wikitext103 --train_file wiki.train.tokens --work_dir log/small --mem_len 256
 
 Perplexity and speed are printed and written to eval_results.json in the work directory. Texts have
 their words between spaces, as those of WikiText; their ids go to disk, so that neither the length
@@ -14,7 +14,6 @@ directory then holds the model and its tokenizer, and is a --model_name. Flags m
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -27,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import checkpoints, cli, finetune, random, train, transfo_xl, tree
+from fnlm import checkpoints, finetune, random, train, transfo_xl, tree
 from fnlm.tasks import language_model
 from fnlm.tokenize import transfo_xl as tokenize
 from fnlm.tokenize import words
@@ -57,11 +56,15 @@ class Training:
         dropout: rate, but for attention weights.
         min_freq: words that occur less often in the training text become <unk>.
         train_batch_size: places of the text at which to learn at the same time.
-        steps: how many, a segment of each place a step.
+        steps: of training, a segment of each place a step.
         warmup_proportion: share of the steps over which the learning rate rises; then it falls.
-        learning_rate: highest.
+        learning_rate: the highest, after the warm-up.
         max_grad_norm: limit of the norm of all gradients together.
         seed: of weights and dropout.
+        dtype: of the computation: float32, bfloat16 or float16; trained weights stay float32.
+        loss_scale: of a computation in half precision; 0 for a dynamic one in float16 and none
+            otherwise.
+        optimize_on_cpu: keep the state of the optimizer on the CPU, and update there.
     """
 
     tgt_len: int = 128
@@ -82,6 +85,9 @@ class Training:
     learning_rate: float = 2e-3
     max_grad_norm: float = 0.25
     seed: int = 42
+    dtype: str = "float32"
+    loss_scale: float = 0.0
+    optimize_on_cpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +99,7 @@ class Flags(Training):
         model_name: directory, file or hub name of the model to evaluate.
         train_file: text on which to train a model of the given sizes, instead of loading one.
         eval_file: text, or corpus.bin of pytorch-pretrained-bert; without, that of the model.
-        split: of such a corpus.
+        split: of such a corpus: train, valid, test, or all for valid and test.
         batch_size: places of the text at which to evaluate at the same time.
         checkpoint_every: steps between checkpoints of the training.
         device: where to compute: cpu, cuda, or auto for CUDA where there is a GPU.
@@ -133,7 +139,7 @@ def make_batches(ids: Ids, flags: Flags) -> Callable[[int], tuple[Tensor, ...]]:
 
 def store(path: Path, tokenizer: tokenize.Tokenizer, directory: Path) -> Ids:
     """Write the ids of a text to a directory, and map them."""
-    lines = tqdm(tokenizer.encode_file(path), path.name, unit="line", delay=1e-3)
+    lines = tqdm(tokenizer.encode_file(path), path.name, unit="line", delay=1e-3, disable=None)
     return language_model.store(lines, directory).ids
 
 
@@ -157,12 +163,14 @@ def learn(flags: Flags, path: Path) -> None:
         weight_decay=0.0,
         max_grad_norm=flags.max_grad_norm,
     )
+    precision, scale = finetune.mixed_precision(flags.dtype, flags.loss_scale)
+    optimizer = train.offload(optimizer) if flags.optimize_on_cpu else optimizer
     device = train.choose_device(flags.device)
     weights, dropout = random.split(random.key(flags.seed).to(device))
     params = tree.to(transfo_xl.init(config, weights), device)
-    state = train.init_state(params, optimizer, dropout)
+    state = train.init_state(params, optimizer, dropout, loss_scale=scale)
     run = train.fit(
-        train.carry_step(loss, optimizer, donate=True),
+        train.carry_step(loss, optimizer, precision=precision, loss_scale=scale, donate=True),
         train.CarryState(state, transfo_xl.init_mems(params, flags.train_batch_size)),
         make_batches(ids, flags),
         steps=flags.steps,
@@ -178,7 +186,7 @@ def evaluate(params: transfo_xl.Params, ids: Ids, flags: Flags) -> dict[str, flo
     """Return perplexity and speed; the memory goes from segment to segment."""
     device = train.choose_device(flags.device)
     total, count, mems, began = 0.0, 0, None, time.perf_counter()
-    with tqdm(total=len(ids), desc="evaluate", unit="token") as bar:
+    with tqdm(total=len(ids), desc="evaluate", unit="token", disable=None) as bar:
         for batch in language_model.ordered(ids, flags.batch_size, flags.tgt_len):
             inputs, targets = (torch.from_numpy(x).to(device) for x in batch[:2])
             nll, mems = transfo_xl.negative_log_likelihood(
@@ -192,32 +200,38 @@ def evaluate(params: transfo_xl.Params, ids: Ids, flags: Flags) -> dict[str, flo
     return {"loss": loss, "ppl": math.exp(loss), "tokens": count, "tokens_per_second": speed}
 
 
+def texts(flags: Flags, name: str | Path, tokenizer: tokenize.Tokenizer) -> dict[str, Ids]:
+    """Return the ids to evaluate: name of a split, or "" -> ids."""
+    if flags.eval_file is not None and flags.eval_file.suffix not in CORPORA:
+        return {"": store(flags.eval_file, tokenizer, flags.work_dir / "eval-ids")}
+    corpus = tokenize.load_corpus(flags.eval_file or name)
+    splits = ("valid", "test") if flags.split == "all" else (flags.split,)
+    if missing := [split for split in splits if split not in corpus]:
+        raise ValueError(f"split={missing[0]!r} is none of {', '.join(corpus)}")
+    return {
+        split if flags.split == "all" else "": np.concatenate(corpus[split]) for split in splits
+    }
+
+
 def main(flags: Flags) -> None:
     """Train or load, evaluate, report."""
     name: str | Path = flags.model_name
+    then: list[str] = []
     if flags.train_file is not None:
         learn(flags, flags.train_file)
-        name = flags.work_dir
-        then = ["fnlm", "generate", str(flags.work_dir)]
-        print(finetune.last_line(flags.work_dir, then), end="")
+        name, then = flags.work_dir, ["fnlm", "generate", str(flags.work_dir)]
         if flags.eval_file is None:
+            print(finetune.last_line(flags.work_dir, then), end="")
             return
-    tokenizer, params = tokenize.load(name), transfo_xl.load(name)
+    precision, _ = finetune.mixed_precision(flags.dtype)
+    tokenizer, params = tokenize.load(name), precision.to_compute(transfo_xl.load(name))
     tokens = params["config"].n_token
     checkpoints.check_vocabulary(name, tokenizer.vocab_size, tokens, padded=False)
-    if flags.eval_file is None or flags.eval_file.suffix in CORPORA:
-        corpus = tokenize.load_corpus(flags.eval_file or name)
-        if flags.split not in corpus:
-            raise ValueError(f"split={flags.split!r} is none of {', '.join(corpus)}")
-        ids: Ids = np.concatenate(corpus[flags.split])
-    else:
-        ids = store(flags.eval_file, tokenizer, flags.work_dir / "eval-ids")
     config = replace(params["config"], **{field: getattr(flags, field) for field in ATTENTION})
-    results = evaluate(
-        tree.to(params, train.choose_device(flags.device)) | {"config": config}, ids, flags
-    )
-    print(finetune.write_results(results, flags.work_dir, "eval_results"), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, Flags))
+    params = tree.to(params, train.choose_device(flags.device)) | {"config": config}
+    results = {
+        f"{split}_{what}".lstrip("_"): value
+        for split, ids in texts(flags, name, tokenizer).items()
+        for what, value in evaluate(params, ids, flags).items()
+    }
+    print(finetune.write_results(results, flags.work_dir, "eval_results", then=then), end="")

@@ -1,4 +1,4 @@
-"""The programs that use GPT and Transformer-XL: they learn, survive a kill, and err in one line.
+"""The commands that use GPT and Transformer-XL: they learn, survive a kill, and err in one line.
 
 Stories are the first of the published files where the optional test data are there, else those of
 this file. `examples/generate.py` has a test file of its own for GPT-2.
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,8 @@ from torch.nn import functional as F
 from fnlm import bert, cli, gpt, random, train, transfo_xl, tree
 from fnlm import generate as decoding
 from fnlm.finetune import data
+from fnlm.programs import pretrain as gpt2_program
+from fnlm.programs import rocstories as rocstories_program
 from fnlm.tasks import language_model, rocstories
 from fnlm.tokenize import gpt as tokenize_gpt
 from fnlm.tokenize import transfo_xl as tokenize_xl
@@ -85,28 +88,25 @@ def make_gpt(folder: Path, words: int) -> None:
     letters().save(folder)
 
 
-def program(stem: str) -> ModuleType:
-    name = f"examples_{stem}"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{stem}.py")
-        assert spec is not None and spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-def run(stem: str, line: str, *more: str) -> int:
-    """Run a program in this process, as it would run in one of its own."""
+def run(command: str, line: str, *more: str) -> int:
+    """Run a command in this process, as it would run in one of its own."""
     words = [*shlex.split(line), *more]
-    if stem == "generate":
-        return program(stem).main(words)
-    return cli.run(program(stem).main, program(stem).Flags, words)
+    return generate_example().main(words) if command == "generate" else cli.main([command, *words])
+
+
+@cache
+def generate_example() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("example", ROOT / "examples" / "generate.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder in which both programs have run without interruption."""
-    folder = tmp_path_factory.mktemp("examples")
+    """The folder in which both commands have run without interruption."""
+    folder = tmp_path_factory.mktemp("programs")
     (folder / "train.csv").write_text(stories("cloze_test_val__spring2016-first1171.csv", 24))
     (folder / "valid.csv").write_text(stories("cloze_test_test__spring2016-first1371.csv", 9))
     (folder / "text.txt").write_text(TEXT)
@@ -143,7 +143,7 @@ def contents(folder: Path) -> dict[str, Any]:
     return found
 
 
-# Both programs.
+# Both commands.
 
 
 @pytest.mark.parametrize("stem", RUNS)
@@ -173,7 +173,7 @@ def test_a_run_that_is_cut_ends_with_the_same_numbers(
 def test_a_run_that_is_killed_ends_with_the_same_numbers(tmp_path: Path) -> None:
     """A process of its own, killed by force in the middle."""
     more = ("--output_dir", str(tmp_path), "--checkpoint_every", "1")
-    words = [str(ROOT / "examples" / "rocstories.py"), *shlex.split(RUNS["rocstories"]), *more]
+    words = ["-m", "fnlm", "rocstories", *shlex.split(RUNS["rocstories"]), *more]
     process = subprocess.Popen(
         [sys.executable, *words],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(torch.get_num_threads())},
@@ -234,7 +234,7 @@ def test_the_loss_is_that_of_words_and_endings() -> None:
             words += F.cross_entropy(logits[:-1], row[1 : real.sum()], reduction="none").tolist()
             endings.append(hidden[-1] @ params["heads"]["multiple_choice"]["weight"][:, 0])
     wanted = 0.7 * np.mean(words) + F.cross_entropy(torch.stack(endings).view(-1, 2), labels)
-    found = program("rocstories").loss(params, ids, targets, mask, labels, lm_coef=0.7)
+    found = rocstories_program.loss(params, ids, targets, mask, labels, lm_coef=0.7)
     torch.testing.assert_close(found.double(), wanted.double(), rtol=0, atol=1e-5)
 
 
@@ -460,13 +460,97 @@ def wrong(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_one_line(
-    name: str, wrong: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stem, line, fragment = MISTAKES[name]
-    monkeypatch.setattr(sys, "argv", [f"examples/{stem}.py"])
-    assert run(stem, line) == 2
-    *bars, message = re.split(r"[\r\n]+", capsys.readouterr().err.strip())
-    assert message.startswith(f"{stem}.py: ") and fragment in message
-    assert all("/s]" in bar for bar in bars)
+def test_mistakes_are_one_line(name: str, wrong: None, capsys: pytest.CaptureFixture[str]) -> None:
+    command, line, fragment = MISTAKES[name]
+    assert run(command, line) == 2
+    shown = capsys.readouterr()
+    program = "generate.py" if command == "generate" else f"fnlm {command}"
+    assert shown.err.startswith(f"{program}: ") and fragment in shown.err
+    assert shown.err.count("\n") == 1
     assert not Path("hacked").exists()
+
+
+# Precision, and the parts of a published corpus.
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_changes_little(dtype: str, tmp_path: Path) -> None:
+    more = ("--work_dir", str(tmp_path / "xl"), "--dtype", dtype, "--optimize_on_cpu")
+    assert run("wikitext103", RUNS["wikitext103"], *more) == 0
+    whole, half = results("xl"), results(tmp_path / "xl")
+    assert half["loss"] != whole["loss"]
+    assert half["loss"] == pytest.approx(whole["loss"], rel=0.02)
+    weights = tree.leaves(transfo_xl.load(tmp_path / "xl"))
+    assert {leaf.dtype for leaf in weights} == {torch.float32}
+    scales = [row.get("loss_scale") for row in train.read_log(tmp_path / "xl")]
+    assert all(scales) if dtype == "float16" else not any(scales)
+
+
+def test_a_loss_scale_may_be_given(tmp_path: Path) -> None:
+    more = ("--work_dir", str(tmp_path), "--fp16", "--loss_scale", "128")
+    assert run("wikitext103", RUNS["wikitext103"], *more) == 0
+    assert {row["loss_scale"] for row in train.read_log(tmp_path)} == {128.0}
+
+
+def test_all_parts_of_a_corpus_are_evaluated(tmp_path: Path) -> None:
+    ids = columns("text.txt", 1)[0].numpy()
+    with open(tmp_path / "corpus.bin", "wb") as file:
+        pickle.dump({"valid": ids[:40], "test": ids}, file)
+    line = f"--model_name xl --eval_file {tmp_path}/corpus.bin --batch_size 2 --tgt_len 9"
+    for split in ("all", "valid", "test"):
+        words = ("--mem_len", "12", "--split", split, "--work_dir", str(tmp_path / split))
+        assert run("wikitext103", line, *words) == 0
+    for split in ("valid", "test"):
+        for name in ("loss", "ppl", "tokens"):
+            assert results(tmp_path / "all")[f"{split}_{name}"] == results(tmp_path / split)[name]
+
+
+# pretrain.
+
+PRETRAIN = (
+    "--train_files ['text.txt'] --vocab_size 270 --n_positions 16 --n_embd 12 --n_head 3 "
+    "--n_layer 2 --steps 9 --warmup_steps 2 --evaluate_every 3 --output"
+)
+
+
+def test_a_pretraining_that_is_cut_ends_with_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert run("pretrain", PRETRAIN, str(whole)) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and out.splitlines()[-1].endswith(f"; next: fnlm generate {whole}")
+    genuine, calls = gpt2_program.draw_batch, iter(range(1, 100))
+
+    def counted(*args: Any) -> Tensor:
+        if next(calls) == 5:
+            raise KeyboardInterrupt
+        return genuine(*args)
+
+    monkeypatch.setattr(gpt2_program, "draw_batch", counted)
+    assert run("pretrain", PRETRAIN, str(cut)) == 130
+    assert [row["step"] for row in train.read_log(cut)] == [3]
+    assert run("pretrain", PRETRAIN, str(cut)) == 0
+    names = {path.name for path in whole.iterdir()} - {"log.jsonl", "loss.png"}
+    assert names == {path.name for path in cut.iterdir()} - {"log.jsonl", "loss.png"}
+    for name in names:
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    assert cli.main(["generate", str(whole), "--max_new_tokens", "3"]) == 0
+    assert run("pretrain", PRETRAIN, str(cut), "--n_embd", "24") == 2
+    assert "holds a run with other n_embd" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_pretraining_in_half_precision(dtype: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert run("pretrain", PRETRAIN, str(tmp_path / "a")) == 0
+    more = ("--dtype", dtype, "--optimize_on_cpu")
+    assert run("pretrain", PRETRAIN, str(tmp_path / "b"), *more) == 0
+    a, b = (train.read_log(tmp_path / name)[-1]["valid_loss"] for name in "ab")
+    assert a != b and b == pytest.approx(a, rel=0.02)
+
+
+def test_documents_held_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("pretrain", PRETRAIN, str(tmp_path), "--hold_out", "['No such']") == 2
+    assert "--hold_out: no document begins with ['No such']" in capsys.readouterr().err

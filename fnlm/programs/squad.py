@@ -1,6 +1,8 @@
 """Fine-tune BERT on SQuAD 1.1 or 2.0, answer questions, and evaluate the answers.
 
-    python examples/squad.py --do_train --do_predict --do_eval --train_file train-v1.1.json \
+Run as::
+
+    fnlm squad --do_train --do_predict --do_eval --train_file train-v1.1.json \
         --predict_file dev-v1.1.json --bert_model bert-base-uncased --output_dir runs/squad
 
 Killed at any time and started again with the same flags, a run goes on from its last checkpoint and
@@ -11,7 +13,6 @@ and null_odds.json; of --do_eval, eval_results.json and eval_results.txt. Withou
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnlm import bert, cli, finetune, random
+from fnlm import bert, finetune, random
 from fnlm.files.checkpoint import replace
+from fnlm.programs._command import next_command, progress
 from fnlm.tasks import squad
 from fnlm.tasks.squad_answers import Answers, recover
 from fnlm.tasks.squad_metrics import evaluate_v1, evaluate_v2
@@ -82,7 +84,7 @@ def read(flags: Flags, tokenizer: tokenize.Tokenizer, *, training: bool) -> Data
         examples, tokenizer,
         max_seq_length=flags.max_seq_length, doc_stride=flags.doc_stride,
         max_query_length=flags.max_query_length, workers=flags.workers,
-        progress=cli.progress(path.name), cache=flags.cache_dir,
+        progress=progress(path.name), cache=flags.cache_dir,
     )  # fmt: skip
 
 
@@ -149,11 +151,20 @@ def main(flags: Flags) -> None:
             write(found, flags.output_dir)
         if flags.do_eval:
             results |= evaluate(asked[0], found, flags)
-    then = ["python", "examples/squad.py", "--do_predict", "--bert_model", str(flags.output_dir)]
-    then += ["--predict_file", "questions.json", "--output_dir", f"{flags.output_dir}-again"]
+    then = next_command(
+        "squad",
+        flags,
+        keep=(
+            "version_2_with_negative",
+            "null_score_diff_threshold",
+            "max_seq_length",
+            "doc_stride",
+            "max_query_length",
+        ),
+        do_predict=True,
+        bert_model=flags.output_dir,
+        predict_file=flags.predict_file or "questions.json",
+        output_dir=f"{flags.output_dir}-again",
+    )
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, Flags))

@@ -1,6 +1,8 @@
 """Fine-tune BERT on a task of GLUE, and evaluate it.
 
-    python examples/glue.py --task_name MRPC --do_train --do_eval --data_dir glue/MRPC \
+Run as::
+
+    fnlm glue --task_name MRPC --do_train --do_eval --data_dir glue/MRPC \
         --bert_model bert-base-uncased --output_dir runs/mrpc
 
 Killed at any time and started again with the same flags, a run goes on from its last checkpoint and
@@ -9,15 +11,15 @@ checkpoint state.safetensors, log.jsonl, and the results, eval_results.json and 
 With --do_eval alone, --bert_model is such a directory. Flags may also come from --config run.yaml.
 """
 
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fnlm import bert, cli, finetune, random
+from fnlm import bert, finetune, random
 from fnlm.params import spec
+from fnlm.programs._command import next_command, progress
 from fnlm.tasks import glue
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
@@ -53,7 +55,7 @@ def read(flags: Flags, tokenizer: tokenize.Tokenizer, split: str) -> glue.Featur
         tokenizer,
         max_seq_length=flags.max_seq_length,
         workers=flags.workers,
-        progress=cli.progress(name),
+        progress=progress(name),
         cache=flags.cache_dir,
     )
 
@@ -118,12 +120,17 @@ def main(flags: Flags) -> None:
         prefix = split.removeprefix("dev").removeprefix("_")
         found = evaluate(params, data, flags)
         results |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
-    then = ["python", "examples/glue.py", "--do_eval", "--task_name", flags.task_name]
-    then += ["--data_dir", str(flags.data_dir), "--bert_model", str(flags.output_dir)]
-    then += ["--output_dir", f"{flags.output_dir}-again"]
+    then = next_command(
+        "glue",
+        flags,
+        keep=(
+            "task_name",
+            "data_dir",
+            "max_seq_length",
+        ),
+        do_eval=True,
+        bert_model=flags.output_dir,
+        output_dir=f"{flags.output_dir}-again",
+    )
     again = then if flags.do_train else ()
     print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, Flags))

@@ -1,6 +1,8 @@
 """Pretrain a GPT-2 of any size on text files.
 
-    python examples/pretrain_gpt2.py --train_files '["books.txt"]' --output runs/books
+Run as::
+
+    fnlm pretrain --train_files '["books.txt"]' --output runs/books
 
 Killed at any time and started again with the same flags, a run goes on from its last checkpoint
 and ends with the same numbers: batch and dropout are functions of the seed and the step. The
@@ -11,14 +13,13 @@ vocab.json, merges.txt), the checkpoints, log.jsonl, run.json and loss.png.
 import gzip
 import json
 import math
-import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fnlm import cli, finetune, gpt2, heads, random, train, tree
+from fnlm import finetune, gpt2, heads, random, train, tree
 from fnlm.tokenize import gpt2 as tokenize
 from fnlm.train import losses, schedules
 
@@ -44,7 +45,7 @@ class Flags:
         tokenizer: name or path; by default one of vocab_size is trained on the training documents.
         vocab_size: of the trained tokenizer.
         n_positions: length of the context and of the training windows.
-        n_embd: width.
+        n_embd: width of the model.
         n_layer: number of blocks.
         n_head: number of attention heads.
         dropout: rate after embeddings and in residual branches.
@@ -52,13 +53,16 @@ class Flags:
         batch_size: windows a step.
         steps: after which the cosine schedule reaches 0.
         warmup_steps: of linear warm-up.
-        learning_rate: highest.
+        learning_rate: the highest, after the warm-up.
         weight_decay: of matrices.
         evaluate_every: steps between evaluations, which are also the checkpoints.
         patience: evaluations without improvement before stopping.
         seed: of everything random.
         device: cpu, cuda, or auto for CUDA where there is a GPU.
         dtype: of the computation: float32, bfloat16 or float16; the weights stay float32.
+        loss_scale: of a computation in half precision; 0 for a dynamic one in float16 and none
+            otherwise.
+        optimize_on_cpu: keep the state of the optimizer on the CPU, and update there.
     """
 
     train_files: list[Path]
@@ -82,6 +86,8 @@ class Flags:
     seed: int = 0
     device: str = "auto"
     dtype: str = "float32"
+    loss_scale: float = 0.0
+    optimize_on_cpu: bool = False
 
 
 def read_documents(paths: list[Path]) -> list[str]:
@@ -101,7 +107,7 @@ def hold_out(documents: list[str], titles: list[str]) -> tuple[list[str], list[s
     by_title = {document.partition("\n")[0]: document for document in documents}
     if missing := set(titles) - set(by_title):
         known = ", ".join(map(repr, by_title))
-        raise SystemExit(
+        raise ValueError(
             f"--hold_out: no document begins with {sorted(missing)}; there are {known}"
         )
     chosen = [by_title[title] for title in titles]
@@ -161,7 +167,8 @@ def learn(config: gpt2.Config, tokens: Tensor, held_out: Tensor, flags: Flags) -
         max_grad_norm=1.0,
         decay=lambda path, leaf: leaf.ndim > 1,
     )
-    precision, scale = finetune.mixed_precision(flags.dtype)
+    precision, scale = finetune.mixed_precision(flags.dtype, flags.loss_scale)
+    optimizer = train.offload(optimizer) if flags.optimize_on_cpu else optimizer
     size, device = (flags.batch_size, flags.n_positions), train.choose_device(flags.device)
     params_key, data_key, run_key = random.split(random.key(flags.seed), 3)
     params = tree.to(gpt2.init(config, params_key), device)
@@ -194,7 +201,3 @@ def main(flags: Flags) -> None:
     best = min(train.read_log(flags.output), key=lambda row: row["valid_loss"])
     print(f"best at step {best['step']}: validation perplexity {math.exp(best['valid_loss']):.2f}")
     print(finetune.last_line(flags.output, ["fnlm", "generate", str(flags.output)]), end="")
-
-
-if __name__ == "__main__":
-    sys.exit(cli.run(main, Flags))
