@@ -30,7 +30,7 @@ from fnlm._nodes import (
 
 __all__ = [
     "Params", "Predicate", "Tree", "cast", "combine", "count", "describe", "dot", "init_many",
-    "leaves", "map", "map_with_path", "merge", "named_leaves", "norm", "partition",
+    "leaves", "map", "map_with_path", "merge", "named_leaves", "norm", "norms", "partition",
     "register_constant", "register_leaf", "register_value", "select", "stack", "structure", "to",
     "typed_leaves", "unflatten", "unstack",
 ]  # fmt: skip
@@ -167,30 +167,84 @@ def count(tree: Tree) -> int:
 def norm(tree: Tree) -> Tensor:
     """Return the Euclidean norm of all leaves together, a 0-d tensor of at least float32.
 
+    Leaves of which each process has a part (`fnlm.distributed`) count whole.
+
     >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
     tensor(5.)
     """
-    wide = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in leaves(tree))
-    norms = [torch.linalg.vector_norm(x) for x in wide]
-    if not norms:
+    found = norms(tree)
+    if not found:
         raise ValueError("norm() needs a tree with at least one leaf, got one with none")
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return torch.linalg.vector_norm(torch.stack(found))
+
+
+def norms(tree: Tree) -> list[Tensor]:
+    """Return the Euclidean norm of each leaf, 0-d tensors of at least float32.
+
+    They are in the order of `leaves`; those of which each process has a part count whole.
+
+    >>> norms({"a": torch.tensor([3.0, 4.0]), "b": torch.ones(1)})
+    [tensor(5.), tensor(1.)]
+    """
+    local = [torch.linalg.vector_norm(_wide(x)) for x in leaves(tree)]
+    return _across(tree, local, torch.square, _root)
 
 
 def dot(first: Tree, second: Tree) -> Tensor:
     """Return the inner product of two trees of one structure, a 0-d tensor of at least float32.
 
+    Leaves of which each process has a part count whole.
+
     >>> dot({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 4.0])})
     tensor(11.)
     """
-
-    def wide(x: Tensor) -> Tensor:
-        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-    products = leaves(map(lambda x, y: (wide(x) * wide(y)).sum(), first, second))
-    if not products:
+    local = leaves(map(lambda x, y: (_wide(x) * _wide(y)).sum(), first, second))
+    if not local:
         raise ValueError("dot() needs trees with at least one leaf, got two with none")
-    return torch.stack(products).sum()
+    return torch.stack(_across(first, local, lambda x: x, lambda x: x)).sum()
+
+
+def _root(x: Tensor) -> Tensor:
+    """Return the square root, whose derivative at 0 is taken as 0."""
+    return torch.where(x == 0, 0, torch.where(x == 0, 1, x).sqrt())
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _across(
+    tree: Tree,
+    local: list[Tensor],
+    summand: Callable[[Tensor], Tensor],
+    result: Callable[[Tensor], Tensor],
+) -> list[Tensor]:
+    """Return one number a leaf, summed over the processes that have parts of it.
+
+    Args:
+        tree: whose typed leaves may have an attribute `across`: a function that sums over them.
+        local: [] of this process for each leaf.
+        summand: from [K] of this process to what is summed.
+        result: from [K] sums to the numbers.
+    """
+    nodes, _ = pytree.tree_flatten(tree, is_leaf=lambda node: bool(_sum_of(node)))
+    places: dict[Any, list[int]] = {}
+    position = 0
+    for node in nodes:
+        count = len(leaves(node))
+        if across := _sum_of(node):
+            places.setdefault(across, []).extend(range(position, position + count))
+        position += count
+    found = list(local)
+    for across, chosen in places.items():
+        wide = torch.stack([local[i].to(local[chosen[0]].dtype) for i in chosen])
+        for i, x in zip(chosen, result(across(summand(wide))).unbind(), strict=True):
+            found[i] = x.to(local[i].dtype)
+    return found
+
+
+def _sum_of(node: Any) -> Any:
+    return node.across if is_typed(node) and hasattr(type(node), "across") else None
 
 
 def combine(trees: Iterable[Tree], weights: Iterable[float | Tensor]) -> Tree:
