@@ -31,8 +31,8 @@ from fnlm._nodes import (
 __all__ = [
     "Params", "Predicate", "Tree", "cast", "combine", "count", "describe", "dot", "init_many",
     "leaves", "map", "map_with_path", "merge", "named_leaves", "norm", "norms", "partition",
-    "register_constant", "register_leaf", "register_value", "select", "stack", "structure", "to",
-    "typed_leaves", "unflatten", "unstack",
+    "register_constant", "register_leaf", "register_value", "select", "spanning_leaves", "stack",
+    "structure", "to", "typed_leaves", "unflatten", "unstack",
 ]  # fmt: skip
 
 
@@ -87,6 +87,18 @@ def typed_leaves(tree: Tree) -> list[tuple[str, Any]]:
     """
     pairs, _ = pytree.tree_flatten_with_path(tree, is_leaf=is_typed)
     return [(dotted(path), leaf) for path, leaf in pairs if is_typed(leaf)]
+
+
+def spanning_leaves(tree: Tree) -> list[tuple[str, Any]]:
+    """Return the typed leaves that several processes have together, with their paths.
+
+    They are those of `fnlm.distributed` in a group of more than one rank, also within other leaves.
+
+    >>> spanning_leaves({"w": torch.ones(2)})
+    []
+    """
+    pairs, _ = pytree.tree_flatten_with_path(tree, is_leaf=_spans)
+    return [(dotted(path), leaf) for path, leaf in pairs if _spans(leaf)]
 
 
 def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -241,6 +253,10 @@ def _across(
         for i, x in zip(chosen, result(across(summand(wide))).unbind(), strict=True):
             found[i] = x.to(local[i].dtype)
     return found
+
+
+def _spans(node: Any) -> bool:
+    return is_typed(node) and bool(getattr(type(node), "spans", False)) and node.spans
 
 
 def _sum_of(node: Any) -> Any:
