@@ -30,9 +30,9 @@ from fnlm._nodes import (
 
 __all__ = [
     "Params", "Predicate", "Tree", "cast", "combine", "count", "describe", "dot", "init_many",
-    "leaves", "map", "map_with_path", "merge", "named_leaves", "norm", "norms", "partition",
-    "register_constant", "register_leaf", "register_value", "select", "spanning_leaves", "stack",
-    "structure", "to", "typed_leaves", "unflatten", "unstack",
+    "leaves", "map", "map_with_path", "merge", "named_leaves", "norm", "norms",
+    "over_processes", "partition", "register_constant", "register_leaf", "register_value", "select",
+    "spanning_leaves", "stack", "structure", "to", "typed_leaves", "unflatten", "unstack",
 ]  # fmt: skip
 
 
@@ -199,7 +199,9 @@ def norms(tree: Tree) -> list[Tensor]:
     [tensor(5.), tensor(1.)]
     """
     local = [torch.linalg.vector_norm(_wide(x)) for x in leaves(tree)]
-    return _across(tree, local, torch.square, _root)
+    if not spanning_leaves(tree):
+        return local
+    return [_root(x) for x in over_processes(tree, [x.square() for x in local])]
 
 
 def dot(first: Tree, second: Tree) -> Tensor:
@@ -210,34 +212,22 @@ def dot(first: Tree, second: Tree) -> Tensor:
     >>> dot({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 4.0])})
     tensor(11.)
     """
-    local = leaves(map(lambda x, y: (_wide(x) * _wide(y)).sum(), first, second))
-    if not local:
+    products = leaves(map(lambda x, y: (_wide(x) * _wide(y)).sum(), first, second))
+    if not products:
         raise ValueError("dot() needs trees with at least one leaf, got two with none")
-    return torch.stack(_across(first, local, lambda x: x, lambda x: x)).sum()
+    return torch.stack(over_processes(first, products)).sum()
 
 
-def _root(x: Tensor) -> Tensor:
-    """Return the square root, whose derivative at 0 is taken as 0."""
-    return torch.where(x == 0, 0, torch.where(x == 0, 1, x).sqrt())
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def _across(
-    tree: Tree,
-    local: list[Tensor],
-    summand: Callable[[Tensor], Tensor],
-    result: Callable[[Tensor], Tensor],
-) -> list[Tensor]:
-    """Return one number a leaf, summed over the processes that have parts of it.
+def over_processes(tree: Tree, numbers: Sequence[Tensor]) -> list[Tensor]:
+    """Return a number for each leaf, summed over the processes that have parts of the leaf.
 
     Args:
-        tree: whose typed leaves may have an attribute `across`: a function that sums over them.
-        local: [] of this process for each leaf.
-        summand: from [K] of this process to what is summed.
-        result: from [K] sums to the numbers.
+        tree: its typed leaves may have an attribute `across`, a function from numbers of this
+            process [K] to their sums: one call serves all leaves with an equal one.
+        numbers: [] of this process for each leaf, in the order of `leaves`.
+
+    >>> over_processes({"w": torch.ones(2)}, [torch.tensor(2.0)])
+    [tensor(2.)]
     """
     nodes, _ = pytree.tree_flatten(tree, is_leaf=lambda node: bool(_sum_of(node)))
     places: dict[Any, list[int]] = {}
@@ -247,20 +237,13 @@ def _across(
         if across := _sum_of(node):
             places.setdefault(across, []).extend(range(position, position + count))
         position += count
-    found = list(local)
+    found = list(numbers)
     for across, chosen in places.items():
-        wide = torch.stack([local[i].to(local[chosen[0]].dtype) for i in chosen])
-        for i, x in zip(chosen, result(across(summand(wide))).unbind(), strict=True):
-            found[i] = x.to(local[i].dtype)
+        dtype = found[chosen[0]].dtype
+        sums = across(torch.stack([found[i].to(dtype) for i in chosen]))
+        for i, x in zip(chosen, sums.unbind(), strict=True):
+            found[i] = x.to(found[i].dtype)
     return found
-
-
-def _spans(node: Any) -> bool:
-    return is_typed(node) and bool(getattr(type(node), "spans", False)) and node.spans
-
-
-def _sum_of(node: Any) -> Any:
-    return node.across if is_typed(node) and hasattr(type(node), "across") else None
 
 
 def combine(trees: Iterable[Tree], weights: Iterable[float | Tensor]) -> Tree:
@@ -391,3 +374,20 @@ def describe(tree: Tree) -> str:
 def _is_a(kind: type | None) -> Callable[[Any], bool] | None:
     """Return the test of what counts as one leaf, None where only tensors do."""
     return None if kind is None else lambda node: isinstance(node, kind)
+
+
+def _root(x: Tensor) -> Tensor:
+    """Return the square root, whose derivative at 0 is taken as 0."""
+    return torch.where(x == 0, 0, torch.where(x == 0, 1, x).sqrt())
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _spans(node: Any) -> bool:
+    return is_typed(node) and bool(getattr(type(node), "spans", False)) and node.spans
+
+
+def _sum_of(node: Any) -> Any:
+    return node.across if is_typed(node) and hasattr(type(node), "across") else None

@@ -5,7 +5,7 @@ empty one leaves the leaf as it is. Plans of others are joined by `where`.
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +20,7 @@ from fnlm.leaves._leaf import is_table
 from fnlm.tree import Predicate, Tree
 
 __all__ = [
-    "Placement", "Plan", "fully_sharded", "gather", "replicated", "scatter", "shard",
+    "Placement", "Plan", "axis_to_cut", "fully_sharded", "gather", "replicated", "scatter", "shard",
     "tensor_parallel", "where",
 ]  # fmt: skip
 
@@ -63,9 +63,9 @@ def fully_sharded(group: Group = None) -> Plan:
 
 
 def tensor_parallel(group: Group = None, data: Plan | None = None) -> Plan:
-    """Return the plan that splits matrices by their outputs, and tables by their rows.
+    """Return the plan that splits matrices by their outputs, and tables of tokens by their rows.
 
-    All ranks of the group are given the same examples.
+    All ranks of the group are given the same examples. Positions and token types stay whole.
 
     Args:
         group: over which matrices and tables are split.
@@ -81,7 +81,7 @@ def tensor_parallel(group: Group = None, data: Plan | None = None) -> Plan:
 
     def plan(path: str, leaf: Any) -> tuple[Placement, ...]:
         inner = () if data is None else data(path, leaf)
-        if leaf.ndim != 2:
+        if leaf.ndim != 2 or path.endswith((".position", ".token_type")):
             return inner
         return (Placement("split", -2 if is_table(path) else -1, name), *inner)
 
@@ -134,7 +134,7 @@ def _placed(path: str, leaf: Tensor, placements: tuple[Placement, ...]) -> Any:
         raise ValueError(
             f"{path}: the kind of a placement is 'replicate', 'shard' or 'split', got {kind!r}"
         )
-    axis = _axis(leaf, size(group)) if axis is None else axis
+    axis = axis_to_cut(leaf.shape, size(group)) if axis is None and leaf.ndim else axis or 0
     if not -leaf.ndim <= axis < 0:
         raise ValueError(
             f"{path} has shape {list(leaf.shape)} and can't be cut along axis {axis}: count from "
@@ -145,12 +145,14 @@ def _placed(path: str, leaf: Tensor, placements: tuple[Placement, ...]) -> Any:
     return kind_of(_placed(path, own, tuple(inner)), axis, leaf.shape[axis], group)
 
 
-def _axis(leaf: Tensor, ranks: int) -> int:
-    """Return the first axis that divides by the ranks; else the longest one."""
-    axes = range(-leaf.ndim, 0)
-    return next(
-        (i for i in axes if leaf.shape[i] % ranks == 0), max(axes, key=leaf.shape.__getitem__)
-    )
+def axis_to_cut(shape: Sequence[int], ranks: int) -> int:
+    """Return the first axis that divides by the ranks, else the longest one, from the end.
+
+    >>> axis_to_cut([3, 4], 2), axis_to_cut([3, 5], 2)
+    (-1, -1)
+    """
+    axes = range(-len(shape), 0)
+    return next((i for i in axes if shape[i] % ranks == 0), max(axes, key=shape.__getitem__))
 
 
 def gather(params: Tree) -> Tree:
