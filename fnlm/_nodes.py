@@ -75,6 +75,7 @@ def register_leaf(cls: C) -> C:
         tree_unflatten(cls, children, frame) -> cls       children: their values alone
 
     where `frame` is the rest of it, which no transform sees: tuples, strings and numbers.
+    A child of the name "" has the path of the leaf itself.
     `tree_unflatten` takes anything for a child, as the children of a half of a `partition` are
     `{}`. Pickles, `torch.load` and `torch.export` know the class.
 
@@ -155,11 +156,11 @@ def _compact(x: Any) -> Any:
 def dotted(path: Iterable[Any]) -> str:
     """Return the keys of a path, joined by dots."""
     names = (getattr(e, "key", getattr(e, "idx", getattr(e, "name", None))) for e in path)
-    return ".".join(str(name) for name in names)
+    return ".".join(str(name) for name in names if name != "")
 
 
 def _join(path: str, name: object) -> str:
-    return f"{path}.{name}" if path else str(name)
+    return f"{path}.{name}" if path and name != "" else path or str(name)
 
 
 def _is_named_tuple(node: object) -> bool:

@@ -30,9 +30,9 @@ from fnlm._nodes import (
 
 __all__ = [
     "Params", "Predicate", "Tree", "cast", "combine", "count", "describe", "dot", "init_many",
-    "leaves", "map", "map_with_path", "merge", "named_leaves", "norm", "partition",
-    "register_constant", "register_leaf", "register_value", "select", "stack", "structure", "to",
-    "typed_leaves", "unflatten", "unstack",
+    "leaves", "map", "map_with_path", "merge", "named_leaves", "norm", "norms",
+    "over_processes", "partition", "register_constant", "register_leaf", "register_value", "select",
+    "spanning_leaves", "stack", "structure", "to", "typed_leaves", "unflatten", "unstack",
 ]  # fmt: skip
 
 
@@ -87,6 +87,18 @@ def typed_leaves(tree: Tree) -> list[tuple[str, Any]]:
     """
     pairs, _ = pytree.tree_flatten_with_path(tree, is_leaf=is_typed)
     return [(dotted(path), leaf) for path, leaf in pairs if is_typed(leaf)]
+
+
+def spanning_leaves(tree: Tree) -> list[tuple[str, Any]]:
+    """Return the typed leaves that several processes have together, with their paths.
+
+    They are those of `fnlm.distributed` in a group of more than one rank, also within other leaves.
+
+    >>> spanning_leaves({"w": torch.ones(2)})
+    []
+    """
+    pairs, _ = pytree.tree_flatten_with_path(tree, is_leaf=_spans)
+    return [(dotted(path), leaf) for path, leaf in pairs if _spans(leaf)]
 
 
 def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
@@ -167,30 +179,71 @@ def count(tree: Tree) -> int:
 def norm(tree: Tree) -> Tensor:
     """Return the Euclidean norm of all leaves together, a 0-d tensor of at least float32.
 
+    Leaves of which each process has a part (`fnlm.distributed`) count whole.
+
     >>> norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
     tensor(5.)
     """
-    wide = (x.float() if x.dtype in (torch.float16, torch.bfloat16) else x for x in leaves(tree))
-    norms = [torch.linalg.vector_norm(x) for x in wide]
-    if not norms:
+    found = norms(tree)
+    if not found:
         raise ValueError("norm() needs a tree with at least one leaf, got one with none")
-    return torch.linalg.vector_norm(torch.stack(norms))
+    return torch.linalg.vector_norm(torch.stack(found))
+
+
+def norms(tree: Tree) -> list[Tensor]:
+    """Return the Euclidean norm of each leaf, 0-d tensors of at least float32.
+
+    They are in the order of `leaves`; those of which each process has a part count whole.
+
+    >>> norms({"a": torch.tensor([3.0, 4.0]), "b": torch.ones(1)})
+    [tensor(5.), tensor(1.)]
+    """
+    local = [torch.linalg.vector_norm(_wide(x)) for x in leaves(tree)]
+    if not spanning_leaves(tree):
+        return local
+    return [_root(x) for x in over_processes(tree, [x.square() for x in local])]
 
 
 def dot(first: Tree, second: Tree) -> Tensor:
     """Return the inner product of two trees of one structure, a 0-d tensor of at least float32.
 
+    Leaves of which each process has a part count whole.
+
     >>> dot({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([3.0, 4.0])})
     tensor(11.)
     """
-
-    def wide(x: Tensor) -> Tensor:
-        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-    products = leaves(map(lambda x, y: (wide(x) * wide(y)).sum(), first, second))
+    products = leaves(map(lambda x, y: (_wide(x) * _wide(y)).sum(), first, second))
     if not products:
         raise ValueError("dot() needs trees with at least one leaf, got two with none")
-    return torch.stack(products).sum()
+    return torch.stack(over_processes(first, products)).sum()
+
+
+def over_processes(tree: Tree, numbers: Sequence[Tensor]) -> list[Tensor]:
+    """Return a number for each leaf, summed over the processes that have parts of the leaf.
+
+    Args:
+        tree: its typed leaves may have an attribute `across`, a function from numbers of this
+            process [K] to their sums: one call serves all leaves with an equal one.
+        numbers: [] of this process for each leaf, in the order of `leaves`.
+
+    >>> over_processes({"w": torch.ones(2)}, [torch.tensor(2.0)])
+    [tensor(2.)]
+    """
+    nodes, _ = pytree.tree_flatten(tree, is_leaf=lambda node: bool(_sum_of(node)))
+    places: dict[Any, list[int]] = {}
+    position = 0
+    for node in nodes:
+        count = len(leaves(node))
+        if across := _sum_of(node):
+            places.setdefault(across, []).extend(range(position, position + count))
+        position += count
+    found = list(numbers)
+    for across, chosen in places.items():
+        dtype = found[chosen[0]].dtype
+        sums = across(torch.stack([found[i].to(dtype) for i in chosen]))
+        for i, x in zip(chosen, sums.unbind(), strict=True):
+            found[i] = x.to(found[i].dtype)
+    return found
 
 
 def combine(trees: Iterable[Tree], weights: Iterable[float | Tensor]) -> Tree:
@@ -321,3 +374,20 @@ def describe(tree: Tree) -> str:
 def _is_a(kind: type | None) -> Callable[[Any], bool] | None:
     """Return the test of what counts as one leaf, None where only tensors do."""
     return None if kind is None else lambda node: isinstance(node, kind)
+
+
+def _root(x: Tensor) -> Tensor:
+    """Return the square root, whose derivative at 0 is taken as 0."""
+    return torch.where(x == 0, 0, torch.where(x == 0, 1, x).sqrt())
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _spans(node: Any) -> bool:
+    return is_typed(node) and bool(getattr(type(node), "spans", False)) and node.spans
+
+
+def _sum_of(node: Any) -> Any:
+    return node.across if is_typed(node) and hasattr(type(node), "across") else None

@@ -45,15 +45,20 @@ def can_express(step: FusedStep) -> bool:
     return step.eps > 0 and (step.lr_decayed != 0 or step.shrink == 0)
 
 
-def clip_divisors(grads: list[Tensor], max_norm: float, *, per_tensor: bool) -> list[float]:
+def clip_divisors(
+    grads: list[Tensor], max_norm: float, *, per_tensor: bool, whole: list[Tensor] | None = None
+) -> list[float]:
     """Return the divisor (at least 1) of each gradient that clips its norm to `max_norm`.
+
+    `whole` are norms that are known already.
 
     >>> clip_divisors([torch.tensor([3.0, 4.0]), torch.ones(1)], 1.0, per_tensor=True)
     [5.0, 1.0]
     """
     if max_norm <= 0 or not grads:
         return [1.0] * len(grads)
-    norms = [norm.double() for norm in torch._foreach_norm([_row_norms(g) for g in grads])]
+    norms = torch._foreach_norm([_row_norms(g) for g in grads]) if whole is None else whole
+    norms = [norm.double() for norm in norms]
     if len({norm.device for norm in norms}) > 1:
         norms = [norm.cpu() for norm in norms]
     stacked = torch.stack(norms)

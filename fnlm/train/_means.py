@@ -4,10 +4,11 @@ The mean over the tokens of a batch is not the mean of its micro-batches' means 
 different numbers of tokens. So every mean of a loss goes through `mean_of`, and a step that
 accumulates listens while the loss of a micro-batch is computed: it learns how many each mean
 counted, weights by that, and tells a loss of several means (pretraining has two) the share of each.
+Where a batch is spread over processes, each computes its part of the mean over all of them.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +17,7 @@ from torch._C import _functorch
 
 from fnlm.layers.precision import at_least_float32
 
-__all__ = ["Listener", "begin", "listening", "mean", "mean_of"]
+__all__ = ["Listener", "Ranks", "begin", "listening", "mean", "mean_of", "over_ranks"]
 
 
 class Listener:
@@ -29,7 +30,30 @@ class Listener:
         self.level = -1  # of nested transforms at which the loss itself runs
 
 
+class Ranks:
+    """The processes over which a batch is spread."""
+
+    def __init__(self, number: int, sum_up: Callable[[Tensor], Tensor]) -> None:
+        """Take their number, and the function that sums a count over them."""
+        self.number, self.sum_up = number, sum_up
+        self.level = _level()  # of nested transforms at which the loss itself runs
+
+
 _ACTIVE = threading.local()
+
+
+@contextmanager
+def over_ranks(ranks: Ranks) -> Iterator[None]:
+    """Let this thread's means be over a batch of all ranks, each rank times their number.
+
+    The mean over ranks of what each computes is then the mean over the whole batch.
+    """
+    before = getattr(_ACTIVE, "ranks", None)
+    _ACTIVE.ranks = ranks
+    try:
+        yield
+    finally:
+        _ACTIVE.ranks = before
 
 
 @contextmanager
@@ -81,6 +105,10 @@ def mean_of(total: Tensor, count: Tensor) -> Tensor:
     >>> mean_of(torch.tensor(6.0), torch.tensor(4))
     tensor(1.5000)
     """
+    ranks: Ranks | None = getattr(_ACTIVE, "ranks", None)
+    if ranks is not None and _level() == ranks.level:
+        count = ranks.sum_up(count)
+        total = total * ranks.number
     result = total / count.clamp_min(1)
     listener = getattr(_ACTIVE, "listener", None)
     # A mean inside a transform of the loss itself, such as a vmap over examples, is one of many.

@@ -258,6 +258,9 @@ def _donated(
         if not (_fused.can_express(step) and _fused.can_fuse(wide, mu, nu)):
             return chained.update(grads, state, params, donate=True)
         gradients = [at_least_float32(g) for g in tree.leaves(grads)]
+        # Of a gradient that lies on several processes, the norm of the whole clips.
+        whole = tree.norms(grads) if clip.max_norm > 0 and tree.spanning_leaves(grads) else None
+        per_tensor = clip.per_tensor
         _fused.fused_adam_(
             wide,
             gradients,
@@ -265,7 +268,9 @@ def _donated(
             nu,
             step=step,
             decayed=[where(path, leaf) for path, leaf in named],
-            divisors=_fused.clip_divisors(gradients, clip.max_norm, per_tensor=clip.per_tensor),
+            divisors=_fused.clip_divisors(
+                gradients, clip.max_norm, per_tensor=per_tensor, whole=whole
+            ),
         )
         for (_, leaf), result in zip(named, wide, strict=True):
             if leaf is not result:  # half precision: round the float32 result once

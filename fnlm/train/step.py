@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from fnlm import random, tree
-from fnlm.layers.precision import at_least_float32
 from fnlm.train._accumulation import accumulated, is_readable, times, unscaled
 from fnlm.train._autocast import without_autocast
 from fnlm.train.loss_scale import LossScale, LossScaleState
@@ -221,10 +220,7 @@ def _advance(
     donate: bool,
 ) -> tuple[TrainState, Metrics]:
     """Return the next state: updated, or with a step skipped where a number is none."""
-    norms = torch.stack(
-        [torch.linalg.vector_norm(at_least_float32(g)) for g in tree.leaves(grads)]
-        or [tree.norm(grads)]  # raises: nothing to train
-    )
+    norms = torch.stack(tree.norms(grads) or [tree.norm(grads)])  # which raises: nothing to train
     bad = ~norms.isfinite()  # [leaves]
     finite = value.isfinite() & ~bad.any()
     metrics = Metrics(value, torch.linalg.vector_norm(norms), finite)

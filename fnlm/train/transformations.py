@@ -157,12 +157,13 @@ def clip_per_tensor(max_norm: float) -> GradientTransformation:
     """
     check_clip(max_norm=max_norm)
 
-    def clip(g: Tensor) -> Tensor:
-        return _times(g, _clip_factor(torch.linalg.vector_norm(at_least_float32(g)), max_norm))
+    def clip(updates: Tree, params: Tree, count: Tensor) -> Tree:
+        if max_norm <= 0:
+            return updates
+        norms = tree.unflatten(tree.structure(updates), tree.norms(updates))
+        return tree.map(lambda g, norm: _times(g, _clip_factor(norm, max_norm)), updates, norms)
 
-    return _stateless(
-        lambda updates, params, count: tree.map(clip, updates) if max_norm > 0 else updates
-    )
+    return _stateless(clip)
 
 
 def clip_by_global_norm(max_norm: float) -> GradientTransformation:

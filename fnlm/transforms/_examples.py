@@ -35,7 +35,18 @@ def rows(batch: tuple[Any, ...]) -> int:
 
 
 def differentiable(params: Tree) -> tuple[Tree, Tree | None]:
-    """Split into floating-point leaves and constants (None if there are no constants)."""
+    """Split into floating-point leaves and constants (None if there are no constants).
+
+    Raises:
+        ValueError: a leaf lies on several processes, whose examples its gradient would mix.
+    """
+    if spanning := tree.spanning_leaves(params):
+        path, leaf = spanning[0]
+        raise ValueError(
+            f"{path} is {leaf!r}, whose gradient is the sum over ranks of gradients by different "
+            "examples: give the whole, fnlm.distributed.gather(params), and bring a sum of "
+            "gradients back by fnlm.distributed.scatter(total, params)"
+        )
     if all(torch.is_floating_point(leaf) for leaf in tree.leaves(params)):
         return params, None
     return tree.partition(params, lambda path, leaf: torch.is_floating_point(leaf))

@@ -85,6 +85,7 @@ def flatten(direction: Tree) -> Tensor:
     >>> flatten({"a": torch.ones(2), "b": torch.zeros(1, 1)})
     tensor([1., 1., 0.])
     """
+    check_whole(direction)
     wide = _wide(direction)
     return torch.cat([leaf.reshape(-1).to(wide) for leaf in tree.leaves(direction)])
 
@@ -99,6 +100,7 @@ def unflatten_like(like: Tree, vector: Tensor) -> Tree:
     >>> unflatten_like({"a": torch.zeros(2), "b": torch.zeros(1, 1)}, torch.arange(3.0))
     {'a': tensor([0., 1.]), 'b': tensor([[2.]])}
     """
+    check_whole(like)
     leaves = tree.leaves(like)
     parts = vector.split([leaf.numel() for leaf in leaves], -1)
     shaped = (
@@ -113,7 +115,18 @@ def inner(a: Tree, b: Tree) -> Tensor:
     pairs = zip(tree.leaves(a), tree.leaves(b), strict=True)
     wide = _wide(a)
     products = [torch.dot(x.reshape(-1).to(wide), y.reshape(-1).to(wide)) for x, y in pairs]
-    return torch.stack(products).sum()
+    return torch.stack(tree.over_processes(a, products)).sum()
+
+
+def check_whole(like: Tree) -> None:
+    """Raise ValueError where a vector of all elements would be one of a process's parts alone."""
+    if spanning := tree.spanning_leaves(like):
+        path, leaf = spanning[0]
+        raise ValueError(
+            f"{path} is {leaf!r}, of which each process has a part: vectors of all elements, and "
+            "random ones, need the whole, fnlm.distributed.gather(params); products and `solve` "
+            "take it as it is"
+        )
 
 
 def split_floats(params: Tree) -> tuple[Tree, Callable[[Tree], Tree]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fnlm import random, tree
-from fnlm.transforms.operator import flatten, inner, unflatten_like
+from fnlm.transforms.operator import check_whole, flatten, inner, unflatten_like
 from fnlm.tree import Tree
 
 __all__ = ["Estimate", "Lanczos", "Solution", "dense", "diagonal", "lanczos", "solve", "trace"]
@@ -285,6 +285,7 @@ def _mean(fn: Callable[[Tree], Tree], like: Tree, key: Tensor, samples: int) -> 
 
 def _signs(like: Tree, key: Tensor) -> Tree:
     """Return a tree of random signs, +1 and -1."""
+    check_whole(like)
     leaves = tree.leaves(like)
     signs = [
         random.bernoulli(leaf_key.to(leaf.device), 0.5, tuple(leaf.shape)).to(leaf.dtype) * 2 - 1
