@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
 from fnlm import bert, distributed, gpt2, random, tree
 from fnlm.distributed import Message
@@ -147,7 +148,7 @@ def plan_of(plan: str, tensor: int) -> tuple[Plan, Any]:
     if plan != "mesh":
         return distributed.fully_sharded(), ""
     size = distributed.size() // tensor, tensor
-    mesh = torch.distributed.init_device_mesh("cpu", size, mesh_dim_names=("data", "tensor"))
+    mesh = init_device_mesh("cpu", size, mesh_dim_names=("data", "tensor"))
     inner = distributed.fully_sharded(mesh["data"])
     return distributed.tensor_parallel(mesh["tensor"], inner), mesh["data"]
 

@@ -14,6 +14,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,11 @@ def assert_close(found: Tree, wanted: Tree, tolerance: float = 1e-9) -> None:
     assert tree.structure(found) == tree.structure(wanted)
     for (path, x), (_, y) in zip(tree.named_leaves(found), tree.named_leaves(wanted), strict=True):
         assert x.shape == y.shape, f"{path}: {x.shape}, {y.shape}"
-        torch.testing.assert_close(
-            x, y, rtol=tolerance, atol=tolerance, msg=lambda m, p=path: f"{p}: {m}"
-        )
+        torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, msg=partial(_at, path))
+
+
+def _at(path: str, message: str) -> str:
+    return f"{path}: {message}"
 
 
 class Case:
@@ -225,11 +228,11 @@ def ten_steps(case: Case, optimizer: str, donate: bool) -> None:
         step, extra = train_step(of, rule, donate=donate), [bad * 0, bad]
         if batch is case.own and case.data is not None:
             extra = own_rows(extra, case.data)
-        norms = []
+        rows = []
         for number in range(10):
             state, metrics = step(state, *batch, extra[number == 3])
-            norms.append(torch.stack([metrics.loss, metrics.gradient_norm]))
-        results.append((state, torch.stack(norms)))
+            rows.append(torch.stack([metrics.loss, metrics.gradient_norm]))
+        results.append((state, torch.stack(rows)))
     (found, norms), (wanted, other) = results
     assert found.skipped == wanted.skipped
     torch.testing.assert_close(norms, other, rtol=1e-9, atol=1e-9, equal_nan=True)
@@ -319,7 +322,7 @@ def solver() -> None:
     together = hessian(lambda p: case.together(p, *case.own), case.placed)
     alone = hessian(lambda p: case.whole(p, *case.batch), case.params)
     assert_close(together(case.moved), case.place(alone(case.direction)))
-    options: dict[str, Any] = {"damping": 2000.0, "tol": 1e-10}
+    options: dict[str, Any] = {"damping": 3e4, "tol": 1e-10}
     found = solve(together, case.moved, **options)
     wanted = solve(alone, case.direction, **options)
     assert found.converged and found.iterations == wanted.iterations
@@ -372,7 +375,7 @@ def reads(folder: Path) -> None:
     gradients = tree.map(lambda x: x * 0.1, whole.params)
     params, opt_state = rule.update(gradients, whole.opt_state, whole.params)
     wanted = whole._replace(params=params, opt_state=opt_state)
-    for name in PLANS:
+    for name in PLANS if size() > 1 else PLANS[:3]:
         plan = plan_of(name)[0]
         blank = tree.map(torch.zeros_like, shard(whole.params, plan))
         found = distributed.load_state(folder, init_state(blank, rule, random.key(5)))
@@ -406,13 +409,15 @@ def checks_of(family: Family, plan: str, ranks: int) -> dict[str, Callable[[], N
 
     every = FULL or (family is GPT2 and ranks == 2 and plan in ("replicated", "fully_sharded"))
     found: dict[str, Callable[[], None]] = {}
-    for name in TRANSFORMS if every else CORE:
+    few = CORE[::2] if plan == "gathered" and family is not GPT2 else CORE
+    for name in TRANSFORMS if every else few:
         found[name] = lambda n=name: every_transform(case(), n)  # type: ignore[misc]
     found["vmap of grad"] = lambda: vmap_of_grad(case())
     if plan not in ("tensor_parallel", "mesh"):
         found["clipped"] = lambda: clipped(case())
+    steps = {"fully_sharded": "adamw", "tensor_parallel": "bert_adam"}
     for rule, donate in (("adamw", True), ("bert_adam", False), ("openai_adam", True)):
-        if every or (ranks == 2 and rule != "openai_adam"):
+        if every or (ranks == 2 and (family is GPT2 or steps.get(plan) == rule)):
             found[f"ten steps of {rule}"] = lambda r=rule, d=donate: ten_steps(case(), r, d)  # type: ignore[misc]
     return {f"{family.name}, {plan}: {name}": check for name, check in found.items()}
 
@@ -427,11 +432,14 @@ def checks(ranks: int, folder: Path) -> dict[str, Callable[[], None]]:
         "solver": solver,
         "saves": lambda: saves(folder / "saved"),
     }
+    if ranks == 4 and not FULL:
+        del found["solver"], found["other leaves"]
     for plan in PLANS:
         found[f"messages, {plan}"] = lambda p=plan: messages_of(p)  # type: ignore[misc]
     for family in (GPT2, BERT, TRANSFO_XL):
         for plan in PLANS:
-            if ranks == 2 or FULL or (family is GPT2 or plan == "mesh"):
+            # Two ranks make a mesh without parallel data, four the one that is worth trying.
+            if FULL or (plan == "mesh" if ranks == 4 else plan != "mesh"):
                 found |= checks_of(family, plan, ranks)
     return found
 

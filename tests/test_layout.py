@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {"random", "tree", "layers"},
     "transforms": {"random", "tree", "layers._levels", "layers.tap"},
     "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"},
+    "distributed": {"tree", "layers.values", "leaves", "train._means"},
     "finetune": {"random", "tree", "files", "train"},
     "tokenize": {"files"},
     "tasks": _TASKS,

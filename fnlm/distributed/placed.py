@@ -1,5 +1,7 @@
 """Leaves of which a rank holds its own part, or a copy.
 
+There are three::
+
     Replicated   each rank has the whole; gradients are summed over ranks
     Sharded      each rank has some of the rows; they are gathered where the leaf is used, and
                  gradients scattered (ZeRO-3, FSDP)

@@ -11,11 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Shard
 
 from fnlm import tree
 from fnlm.distributed.groups import process_group, rank, size
@@ -44,6 +40,8 @@ def save_state(state: Tree, directory: str | Path) -> None:
     ...     load_state(folder, {"w": torch.zeros(2)})
     {'w': tensor([1., 1.])}
     """
+    from torch.distributed.checkpoint.state_dict_saver import save  # reads files when imported
+
     if (Path(directory) / ".metadata").exists():
         raise FileExistsError(
             f"{directory} holds a state already: write each one to a directory of its own"
@@ -70,6 +68,8 @@ def load_state(directory: str | Path, like: Tree) -> Tree:
         FileNotFoundError: there is no whole state in the directory.
         ValueError: names, shapes or types differ, and the message lists them.
     """
+    from torch.distributed.checkpoint.state_dict_loader import load  # reads files when imported
+
     if not (Path(directory) / ".metadata").exists():
         raise FileNotFoundError(
             f"{directory} holds no state: it has no file .metadata, which is written last"
@@ -89,6 +89,8 @@ def _alone_is_fine() -> Any:
 
 def _check(directory: str | Path, leaves: dict[str, Any]) -> None:
     """Raise ValueError unless the files hold these leaves."""
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
     stored: dict[str, Any] = FileSystemReader(directory).read_metadata().state_dict_metadata
     kept = {path: (list(x.size), x.properties.dtype) for path, x in stored.items()}
     wanted = {path: (list(x.shape), x.dtype) for path, x in leaves.items()}
@@ -111,6 +113,8 @@ def _cut_of(leaf: Any) -> Any:
 
 def _distributed(own: Tensor, leaf: Any) -> Any:
     """Return this rank's part as torch's tensor of the whole."""
+    from torch.distributed.tensor import DTensor, Shard  # adds a filter of warnings when imported
+
     if size(leaf.group) == 1:
         return own
     group = process_group(leaf.group) or dist.group.WORLD
@@ -145,8 +149,7 @@ def _empty(leaf: Any) -> Any:
 
 def _restored(found: Any, like: Any) -> Any:
     """Return what was read, placed as a leaf."""
-    if isinstance(found, DTensor):
-        found = found.to_local()
+    found = found.to_local() if hasattr(found, "to_local") else found
     if not isinstance(like, Placed):
         return torch.empty_like(like).copy_(found)  # in the memory order of `like`
     if isinstance(like, Replicated):

@@ -10,6 +10,7 @@ from calls.families import FAMILY_ROWS
 from calls.layers import HEADS, LAYERS, XL_LAYERS
 from calls.leaves import ABSTRACT, LEAVES, PEFT, TYPED
 from calls.parameters import FILES, PARAMETERS, TREE
+from calls.ranks import RANKS
 from calls.text import LANGUAGE, TASKS, TOKENIZING
 from calls.tools import CHECKPOINTS, PROGRAM, REGISTER, WRITER
 from calls.training import FINETUNING, TAPS, TRAINING, TRANSFORMS
@@ -32,6 +33,7 @@ TABLE: dict[str, Make] = {f"fnlm.{name}": make for name, make in FAMILY_ROWS.ite
         "train": TRAINING,
         "taps": TAPS,
         "transforms": TRANSFORMS | CURVATURE,
+        "distributed": RANKS,
         "finetune": FINETUNING,
         "tokenize": TOKENIZING,
         "tasks": TASKS,
