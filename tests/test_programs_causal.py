@@ -551,6 +551,23 @@ def test_a_pretraining_in_half_precision(dtype: str, tmp_path: Path) -> None:
     assert a != b and b == pytest.approx(a, rel=0.02)
 
 
+def test_files_may_be_listed_one_after_the_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("matplotlib")
+    Path("more.txt").write_text("the sea\n<|endoftext|>a red king\nby the sea" * 3)
+    words = PRETRAIN.removeprefix("--train_files ['text.txt'] ")
+    for name, files in (("a", ["text.txt", "more.txt"]), ("b", ["['text.txt','more.txt']"])):
+        assert run("pretrain", f"{words} {tmp_path / name} --train_files", *files) == 0
+    for name in ("vocab.json", "state.safetensors", "run.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    held = ("--train_files", "more.txt", "--hold_out", "the sea", "a red king")
+    assert run("pretrain", f"{words} {tmp_path / 'c'}", *held) == 2
+    assert "the validation text has 13 tokens, fewer than --n_positions 16" in (
+        capsys.readouterr().err
+    )
+
+
 def test_documents_held_out_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("pretrain", PRETRAIN, str(tmp_path), "--hold_out", "['No such']") == 2
+    assert run("pretrain", PRETRAIN, str(tmp_path), "--hold_out", "No such") == 2
     assert "--hold_out: no document begins with ['No such']" in capsys.readouterr().err

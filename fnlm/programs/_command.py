@@ -1,5 +1,6 @@
 """What all commands have in common: flags, errors in one line, progress, escaped output."""
 
+import json
 import os
 import re
 import shlex
@@ -7,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_origin
 
 import jsonargparse
 
@@ -79,12 +80,17 @@ def run(
         interruption by Ctrl-C.
     """
     program = program or Path(sys.argv[0]).name
-    own = {field.name: field.type is bool for field in fields(cast(Any, flags))}
+    types = {field.name: field.type for field in fields(cast(Any, flags))}
     try:
-        arguments = _translated(sys.argv[1:] if args is None else args, own)
+        arguments = _translated(
+            sys.argv[1:] if args is None else args,
+            {name: kind is bool for name, kind in types.items()},
+        )
     except ValueError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
+    lists = {f"--{name}" for name, kind in types.items() if get_origin(kind) is list}
+    arguments = _joined(arguments, lists)
     values = jsonargparse.auto_cli(flags, args=arguments, as_positional=False, prog=program)
 
     def check_and_work() -> None:
@@ -120,6 +126,23 @@ def _translated(arguments: list[str], own: dict[str, bool]) -> list[str]:
             raise ValueError(f"there is no --{name}: {RETIRED[name]}")
         translated.append(word)
     return translated
+
+
+def _joined(arguments: list[str], lists: set[str]) -> list[str]:
+    """Return the arguments with the words after a flag that takes a list as one JSON list.
+
+    >>> _joined(["--files", "a.txt", "b.txt", "--steps", "3"], {"--files"})
+    ['--files=["a.txt", "b.txt"]', '--steps', '3']
+    """
+    joined: list[str] = []
+    left = list(arguments)
+    while left:
+        word, values = left.pop(0), list[str]()
+        while word in lists and left and not left[0].startswith("--"):
+            values.append(left.pop(0))
+        is_json = len(values) == 1 and values[0].startswith("[")
+        joined.append(f"{word}={values[0] if is_json else json.dumps(values)}" if values else word)
+    return joined
 
 
 def _check_device(name: str) -> None:

@@ -2,7 +2,7 @@
 
 Run as::
 
-    fnlm pretrain --train_files '["books.txt"]' --output runs/books
+    fnlm pretrain --train_files books.txt --output runs/books
 
 Killed at any time and started again with the same flags, a run goes on from its last checkpoint
 and ends with the same numbers: batch and dropout are functions of the seed and the step. The
@@ -193,6 +193,12 @@ def main(flags: Flags) -> None:
         tokenize.train(training, flags.vocab_size).save(flags.output)
     tokenizer = tokenize.load(flags.tokenizer or flags.output)
     tokens, held_out = token_stream(tokenizer, training), token_stream(tokenizer, validation)
+    for what, ids in (("training", tokens), ("validation", held_out)):
+        if len(ids) < flags.n_positions:
+            raise ValueError(
+                f"the {what} text has {len(ids)} tokens, fewer than --n_positions "
+                f"{flags.n_positions}: give more text, or a shorter context"
+            )
     settings = {f.name: getattr(flags, f.name) for f in fields(Flags) if f.name not in MAY_DIFFER}
     texts = {"training text": [tokens.numpy()], "held-out text": [held_out.numpy()]}
     finetune.claim_run_directory(flags.output, settings, texts)
