@@ -5,13 +5,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from families import GPT2, make_params
+from families import BERT, GPT2, make_batch, make_params
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.utils.flop_counter import FlopCounterMode
 
-from fnlm import gpt2, random, tree
+from fnlm import bert, gpt2, random, tree
 
 Tree = Any
 
@@ -251,3 +252,33 @@ def test_describe_counts_what_is_there() -> None:
     ]  # fmt: skip
     assert len({len(line) for line in lines}) == 1  # a table
     assert tree.describe({}).split() == ["in", "all", "0"]
+
+
+def test_a_shared_trunk_runs_once() -> None:
+    """Members that differ in their heads alone cost one model and the heads."""
+    members = [make_params(BERT, seed=seed) for seed in range(4)]
+    ids, mask = make_batch(BERT)
+
+    def is_head(path: str, leaf: Tensor) -> bool:
+        return path.startswith("heads.")
+
+    heads = tree.stack(tree.select(member, is_head) for member in members)
+    _, trunk = tree.partition(members[0], is_head)
+
+    def classify(heads: Tree) -> Tensor:
+        return bert.sequence_classification(tree.merge(heads, trunk), ids, None, mask)
+
+    def flops(call: Any) -> int:
+        with FlopCounterMode(display=False) as counter:
+            call()
+        return counter.get_total_flops()
+
+    found = vmap(classify)(heads)
+    assert found.shape == (4, 3, BERT.config.num_labels)
+    for number, member in enumerate(members):
+        alone = classify(tree.select(member, is_head))
+        torch.testing.assert_close(found[number], alone, rtol=1e-5, atol=1e-5)
+    one = flops(lambda: classify(tree.select(members[0], is_head)))
+    four = flops(lambda: vmap(classify)(heads))
+    own = 2 * 3 * BERT.config.hidden_size * BERT.config.num_labels  # of a head
+    assert one > 100 * own and four == one + 3 * own
