@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from fnlm import random
+from fnlm.files._old_names import answered
 from fnlm.heads import head_params, masked_lm_logits, pooler_params
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, lookup, mlp
 from fnlm.layers._inputs import check_ids, check_same_shape
@@ -310,6 +311,7 @@ def _classify(params: Params, x: Tensor, head: Tree, key: Tensor | None) -> Tens
     return linear(x, **head)
 
 
+@answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),

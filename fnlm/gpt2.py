@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fnlm import _causal, random
 from fnlm._causal import Context, Sizes, attend_cached
+from fnlm.files._old_names import answered
 from fnlm.heads import choice_logits, head_params, output_table, tied_logits
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, mlp
 from fnlm.layers.attention import merge_heads, split_heads
@@ -278,6 +279,7 @@ def double_heads(
     return lm_logits, scores, new_cache
 
 
+@answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fnlm import _adaptive_vocabulary as vocabulary
+from fnlm.files._old_names import answered
 from fnlm.layers import dropout, dropout_keys, layer_norm, linear, memory, sinusoids
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
@@ -314,6 +315,7 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
         memory.check(mems, like, layers, ids.shape[:-1], config.d_model)
 
 
+@answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
