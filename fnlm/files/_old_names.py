@@ -13,7 +13,7 @@ INSTEAD = {
     "config": "save it as config.json beside the weights, or call init(config, key)",
     "device": "move what load returns: tree.to(params, device)",
     "device_map": "move what load returns: tree.to(params, device)",
-    "do_basic_tokenize": "give words to fnlm.tokenize.wordpiece, or texts to encode",
+    "do_basic_tokenize": "leave it out, or cut words with fnlm.tokenize.wordpiece.split",
     "do_lower_case": "give lower_case",
     "dtype": "cast what load returns: tree.cast(params, dtype)",
     "errors": "give errors to decode",
