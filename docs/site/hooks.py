@@ -38,6 +38,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages of the reference, and those of files at the root."""
     for page, file in FILES.items():
         text = (ROOT / file).read_text(encoding="utf-8")
+        if page == "index.md":
+            text = f"---\nhide: [navigation]\n---\n\n{text}"
         files.append(File.generated(config, page, content=moved(text, (ROOT / file).parent, page)))
     for page, _, text in names.pages():
         files.append(File.generated(config, page, content=text))
