@@ -13,7 +13,8 @@ from conftest import ROOT
 FOLDERS = ("fnlm", "tests", "docs", "examples", "benchmarks")
 FILES = (
     "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "MANIFEST.in", "Makefile",
-    "NOTICE", "README.md", "constraints-lowest.txt", "constraints.txt", "mkdocs.yml", "pyproject.toml",
+    "NOTICE", "README.md", "constraints-lowest.txt", "constraints.txt", "mkdocs.yml",
+    "pyproject.toml",
 )  # fmt: skip
 BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
 LEFT_OUT = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", "build", "dist", "*.egg-info")

@@ -15,7 +15,7 @@ SUBJECTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "layers": ("Layers", ("layers",)),
     "parameters": ("Parameters", ("tree", "params", "leaves")),
     "randomness": ("Randomness", ("random",)),
-    "transforms": ("Transforms", ("transforms",)),
+    "transforms": ("Transforms", ("transforms", "taps")),
     "training": ("Training", ("train", "finetune", "distributed")),
     "generation": ("Generation", ("generate", "pipeline")),
     "tokenizers": ("Tokenizers", ("tokenize",)),
