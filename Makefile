@@ -36,14 +36,15 @@ format: .venv/test  ## put code into the form that the gate wants
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: .venv/test  ## write the pages that are made from the code
+docs: .venv/test  ## write the pages that are made from the code, then the site: build/site/index.html
 	set -e; for script in docs/*.py; do $(BIN)/python "$$script"; done
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
 bench: .venv/bench  ## every benchmark, one after the other
 	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:  ## remove the virtual environment and all caches
-	rm -rf .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf build .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
 
 # Stamps: an environment is built once, and brought up to date when its description changes.
 .venv/made:
@@ -56,7 +57,7 @@ clean:  ## remove the virtual environment and all caches
 	touch $@
 
 .venv/test: .venv/made pyproject.toml constraints.txt
-	$(INSTALL) ".[test,lint,docs]"
+	$(INSTALL) ".[test,lint,docs,site]"
 	$(BIN)/python -m $(MINILM)
 	touch $@ .venv/run
 

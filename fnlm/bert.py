@@ -239,7 +239,6 @@ def masked_lm(
     key: Tensor | None = None, remat: bool = False,
 ) -> Tensor:  # fmt: skip
     """Return masked-language-model logits: arguments of `apply` -> [..., T, V]."""
-    head_params(params, "masked_lm", Config)
     hidden = hidden_states(params, ids, token_types, mask, key=key, remat=remat)
     return masked_lm_logits(params, hidden)
 
@@ -312,6 +311,7 @@ def _classify(params: Params, x: Tensor, head: Tree, key: Tensor | None) -> Tens
     return linear_logits(x, **head)
 
 
+@io.answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),

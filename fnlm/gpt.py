@@ -312,6 +312,7 @@ def double_heads(
     return lm_logits, scores, cache
 
 
+@io.answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),
@@ -321,9 +322,6 @@ def load(
 
 
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
-    """Write weights and config.json for another library to read: `fnlm.params.io.save` tells how.
-
-    `dialect` is "transformers" or "pytorch-pretrained-bert", which counts special tokens apart.
-    """
+    """Write weights and config.json in a dialect of the family: `fnlm.params.io.save` tells how."""
     config_of(params, Config)
     io.save(params, directory, names.FAMILY, spec, dialect)

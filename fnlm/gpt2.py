@@ -281,6 +281,7 @@ def double_heads(
     return lm_logits, scores, cache
 
 
+@io.answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),

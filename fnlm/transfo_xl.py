@@ -314,6 +314,7 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
         memory.check(mems, like, layers, ids.shape[:-1], config.d_model)
 
 
+@io.answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),

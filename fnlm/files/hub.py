@@ -150,8 +150,7 @@ def _weights(path: Path) -> Path:
         raise ValueError(
             f"{path} is no regular file: copy what it gives into a file, and name that"
         )
-    if path.name.endswith(_ARCHIVES):
-        raise FileNotFoundError(_unpack(path))
+    check_unpacked(path)
     return path
 
 
@@ -187,6 +186,7 @@ def find(
         return _from_hub(name, [(*a, *b) for a in choices for b in some], expected)[0]
     directory, single = path, None
     if not path.is_dir():
+        check_unpacked(path)
         directory = path.parent
         choices, single = _sets_of(path, choices, expected)
     directory = folder.current(directory, "tokenizer")
@@ -239,8 +239,7 @@ def _weights_in(directory: Path) -> Path:
     if file is not None:
         return file
     for path in sorted(directory.iterdir()):
-        if path.name.endswith(_ARCHIVES):
-            raise FileNotFoundError(_unpack(path))
+        check_unpacked(path)
     others = (*WEIGHTS[1:], "a TensorFlow checkpoint", _ARRAYS, "an .npz file")
     raise FileNotFoundError(
         f"{directory / WEIGHTS[0]} is missing{_and_so(others)}: copy the weights there, or give "
@@ -284,12 +283,14 @@ def _and_so(names: Sequence[str]) -> str:
     return f", and so are {', '.join(names)}" if names else ""
 
 
-def _unpack(archive: Path) -> str:
-    how = "unzip" if archive.suffix == ".zip" else "tar xf"
-    return (
-        f"{archive} is an archive: unpack it (cd {archive.parent}; {how} {archive.name}), then "
-        "give the path of the directory that holds its files"
-    )
+def check_unpacked(path: Path) -> None:
+    """Raise FileNotFoundError, saying how to unpack it, if a file is an archive by its name."""
+    if path.name.endswith(_ARCHIVES):
+        how = "unzip" if path.suffix == ".zip" else "tar xf"
+        raise FileNotFoundError(
+            f"{path} is an archive: unpack it (cd {path.parent}; {how} {path.name}), then give the "
+            "path of the directory that holds its files"
+        )
 
 
 def _from_hub(name: str, choices: _Choices, expected: str) -> tuple[tuple[Path, ...], str]:
@@ -298,6 +299,8 @@ def _from_hub(name: str, choices: _Choices, expected: str) -> tuple[tuple[Path, 
     Beside it comes the repository with its commit, as a name of this very set.
     """
     bundled = ", ".join(sorted(folder.name for folder in BUNDLED.glob("*/"))) or "none"
+    if re.match(r"[a-z0-9]+:/", name):  # a `Path` has made one slash of the two
+        raise FileNotFoundError(_no_url(name))
     if not _NAME.fullmatch(name) or ".." in name or len(name) > 200:
         raise FileNotFoundError(
             f"{name!r} is no directory and no name of a model ('model' or 'owner/model'); give a "
@@ -331,6 +334,17 @@ def _from_hub(name: str, choices: _Choices, expected: str) -> tuple[tuple[Path, 
             f"{expected}: {why}; check the name{near}, or do it by hand: put these files of "
             f"{constants.ENDPOINT}/{homes[0]} into a directory and load that"
         ) from error
+
+
+def _no_url(url: str) -> str:
+    """Return the message about an address, such as those of the archives once published."""
+    stem = url.rpartition("/")[2].partition(".")[0]
+    known = next((n for n in PUBLISHED if stem.removesuffix("-pytorch_model").startswith(n)), "")
+    meant = f"give the name of the model, {known!r}" if known else "give its name on the hub"
+    return (
+        f"{url!r} is an address, and load fetches from the hub alone: {meant}, or unpack what the "
+        "address gives and name the directory"
+    )
 
 
 def _homes(repository: str) -> tuple[str, ...]:

@@ -105,6 +105,7 @@ def read_vocabulary(name_or_path: NameOrPath) -> Vocabulary:
     others: list[tuple[Path, ...]] = []
     if not isinstance(name_or_path, Source) and Path(name_or_path).expanduser().is_file():
         path = Path(name_or_path).expanduser()
+        hub.check_unpacked(path)
         home = folder.current(path.parent, "tokenizer")
         path = home / path.name if (home / path.name).is_file() else path
         if path.suffix in (".txt", ".bin", ".pkl"):

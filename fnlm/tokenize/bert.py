@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fnlm.files._old_names import answered
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _added, _batch, _bert_files, _bert_tables, wordpiece
 from fnlm.tokenize._bert_words import CARE, DEFAULT, PROFILES, SPECIAL, Special
@@ -289,6 +290,7 @@ class Tokenizer:
         _bert_files.write(self, directory)
 
 
+@answered
 def load(
     name_or_path: NameOrPath, *, lower_case: bool | None = None, profile: str | None = None
 ) -> Tokenizer:

@@ -23,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from fnlm.files._old_names import answered
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _batch, _files, _gpt_files, _settings, bpe
 from fnlm.tokenize._added import simplest
@@ -368,6 +369,7 @@ class Tokenizer:
         _files.save(directory, contents)
 
 
+@answered
 def load(name_or_path: NameOrPath, *, mode: Mode | None = None) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fnlm.files._old_names import answered
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _batch, _files, _gpt2_files, _settings, bpe
 from fnlm.tokenize._added import simplest
@@ -319,6 +320,7 @@ class Tokenizer:
         _files.save(directory, contents)
 
 
+@answered
 def load(name_or_path: NameOrPath) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 

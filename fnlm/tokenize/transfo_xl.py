@@ -18,6 +18,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from fnlm.files._old_names import answered
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _batch, _transfo_xl_files, words
 from fnlm.tokenize._byte_level import Offsets
@@ -287,6 +288,7 @@ class Tokenizer:
         _transfo_xl_files.write(self, directory)
 
 
+@answered
 def load(name_or_path: NameOrPath, *, lower_case: bool | None = None) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
@@ -328,11 +330,9 @@ def load_corpus(name_or_path: str | Path) -> dict[str, list[Ids]]:
         FileNotFoundError: there is no such file; the message says where it was looked for.
         ValueError: it is no such file, or asks to run code.
 
-    Example:
-        >>> load_corpus("./no/such/directory")
-        Traceback (most recent call last):
-        ...
-        FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
+    >>> load_corpus("./no/such/directory")
+    Traceback (most recent call last):
+    FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
     return _transfo_xl_files.read_corpus(name_or_path)
 

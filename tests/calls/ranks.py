@@ -1,6 +1,7 @@
 """Examples of what runs on many processes, in one."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,14 @@ from fnlm.distributed import collectives, plans
 EVERYTHING = distributed.fully_sharded()
 PLACED = distributed.shard(PARAMS, EVERYTHING)
 MATRIX = torch.ones(4, 12)
+
+
+def placed(kind: Any, path: str, x: Any) -> tuple[plans.Placement, ...]:
+    return (plans.Placement(kind),)
+
+
 PARTS = {
-    kind: distributed.shard({"w": MATRIX}, lambda path, x, k=kind: (plans.Placement(k),))["w"]
+    kind: distributed.shard({"w": MATRIX}, partial(placed, kind))["w"]
     for kind in ("replicate", "shard", "split")
 }
 
@@ -65,7 +72,7 @@ RANKS: dict[str, Make] = {
     "save_state": lambda folder: on(saved_anew, folder),
     "load_state": lambda folder: on(distributed.load_state, state_there(folder), SMALL),
     "Message.sent": lambda _: on(
-        type(collectives.Message("all_reduce", 8, 2)).sent.fget, distributed.Message("", 8, 2)
+        vars(collectives.Message)["sent"].fget, distributed.Message("", 8, 2)
     ),
     **leaf_rows(distributed.Placed, PARTS["shard"]),
     **leaf_rows(distributed.Replicated, PARTS["replicate"]),
