@@ -2,9 +2,8 @@
 
 Public modules: the families (`fnlm.families` lists them: `bert`, `gpt2`, ...), `checkpoints`,
 `families`, `files`, `finetune`, `generate`, `heads`, `layers`, `leaves`, `params`, `pipeline`,
-`protocols`, `random`, `tasks`, `tokenize`, `train`, `transforms`, `tree`. Each is imported when
-first asked for:
-`import fnlm`, then `fnlm.gpt2.load("tiny")`.
+`protocols`, `random`, `taps`, `tasks`, `tokenize`, `train`, `transforms`, `tree`. Each is imported
+when first asked for: `import fnlm`, then `fnlm.gpt2.load("tiny")`.
 """
 
 import importlib
@@ -14,7 +13,7 @@ __version__ = "0.1.0"
 
 _MODULES = frozenset(  # besides the families
     "checkpoints families files finetune generate heads layers leaves params pipeline protocols "
-    "random tasks tokenize train transforms tree".split()
+    "random taps tasks tokenize train transforms tree".split()
 )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fnlm import random
 from fnlm.layers import Cluster, adaptive_embedding, adaptive_log_softmax, adaptive_nll, sampled_nll
+from fnlm.layers.tap import tap
 from fnlm.params.config import BaseConfig, Scale, Shapes, Size, short
 from fnlm.params.spec import Spec
 from fnlm.tree import Params, Tree
@@ -155,13 +156,16 @@ def spec(config: AdaptiveConfig, weight: Any) -> tuple[Tree, Tree]:
 
 
 def embed(params: Params, ids: Tensor, *, sparse: bool = False) -> Tensor:
-    """Return the embeddings of ids: [...] -> [..., D]."""
-    return adaptive_embedding(ids, embedding_clusters(params), sparse=sparse)
+    """Return the embeddings of ids, the site "embed.token": [...] -> [..., D]."""
+    x = adaptive_embedding(ids, embedding_clusters(params), sparse=sparse)
+    return tap(x, params["embed"].get("taps"), "token")
 
 
 def log_probs(params: Params, hidden: Tensor) -> Tensor:
-    """Return the log-probability of every token: [..., D] -> [..., V]."""
-    return adaptive_log_softmax(hidden, *softmax_clusters(params))
+    """Return the log-probability of every token, the site "logits": [..., D] -> [..., V]."""
+    return tap(
+        adaptive_log_softmax(hidden, *softmax_clusters(params)), params.get("taps"), "logits"
+    )
 
 
 def nll(

@@ -15,6 +15,7 @@ from torch import Tensor
 from fnlm.layers import attend, causal_mask, check_mask, kv_cache, lookup
 from fnlm.layers._inputs import check_broadcastable, check_ids, check_same_shape
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache, KVSegments
+from fnlm.layers.tap import Taps, tap
 from fnlm.tree import Tree
 
 __all__ = [
@@ -121,12 +122,13 @@ def count_positions(cache: Cache | FixedCache | None, valid: Tensor) -> Tensor:
 
 
 def embed(
-    tables: dict[str, Tensor], ids: Tensor, positions: Tensor, token_types: Tensor | None = None
+    tables: Tree, ids: Tensor, positions: Tensor, token_types: Tensor | None = None
 ) -> Tensor:
     """Return the sum of token and position embeddings, and of the tokens that mark a type.
 
     Args:
-        tables: "token" [V, D] and "position" [N, D].
+        tables: "token" [V, D] and "position" [N, D]; "taps" of the site "token" [..., T, D], the
+            token embeddings alone.
         ids: [..., T].
         positions: broadcastable to [..., T].
         token_types: [..., T], token ids.
@@ -138,7 +140,8 @@ def embed(
         IndexError: ids, positions or token types out of range.
         ValueError: token types of another shape than ids.
     """
-    x = lookup(tables["token"], ids) + lookup(tables["position"], positions, "positions")
+    x = tap(lookup(tables["token"], ids), tables.get("taps"), "token")
+    x = x + lookup(tables["position"], positions, "positions")
     if token_types is not None:
         check_same_shape(ids.shape, token_types=token_types)
         x = x + lookup(tables["token"], token_types, "token_types")
@@ -160,7 +163,7 @@ def run(
     Args:
         block: of the family.
         x: embedded tokens [..., T, D].
-        weights: of each block.
+        weights: of each block; "taps" of the sites "in" and "out".
         tokens: from `begin`.
         config: handed to the block.
         keys: the dropout key of each block.
@@ -176,7 +179,9 @@ def run(
     states, new_keys, new_values = deque([x], maxlen=keep), [], []
     for layer, (layer_weights, key) in enumerate(zip(weights, keys, strict=True)):
         context = Context(layer, kv_cache.past(cache, layer), mask)
-        x, (k, v) = block(x, layer_weights, context, config, key)
+        taps = layer_weights.get("taps")
+        x, (k, v) = block(tap(x, taps, "in"), layer_weights, context, config, key)
+        x = tap(x, taps, "out")
         states.append(x)
         new_keys.append(k)
         new_values.append(v)
@@ -185,7 +190,7 @@ def run(
 
 def attend_cached(
     q: Tensor, k: Tensor, v: Tensor, context: Context, *, rate: float = 0.0,
-    key: Tensor | None = None,
+    key: Tensor | None = None, taps: Taps | None = None,
 ) -> tuple[Tensor, KV]:  # fmt: skip
     """Attention of the new tokens to the cached ones and to themselves.
 
@@ -196,15 +201,18 @@ def attend_cached(
         context: of the block.
         rate: dropout rate of the attention weights.
         key: dropout key; None is no dropout.
+        taps: of the sites "q", "k", "v" of the new tokens, and those of `attend`.
 
     Returns:
         [..., H, T, Dh], and the keys and values of the new tokens.
     """
+    if taps is not None:
+        q, k, v = tap(q, taps, "q"), tap(k, taps, "k"), tap(v, taps, "v")
     # Views of a fused projection would keep its queries alive for as long as the cache lives.
     k, v = (x.clone(memory_format=torch.contiguous_format) for x in (k, v))
     kv_cache.check_dtype(context.past[0], k)
     keys, values = _append_segment(context.past, (k, v))  # S + T tokens together
-    out = attend(q, keys, values, context.mask, causal=True, rate=rate, key=key)
+    out = attend(q, keys, values, context.mask, causal=True, rate=rate, key=key, taps=taps)
     return out, (k, v)
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fnlm import random
-from fnlm.heads import head_params, masked_lm_logits, pooler_params
-from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, lookup, mlp
+from fnlm.heads import head_params, linear_logits, masked_lm_logits, pooler_params
+from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, lookup, mlp, tap
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import attend, merge_heads, padding_bias, split_heads
 from fnlm.params import io
@@ -125,7 +125,7 @@ def _embed(
     positions = embed["position"][: ids.shape[-1]]  # [T, D]
     if token_types is None:  # all of type 0: add its row before the leading axes come in
         positions = positions + embed["token_type"][0]
-    x = lookup(embed["token"], ids) + positions  # [..., T, D]
+    x = tap(lookup(embed["token"], ids), embed.get("taps"), "token") + positions  # [..., T, D]
     if token_types is not None:
         x = x + lookup(embed["token_type"], token_types, "token_types")
     x = layer_norm(x, **embed["norm"], eps=config.layer_norm_eps)
@@ -134,10 +134,10 @@ def _embed(
 
 def _attention(x: Tensor, bias: Tensor, block: Tree, config: Config, key: Tensor | None) -> Tensor:
     """Multi-head self-attention with an additive mask: [..., T, D] -> the same."""
-    heads, rate = config.num_attention_heads, config.attention_probs_dropout_prob
-    q, k, v = (split_heads(linear(x, **block[name]), heads)[0] for name in "qkv")  # [..., H, T, Dh]
-    context = attend(q, (k,), (v,), bias, rate=rate, key=key)  # [..., H, T, Dh]
-    return linear(merge_heads(context), **block["out"])  # [..., T, D]
+    heads, taps = config.num_attention_heads, block.get("taps")
+    q, k, v = (tap(split_heads(linear(x, **block[n]), heads)[0], taps, n) for n in "qkv")
+    out = attend(q, (k,), (v,), bias, rate=config.attention_probs_dropout_prob, key=key, taps=taps)
+    return tap(linear(merge_heads(out), **block["out"]), taps, "out")  # [..., T, D]
 
 
 def _block(x: Tensor, bias: Tensor, block: Tree, config: Config, key: Tensor | None) -> Tensor:
@@ -147,6 +147,7 @@ def _block(x: Tensor, bias: Tensor, block: Tree, config: Config, key: Tensor | N
     # norm(x + attention(x))
     attention_out = _attention(x, bias, block["attention"], config, weights_key)
     x = layer_norm(dropout(attention_out, rate, attention_key) + x, **block["norm_1"], eps=eps)
+    x = tap(x, block.get("taps"), "mid")
     # norm(x + mlp(x))
     mlp_out = mlp(x, **block["mlp"], activation=ACTIVATIONS[config.hidden_act])  # D -> F -> D
     return layer_norm(dropout(mlp_out, rate, mlp_key) + x, **block["norm_2"], eps=eps)
@@ -170,7 +171,8 @@ def _states(
     bias = padding_bias(torch.ones_like(ids) if mask is None else mask, x.dtype)  # [..., 1, 1, T]
     states = deque([x], maxlen=keep)  # the others are let go of at once
     for block, block_key in zip(blocks, block_keys, strict=True):
-        x = _block(x, bias, block, config, block_key)
+        x = _block(tap(x, block.get("taps"), "in"), bias, block, config, block_key)
+        x = tap(x, block.get("taps"), "out")
         states.append(x)
     return tuple(states)
 
@@ -181,7 +183,8 @@ def hidden_states(
     key: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Return the hidden states after the last block: arguments of `apply` -> [..., T, D]."""
-    return _states(params, ids, token_types, mask, key=key, keep=1)[0]
+    (x,) = _states(params, ids, token_types, mask, key=key, keep=1)
+    return tap(x, params.get("taps"), "hidden")
 
 
 @checked(Config, spec)
@@ -225,7 +228,8 @@ def apply(
     """
     pooler = pooler_params(params, Config)
     hidden = hidden_states(params, ids, token_types, mask, key=key)  # [..., T, D]
-    return hidden, torch.tanh(linear(hidden[..., 0, :], **pooler))  # [..., D]
+    pooled = torch.tanh(linear(hidden[..., 0, :], **pooler))  # [..., D]
+    return hidden, tap(pooled, params.get("taps"), "pooled")
 
 
 def masked_lm(
@@ -243,7 +247,7 @@ def next_sentence_prediction(
 ) -> Tensor:  # fmt: skip
     """Return next-sentence logits: arguments of `apply` -> [..., 2], (is next, is not next)."""
     head = head_params(params, "next_sentence_prediction", Config)
-    return linear(apply(params, ids, token_types, mask, key=key)[1], **head)
+    return linear_logits(apply(params, ids, token_types, mask, key=key)[1], **head)
 
 
 def pretraining(
@@ -253,7 +257,7 @@ def pretraining(
     """Return the logits of `masked_lm` and of `next_sentence_prediction`, encoding once."""
     mlm_head, nsp_head = (head_params(params, name, Config) for name in HEADS[:2])
     hidden, pooled = apply(params, ids, token_types, mask, key=key)
-    return _masked_lm(params, hidden, mlm_head), linear(pooled, **nsp_head)
+    return _masked_lm(params, hidden, mlm_head), linear_logits(pooled, **nsp_head)
 
 
 def sequence_classification(
@@ -291,15 +295,13 @@ def question_answering(
     """Return start and end logits of the answer span: each [..., T], padding included."""
     head = head_params(params, "question_answering", Config)
     hidden = hidden_states(params, ids, token_types, mask, key=key)
-    start, end = linear(hidden, **head).unbind(-1)  # [..., T, 2] -> [..., T] each
+    start, end = linear_logits(hidden, **head).unbind(-1)  # [..., T, 2] -> [..., T] each
     return start, end
 
 
 def _masked_lm(params: Params, hidden: Tensor, head: Tree) -> Tensor:
-    activation, eps = ACTIVATIONS[params["config"].hidden_act], params["config"].layer_norm_eps
-    return masked_lm_logits(
-        hidden, params["embed"]["token"], **head, activation=activation, eps=eps
-    )
+    act, eps = ACTIVATIONS[params["config"].hidden_act], params["config"].layer_norm_eps
+    return masked_lm_logits(hidden, params["embed"]["token"], **head, activation=act, eps=eps)
 
 
 def _classify(params: Params, x: Tensor, head: Tree, key: Tensor | None) -> Tensor:
@@ -307,7 +309,7 @@ def _classify(params: Params, x: Tensor, head: Tree, key: Tensor | None) -> Tens
     config, rate = params["config"], params["config"].classifier_dropout
     head_key = None if key is None else random.fold_in(key, 0)
     x = dropout(x, config.hidden_dropout_prob if rate is None else rate, head_key)
-    return linear(x, **head)
+    return linear_logits(x, **head)
 
 
 def load(

@@ -24,6 +24,7 @@ from fnlm.heads import choice_logits, head_params, output_table, tied_logits
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, gelu_tanh, layer_norm, linear, mlp
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
+from fnlm.layers.tap import tap
 from fnlm.params import io
 from fnlm.params._check import checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, multiple_of, one_of
@@ -183,10 +184,10 @@ def _attention(
     x: Tensor, weights: Tree, context: Context, config: Config, keys: Sequence[Tensor | None]
 ) -> tuple[Tensor, KV]:
     """Causal multi-head self-attention, cached tokens included: [..., T, D] -> the same."""
-    qkv = linear(x, **weights["qkv"])  # [..., T, 3 D]
+    qkv, taps = linear(x, **weights["qkv"]), weights.get("taps")  # [..., T, 3 D]
     q, k, v = split_heads(qkv, config.n_head, parts=3)  # [..., H, T, Dh] each
-    out, new = attend_cached(q, k, v, context, rate=config.attn_pdrop, key=keys[0])
-    out = linear(merge_heads(out), **weights["out"])  # [..., H, T, Dh] -> [..., T, D]
+    out, new = attend_cached(q, k, v, context, rate=config.attn_pdrop, key=keys[0], taps=taps)
+    out = tap(linear(merge_heads(out), **weights["out"]), taps, "out")  # [..., T, D]
     return dropout(out, config.resid_pdrop, keys[1]), new
 
 
@@ -199,6 +200,7 @@ def _block(
     # norm(x + attention(x))
     attention_out, new = _attention(x, block["attention"], context, config, attention_keys)
     x = layer_norm(x + attention_out, **block["norm_1"], eps=eps)
+    x = tap(x, block.get("taps"), "mid")
     # norm(x + mlp(x))
     mlp_out = mlp(x, **block["mlp"], activation=_AFN[config.afn])  # D -> 4 D -> D
     mlp_out = dropout(mlp_out, config.resid_pdrop, mlp_key)
@@ -230,7 +232,7 @@ def hidden_states(
     Arguments of `apply`, without whose output layer they are.
     """
     (x,), new_cache = _states(params, ids, cache, mask, positions, token_types, key=key, keep=1)
-    return x, new_cache
+    return tap(x, params.get("taps"), "hidden"), new_cache
 
 
 @checked(Config, spec)
@@ -278,7 +280,7 @@ def apply(
     True
     """
     hidden, new_cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key)
-    return tied_logits(hidden, output_table(params)), new_cache
+    return tap(tied_logits(hidden, output_table(params)), params.get("taps"), "logits"), new_cache
 
 
 def double_heads(
@@ -299,7 +301,7 @@ def double_heads(
     """
     head, config = head_params(params, "multiple_choice", Config), params["config"]
     hidden, new_cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key)
-    lm_logits = tied_logits(hidden, output_table(params))  # [..., C, T, V]
+    lm_logits = tap(tied_logits(hidden, output_table(params)), params.get("taps"), "logits")
     scores = choice_logits(
         hidden, choice_positions, **head, rate=config.summary_first_dropout,
         activation=ACTIVATIONS.get(config.summary_activation or ""),

@@ -18,7 +18,7 @@ from torch import Tensor
 from fnlm import _causal, random
 from fnlm._causal import Context, Sizes, attend_cached
 from fnlm.heads import choice_logits, head_params, output_table, tied_logits
-from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, mlp
+from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, mlp, tap
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
 from fnlm.params import io
@@ -148,12 +148,12 @@ def _attention(
     x: Tensor, weights: Tree, context: Context, config: Config, keys: Sequence[Tensor | None]
 ) -> tuple[Tensor, KV]:
     """Causal multi-head self-attention, cached tokens included: [..., T, D] -> the same."""
-    qkv = linear(x, **weights["qkv"])  # [..., T, 3 D]
+    qkv, taps = linear(x, **weights["qkv"]), weights.get("taps")  # [..., T, 3 D]
     q, k, v = split_heads(qkv, config.n_head, parts=3)  # [..., H, T, Dh] each
     scale = _scale(config, context.layer)
     q = q if scale == 1 else q * scale
-    out, new = attend_cached(q, k, v, context, rate=config.attn_pdrop, key=keys[0])
-    out = linear(merge_heads(out), **weights["out"])  # [..., H, T, Dh] -> [..., T, D]
+    out, new = attend_cached(q, k, v, context, rate=config.attn_pdrop, key=keys[0], taps=taps)
+    out = tap(linear(merge_heads(out), **weights["out"]), taps, "out")  # [..., T, D]
     return dropout(out, config.resid_pdrop, keys[1]), new
 
 
@@ -166,7 +166,7 @@ def _block(
     # x + attention(norm(x))
     normed = layer_norm(x, **block["norm_1"], eps=eps)
     attention_out, new = _attention(normed, block["attention"], context, config, attention_keys)
-    x = x + attention_out
+    x = tap(x + attention_out, block.get("taps"), "mid")
     # x + mlp(norm(x))
     normed = layer_norm(x, **block["norm_2"], eps=eps)
     mlp_out = mlp(normed, **block["mlp"], activation=activation)  # D -> n_inner -> D
@@ -199,7 +199,8 @@ def hidden_states(
     """
     (x,), new_cache = _states(params, ids, cache, mask, positions, token_types, key=key, keep=1)
     eps = params["config"].layer_norm_epsilon
-    return layer_norm(x, **params["norm"], eps=eps), new_cache
+    x = layer_norm(x, **params["norm"], eps=eps)
+    return tap(x, params.get("taps"), "hidden"), new_cache
 
 
 @checked(Config, spec)
@@ -248,7 +249,7 @@ def apply(
     True
     """
     hidden, new_cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key)
-    return tied_logits(hidden, output_table(params)), new_cache
+    return tap(tied_logits(hidden, output_table(params)), params.get("taps"), "logits"), new_cache
 
 
 def double_heads(
@@ -269,7 +270,7 @@ def double_heads(
     """
     head, config = head_params(params, "multiple_choice", Config), params["config"]
     hidden, new_cache = hidden_states(params, ids, cache, mask, positions, token_types, key=key)
-    lm_logits = tied_logits(hidden, output_table(params))  # [..., C, T, V]
+    lm_logits = tap(tied_logits(hidden, output_table(params)), params.get("taps"), "logits")
     scores = choice_logits(
         hidden, choice_positions, **head, rate=config.summary_first_dropout,
         activation=ACTIVATIONS.get(config.summary_activation or ""),

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.layers import check_range, dropout, layer_norm, linear
+from fnlm.layers import check_range, dropout, layer_norm, linear, tap
 from fnlm.layers._inputs import check_ids
+from fnlm.layers.tap import Taps
 from fnlm.params._check import config_of
 from fnlm.params.config import BaseConfig
 from fnlm.tree import Tree
@@ -15,6 +16,7 @@ from fnlm.tree import Tree
 __all__ = [
     "choice_logits",
     "head_params",
+    "linear_logits",
     "masked_lm_logits",
     "output_table",
     "pooler_params",
@@ -115,6 +117,7 @@ def choice_logits(
     activation: Callable[[Tensor], Tensor] | None = None,
     rate: float = 0.0,
     key: Tensor | None = None,
+    taps: Taps | None = None,
 ) -> Tensor:
     """Return a score for each choice, from the hidden state at one of its positions.
 
@@ -126,6 +129,7 @@ def choice_logits(
         activation: of the scores; none by default.
         rate: dropout rate; one mask is shared by all choices.
         key: dropout key; None is no dropout.
+        taps: of the site "logits", the scores.
 
     Returns:
         [..., C].
@@ -147,7 +151,24 @@ def choice_logits(
     if key is not None:  # one mask [..., 1, D] for all choices
         pooled = pooled * dropout(torch.ones_like(pooled[..., :1, :]), rate, key)
     scores = linear(pooled, weight, bias).squeeze(-1)  # [..., C]
-    return scores if activation is None else activation(scores)
+    return tap(scores if activation is None else activation(scores), taps, "logits")
+
+
+def linear_logits(
+    hidden: Tensor, weight: Tensor, bias: Tensor, *, taps: Taps | None = None
+) -> Tensor:
+    """Return x @ weight + bias, the logits of a head that is one linear layer.
+
+    Args:
+        hidden: [..., D].
+        weight: [D, K].
+        bias: [K].
+        taps: of the site "logits".
+
+    Returns:
+        [..., K].
+    """
+    return tap(linear(hidden, weight, bias), taps, "logits")
 
 
 def masked_lm_logits(
@@ -159,6 +180,7 @@ def masked_lm_logits(
     *,
     activation: Callable[[Tensor], Tensor],
     eps: float,
+    taps: Taps | None = None,
 ) -> Tensor:
     """Return masked-language-model logits: dense, activation, norm, tied output projection.
 
@@ -170,9 +192,10 @@ def masked_lm_logits(
         bias: [V].
         activation: between the dense layer and the norm.
         eps: of the norm.
+        taps: of the site "logits".
 
     Returns:
         [..., V].
     """
     hidden = layer_norm(activation(linear(hidden, **transform)), **norm, eps=eps)
-    return linear(hidden, table.mT, bias)
+    return tap(linear(hidden, table.mT, bias), taps, "logits")

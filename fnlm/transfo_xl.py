@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fnlm import _adaptive_vocabulary as vocabulary
-from fnlm.layers import dropout, dropout_keys, layer_norm, linear, memory, sinusoids
+from fnlm.layers import dropout, dropout_keys, layer_norm, memory, mlp, sinusoids, tap
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.memory import Mems, reset_mems
@@ -145,15 +145,10 @@ def _attention(
     q = split_heads(new @ qkv[:, :width], config.n_head)[0]  # [..., H, T, Dh]
     k, v = split_heads(inputs @ qkv[:, width:], config.n_head, parts=2)  # [..., H, S, Dh] each
     r = split_heads(positions @ weights["relative"], config.n_head)[0]  # [..., H, S + 1, Dh]
-    biases = {name: weights[name] for name in ("content_bias", "position_bias")}
-    out = attend_relative(q, k, v, r, mask, **biases, rate=config.dropatt, key=keys[0])
-    return dropout(merge_heads(out) @ weights["out"], config.dropout, keys[1])  # [..., T, D]
-
-
-def _mlp(x: Tensor, up: Tree, down: Tree, rate: float, keys: Keys) -> Tensor:
-    """Two-layer MLP with dropout after each layer: [..., D] -> [..., D]."""
-    x = dropout(torch.relu(linear(x, **up)), rate, keys[0])  # [..., F]
-    return dropout(linear(x, **down), rate, keys[1])  # [..., D]
+    given = {k: weights[k] for k in ("content_bias", "position_bias", "taps") if k in weights}
+    out = attend_relative(q, k, v, r, mask, **given, rate=config.dropatt, key=keys[0])
+    out = tap(merge_heads(out) @ weights["out"], weights.get("taps"), "out")  # [..., T, D]
+    return dropout(out, config.dropout, keys[1])
 
 
 def _block(
@@ -163,9 +158,9 @@ def _block(
     eps, keys = config.layer_norm_epsilon, dropout_keys(key, 4)
     x = inputs[..., inputs.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
     x = x + _attention(inputs, positions, mask, block["attention"], config, keys[:2])
-    x = layer_norm(x, **block["norm_1"], eps=eps)
-    x = x + _mlp(x, **block["mlp"], rate=config.dropout, keys=keys[2:])
-    return layer_norm(x, **block["norm_2"], eps=eps)
+    x = tap(layer_norm(x, **block["norm_1"], eps=eps), block.get("taps"), "mid")
+    mlp_out = mlp(x, **block["mlp"], activation=torch.relu, rate=config.dropout, key=keys[2])
+    return layer_norm(x + dropout(mlp_out, config.dropout, keys[3]), **block["norm_2"], eps=eps)
 
 
 def _pre_norm_block(
@@ -176,8 +171,10 @@ def _pre_norm_block(
     x = inputs[..., inputs.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
     inputs = layer_norm(inputs, **block["norm_1"], eps=eps)
     x = x + _attention(inputs, positions, mask, block["attention"], config, keys[:2])
+    x = tap(x, block.get("taps"), "mid")
     normed = layer_norm(x, **block["norm_2"], eps=eps)
-    return x + _mlp(normed, **block["mlp"], rate=config.dropout, keys=keys[2:])
+    mlp_out = mlp(normed, **block["mlp"], activation=torch.relu, rate=config.dropout, key=keys[2])
+    return x + dropout(mlp_out, config.dropout, keys[3])
 
 
 def _states(
@@ -207,8 +204,9 @@ def _states(
     states, inputs = deque([x], maxlen=keep), []
     for block, past, block_key in zip(blocks, mems.hidden, block_keys, strict=True):
         weights = block | {"attention": block["attention"] | shared} if shared else block
-        inputs.append(torch.cat([past, x], -2))  # [..., S, D]
+        inputs.append(torch.cat([past, tap(x, block.get("taps"), "in")], -2))  # [..., S, D]
         x = block_fn(inputs[-1], positions, mask, weights, config, block_key)  # [..., T, D]
+        x = tap(x, block.get("taps"), "out")
         states.append(x)
     mems, ext_len = Mems(tuple(inputs), valid), config.ext_len  # of S tokens
     mems = memory.update_mems(mems, new, config.mem_len, ext_len=ext_len, detach=detach)
@@ -225,7 +223,8 @@ def hidden_states(
     Arguments of `apply`. With a key, they have a last dropout.
     """
     (x,), new_mems = _states(params, ids, mems, key=key, detach=detach, sparse=sparse, keep=1)
-    return dropout(x, params["config"].dropout, dropout_keys(key, 3)[2]), new_mems
+    x = dropout(x, params["config"].dropout, dropout_keys(key, 3)[2])
+    return tap(x, params.get("taps"), "hidden"), new_mems
 
 
 @checked(Config, spec)

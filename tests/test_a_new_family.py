@@ -34,7 +34,7 @@ RECORD = f"""\
 PROPERTIES = (
     "test_check_params", "test_convert", "test_families", "test_files_of_others",
     "test_files_say_less", "test_layout", "test_purity", "test_register", "test_rename",
-    "test_saving", "test_settings", "test_spec", "test_transforms",
+    "test_saving", "test_settings", "test_spec", "test_taps", "test_transforms",
 )  # fmt: skip
 OF_THE_FAMILY = "(opt- or opt] or opt.py] or fnlm.opt or has_an_example) and not compile"
 

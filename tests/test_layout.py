@@ -42,6 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "finetune": {"random", "tree", "files", "train"},
     "tokenize": {"files"},
     "tasks": _TASKS,
+    "taps": {"tree", "params", "layers", "protocols"},
     "protocols": {"tree", "files", "layers", "params"},
     "checkpoints": {"random", "tree", "files", "params", "families"},
     "pipeline": {"tree", "files", "params", "families", "checkpoints"},

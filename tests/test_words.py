@@ -28,8 +28,6 @@ NAMES = {
     "likeliest": "most_likely",
     "mask_of": "attention_bias",
     "recognises": "can_read",
-    "sites": "keys",
-    "Sites": "Keys",
     "word_logits": "mlm_logits",
 }
 # Phrases of prose, in any case -> what to write instead.

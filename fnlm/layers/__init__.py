@@ -30,12 +30,13 @@ from fnlm.layers.relative_attention import (
     relative_shift,
     sinusoids,
 )
+from fnlm.layers.tap import tap
 
 __all__ = [
     "ACTIVATIONS", "Cluster", "adaptive_embedding", "adaptive_log_softmax", "adaptive_nll",
     "apply_mask", "at_least_float32", "attend", "attend_relative", "attention_bias", "causal_mask",
     "causal_window_mask", "check_mask", "check_range", "draw_words", "dropout", "dropout_keys",
     "gelu_erf", "gelu_tanh", "keep_mask", "layer_norm", "linear", "lookup", "merge_heads", "mlp",
-    "padding_bias", "relative_shift", "sampled_nll", "sinusoids", "split_heads", "update_mems",
-    "zero_mems",
+    "padding_bias", "relative_shift", "sampled_nll", "sinusoids", "split_heads", "tap",
+    "update_mems", "zero_mems",
 ]  # fmt: skip

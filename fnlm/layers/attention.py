@@ -18,6 +18,7 @@ from torch import Tensor
 from fnlm.layers import _fused_attention as fused
 from fnlm.layers.dropout import apply_mask, keep_mask
 from fnlm.layers.mask import check_mask
+from fnlm.layers.tap import Taps, is_wanted, tap
 
 __all__ = ["attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
 
@@ -93,12 +94,14 @@ def attend(
     causal: bool = False,
     rate: float = 0.0,
     key: Tensor | None = None,
+    taps: Taps | None = None,
 ) -> Tensor:
     """Scaled dot-product attention: softmax(q k^T / sqrt(Dh)) v, masked before the softmax.
 
     Without dropout, many queries under at most one level of differentiation take torch's fused
     kernel, which gives the same numbers to rounding. In plain operations, more than `SLICE` queries
-    are computed in chunks: allocating all scores at once is slower.
+    are computed in chunks: allocating all scores at once is slower. Where the weights are read or
+    written, there are plain operations and one chunk.
 
     Args:
         q: [..., H, T, Dh].
@@ -112,6 +115,8 @@ def attend(
             its chunk.
         rate: dropout rate of the attention weights.
         key: dropout key; None is no dropout.
+        taps: of the sites "weights" [..., H, T, S], after the softmax and before dropout, and
+            "heads", the result.
 
     Returns:
         [..., H, T, Dh].
@@ -132,11 +137,12 @@ def attend(
         )
     queries, total = q.shape[-2], sum(k.shape[-2] for k in keys)
     keep = keep_mask((*q.shape[:-1], total), rate, key)  # [..., H, T, S]
-    if keep is None and fused.can_attend(q, keys, values, mask):
+    whole = is_wanted(taps, "weights")
+    if keep is None and not whole and fused.can_attend(q, keys, values, mask):
         chunk = SLICE if causal and queries > SLICE else None
-        return fused.attend(q, keys, values, mask, chunk)
-    if queries <= SLICE:
-        return _attend(q, keys, values, mask, keep, rate)
+        return tap(fused.attend(q, keys, values, mask, chunk), taps, "heads")
+    if queries <= SLICE or whole:
+        return tap(_attend(q, keys, values, mask, keep, rate, taps=taps), taps, "heads")
     if mask is not None:
         mask = mask.expand(torch.broadcast_shapes(mask.shape, (queries, total)))
     chunks = []
@@ -148,7 +154,7 @@ def attend(
         mask_chunk, keep_chunk = (None if x is None else x[block] for x in (mask, keep))
         k_chunk, v_chunk = _drop_last(keys, future), _drop_last(values, future)
         chunks.append(_attend(q_chunk, k_chunk, v_chunk, mask_chunk, keep_chunk, rate))
-    return torch.cat(chunks, -2)  # [..., H, T, Dh]
+    return tap(torch.cat(chunks, -2), taps, "heads")  # [..., H, T, Dh]
 
 
 def _attend(
@@ -158,6 +164,8 @@ def _attend(
     mask: Tensor | None,
     keep: Tensor | None,
     rate: float,
+    *,
+    taps: Taps | None = None,
 ) -> Tensor:
     """Attention of one chunk of queries; `keep` is the dropout mask of its weights."""
     scale = 1 / math.sqrt(q.shape[-1])
@@ -166,7 +174,7 @@ def _attend(
     else:
         q = q * scale  # Dh numbers a query to scale, not S scores
         scores = _masked(_concat([q @ k.mT for k in keys]), mask)  # [..., H, T, S]
-    weights = scores.softmax(-1)
+    weights = tap(scores.softmax(-1), taps, "weights")
     if keep is not None:
         weights = apply_mask(weights, keep, rate)
     if len(values) == 1:

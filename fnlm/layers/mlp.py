@@ -4,7 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fnlm.layers.dropout import dropout
 from fnlm.layers.linear import linear
+from fnlm.layers.tap import Taps, tap
 
 __all__ = ["mlp"]
 
@@ -15,16 +17,24 @@ def mlp(
     down: dict[str, Tensor],
     *,
     activation: Callable[[Tensor], Tensor],
+    rate: float = 0.0,
+    key: Tensor | None = None,
+    taps: Taps | None = None,
 ) -> Tensor:
-    """Return linear(activation(linear(x, **up)), **down).
+    """Return linear(activation(linear(x, **up)), **down), with dropout between the layers.
 
     Args:
         x: [..., D].
         up: weight [D, F] and bias [F].
         down: weight [F, D] and bias [D].
         activation: elementwise.
+        rate: dropout rate of the hidden layer.
+        key: dropout key; None is no dropout.
+        taps: of the sites "hidden" [..., F], after the activation and before dropout, and "out".
 
     Returns:
         [..., D].
     """
-    return linear(activation(linear(x, **up)), **down)  # D -> F -> D
+    hidden = tap(activation(linear(x, **up)), taps, "hidden")  # D -> F
+    hidden = hidden if key is None else dropout(hidden, rate, key)
+    return tap(linear(hidden, **down), taps, "out")  # F -> D

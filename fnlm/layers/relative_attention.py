@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from fnlm.layers.dropout import dropout
+from fnlm.layers.tap import Taps, tap
 
 __all__ = ["attend_relative", "attention_bias", "causal_window_mask", "relative_shift", "sinusoids"]
 
@@ -118,6 +119,7 @@ def attend_relative(
     position_bias: Tensor,
     rate: float = 0.0,
     key: Tensor | None = None,
+    taps: Taps | None = None,
 ) -> Tensor:
     """Relative attention: softmax(score + mask) v, with the score given at the top.
 
@@ -132,6 +134,8 @@ def attend_relative(
         position_bias: [H, Dh].
         rate: dropout rate of the attention weights.
         key: dropout key; None is no dropout.
+        taps: of the sites "q", "k", "v", "weights" [..., H, T, S], after the softmax and before
+            dropout, and "heads", the result.
 
     Returns:
         [..., H, T, Dh].
@@ -142,8 +146,10 @@ def attend_relative(
     >>> attend_relative(x, x, x, torch.ones(2, 4, 4), mask, **biases).shape
     torch.Size([2, 3, 4])
     """
+    q, k, v = tap(q, taps, "q"), tap(k, taps, "k"), tap(v, taps, "v")
     scale = 1 / math.sqrt(q.shape[-1])
     content_scores = ((q + content_bias[:, None]) * scale) @ k.mT  # [..., H, T, S]
     distance_scores = ((q + position_bias[:, None]) * scale) @ r.mT  # [..., H, T, S + 1]
     scores = content_scores + relative_shift(distance_scores) + mask  # [..., H, T, S]
-    return dropout(scores.softmax(-1), rate, key) @ v  # [..., H, T, Dh]
+    weights = tap(scores.softmax(-1), taps, "weights")
+    return tap(dropout(weights, rate, key) @ v, taps, "heads")  # [..., H, T, Dh]

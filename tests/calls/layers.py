@@ -58,6 +58,7 @@ HEADS: dict[str, Make] = {
         activation=torch.tanh,
         eps=0.1,
     ),
+    "linear_logits": lambda _: on(heads.linear_logits, X, **LINEAR),
     "tied_logits": lambda _: on(heads.tied_logits, X, X[0]),
     "choice_logits": lambda _: on(
         heads.choice_logits, X, torch.tensor([1, 0, 4]), LINEAR["weight"][:, :1], X[0, 0, :1]
