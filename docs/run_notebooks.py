@@ -52,7 +52,7 @@ def run(path: Path, folder: Path) -> list[list[dict[str, Any]]]:
     All cells share one namespace. They run in `folder`, into which the data beside the notebook are
     copied; standard output and the working directory are as before afterwards.
     """
-    for data in path.parent.glob("*.tsv"):
+    for data in (*path.parent.glob("*.tsv"), *path.parent.glob("*.npz")):
         shutil.copy(data, folder)
     names: dict[str, Any] = {"__name__": "__main__"}
     cells, before, outputs = code_cells(read(path)), Path.cwd(), []
