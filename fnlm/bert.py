@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import random
+from fnlm import _former, random
 from fnlm.heads import head_params, masked_lm_logits, pooler_params
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, lookup, mlp
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import attend, merge_heads, padding_bias, split_heads
 from fnlm.params import io
-from fnlm.params._check import checked, config_of
+from fnlm.params._check import check_config, checked, config_of
 from fnlm.params.config import Count, LabelledConfig, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import bert as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
@@ -37,6 +37,7 @@ __all__ = [
     "HEADS", "Config", "Params", "apply", "hidden_states", "init", "layers", "load", "pretraining",
     "save", "spec", *HEADS,
 ]  # fmt: skip
+_former.explain_names(__name__)
 
 
 @register_constant
@@ -81,6 +82,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     Raises:
         ValueError: a head is not one of `HEADS`.
     """
+    check_config(config, Config)
     width, inner, std = config.hidden_size, config.intermediate_size, config.initializer_range
     square, norm = linear_spec(width, width, std), norm_spec(width)
     block = {
@@ -113,6 +115,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     return tree
 
 
+@_former.answering
 def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
     """Initialize parameters: weights normal with `initializer_range`, biases 0, scales 1."""
     return initialize(spec(config, heads), key)
@@ -196,6 +199,7 @@ def layers(
     return _states(params, ids, token_types, mask, key=key)[1:]
 
 
+@checked(Config, spec)
 def apply(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None,
@@ -228,6 +232,7 @@ def apply(
     return hidden, torch.tanh(linear(hidden[..., 0, :], **pooler))  # [..., D]
 
 
+@checked(Config, spec)
 def masked_lm(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None,
@@ -237,6 +242,7 @@ def masked_lm(
     return _masked_lm(params, hidden_states(params, ids, token_types, mask, key=key), head)
 
 
+@checked(Config, spec)
 def next_sentence_prediction(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None,
@@ -246,6 +252,7 @@ def next_sentence_prediction(
     return linear(apply(params, ids, token_types, mask, key=key)[1], **head)
 
 
+@checked(Config, spec)
 def pretraining(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None,
@@ -256,6 +263,7 @@ def pretraining(
     return _masked_lm(params, hidden, mlm_head), linear(pooled, **nsp_head)
 
 
+@checked(Config, spec)
 def sequence_classification(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None,
@@ -265,6 +273,7 @@ def sequence_classification(
     return _classify(params, apply(params, ids, token_types, mask, key=key)[1], head, key)
 
 
+@checked(Config, spec)
 def multiple_choice(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None,
@@ -275,6 +284,7 @@ def multiple_choice(
     return _classify(params, pooled, head, key).squeeze(-1)
 
 
+@checked(Config, spec)
 def token_classification(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None,
@@ -284,6 +294,7 @@ def token_classification(
     return _classify(params, hidden_states(params, ids, token_types, mask, key=key), head, key)
 
 
+@checked(Config, spec)
 def question_answering(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None,
@@ -310,6 +321,7 @@ def _classify(params: Params, x: Tensor, head: Tree, key: Tensor | None) -> Tens
     return linear(x, **head)
 
 
+@_former.answering
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
@@ -318,6 +330,7 @@ def load(
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
+@_former.answering
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
     """Write weights and config.json for another library to read: `fnlm.params.io.save` tells how.
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fnlm import _causal, random
+from fnlm import _causal, _former, random
 from fnlm._causal import Context, Sizes, attend_cached
 from fnlm.heads import choice_logits, head_params, output_table, tied_logits
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, mlp
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
 from fnlm.params import io
-from fnlm.params._check import checked, config_of
+from fnlm.params._check import check_config, checked, config_of
 from fnlm.params.config import BaseConfig, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import gpt2 as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
@@ -34,6 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 HEADS = ("multiple_choice",)
+_former.explain_names(__name__)
 
 
 @register_constant
@@ -103,6 +104,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     Raises:
         ValueError: a head is not one of `HEADS`.
     """
+    check_config(config, Config)
     width, std = config.n_embd, config.initializer_range
     inner, square = config.n_inner or 4 * width, linear_spec(width, width, std)
     block = {
@@ -127,6 +129,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     return tree
 
 
+@_former.answering
 def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
     """Initialize parameters: weights normal with `initializer_range`, biases 0, scales 1.
 
@@ -216,6 +219,7 @@ def layers(
     return states[1:], new_cache
 
 
+@checked(Config, spec)
 def apply(
     params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
     positions: Tensor | None = None, token_types: Tensor | None = None, *,
@@ -251,6 +255,7 @@ def apply(
     return tied_logits(hidden, output_table(params)), new_cache
 
 
+@checked(Config, spec)
 def double_heads(
     params: Params, ids: Tensor, choice_positions: Tensor, cache: AnyCache | None = None,
     mask: Tensor | None = None, *, positions: Tensor | None = None,
@@ -278,6 +283,7 @@ def double_heads(
     return lm_logits, scores, new_cache
 
 
+@_former.answering
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),
@@ -286,6 +292,7 @@ def load(
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
+@_former.answering
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
     """Write weights and config.json for another library to read: `fnlm.params.io.save` tells how.
 

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from fnlm import _adaptive_vocabulary as vocabulary
+from fnlm import _former
 from fnlm.layers import dropout, dropout_keys, layer_norm, linear, memory, sinusoids
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.memory import Mems, reset_mems
 from fnlm.layers.relative_attention import attend_relative, attention_bias, causal_window_mask
 from fnlm.params import io
-from fnlm.params._check import checked, config_of
+from fnlm.params._check import check_config, checked, config_of
 from fnlm.params.config import Count, Rate, Scale, Size, one_of
 from fnlm.params.names import transfo_xl as names
 from fnlm.params.spec import Spec, heads_among, initialize, norm_spec
@@ -37,6 +38,7 @@ __all__ = [
 
 HEADS: tuple[str, ...] = ()
 Keys = Sequence[Tensor | None]  # dropout keys; None is no dropout
+_former.explain_names(__name__)
 
 
 @register_constant
@@ -103,6 +105,7 @@ def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     """Return the parameters' shapes, dtypes and initializers; `heads` must be empty."""
+    check_config(config, Config)
     heads_among(heads, HEADS)
 
     def weight(*shape: int) -> Spec:
@@ -131,6 +134,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     return tree | ({} if config.untie_r else {"shared": biases}) | {"softmax": softmax}
 
 
+@_former.answering
 def init(config: Config, key: Tensor, heads: Sequence[str] = ()) -> Params:
     """Initialize parameters: weights by `config.init`, projections normal, biases 0, scales 1."""
     return initialize(spec(config, heads), key)
@@ -314,6 +318,7 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
         memory.check(mems, like, layers, ids.shape[:-1], config.d_model)
 
 
+@_former.answering
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
@@ -322,6 +327,7 @@ def load(
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
+@_former.answering
 def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
     """Write weights and config.json in a dialect of the family: `fnlm.params.io.save` tells how."""
     config_of(params, Config)
