@@ -46,6 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocols": {"tree", "files", "layers", "params"},
     "checkpoints": {"random", "tree", "files", "params", "families"},
     "pipeline": {"tree", "files", "params", "families", "checkpoints"},
+    "bridges": {"random", "generate", "pipeline"},
     "cli": {"random", "files", "train", "generate", "families", "checkpoints", "pipeline"},
 }
 

@@ -250,9 +250,8 @@ class Tokenizer:
             >>> train(["a b"], special=["<eos>"]).decode([1, 2, 0], exclude=[0])
             'a b'
         """
-        return "".join(
-            self.decode_stream(i for i in each_id(ids, self.vocab_size) if i not in exclude)
-        )
+        kept = (i for i in each_id(ids, self.vocab_size) if i not in exclude)
+        return "".join(self.decode_stream(kept))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yield the text of ids as they come: together, `decode(ids)`.
@@ -308,7 +307,6 @@ def load(name_or_path: NameOrPath, *, lower_case: bool | None = None) -> Tokeniz
     Example:
         >>> load("./no/such/directory")
         Traceback (most recent call last):
-        ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
     vocabulary = _transfo_xl_files.read_vocabulary(name_or_path)
@@ -399,6 +397,4 @@ def train(
 
 def _ends(add_eos: bool, add_double_eos: bool) -> tuple[list[str], list[str]]:
     """Return what is added before and after a line."""
-    if add_double_eos:
-        return [BOUNDARY], [BOUNDARY]
-    return [], [END] if add_eos else []
+    return ([BOUNDARY], [BOUNDARY]) if add_double_eos else ([], [END] if add_eos else [])

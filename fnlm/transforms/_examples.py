@@ -49,8 +49,10 @@ def check_batch(batch: tuple[Any, ...], chunk_size: int | None = None) -> None:
             "no batch was given; examples are positional arguments with a first axis of examples"
         )
     if len(set(sizes.values())) > 1 or () in sizes.values():
-        few = dict(list({size: path for path, size in reversed(sizes.items())}.items())[:3])
-        lengths = ", ".join(f"{path} {list(size)}" for size, path in few.items())
+        first: dict[tuple[int, ...], str] = {}  # the first leaf of each length
+        for path, size in sizes.items():
+            first.setdefault(size, path)
+        lengths = ", ".join(f"{path} {list(size)}" for size, path in list(first.items())[:3])
         raise ValueError(
             f"all of batch need one first axis of examples, got the lengths {lengths}: params come "
             "first, then tensors with a row for each example"
