@@ -27,6 +27,10 @@ def _public() -> frozenset[str]:
 def __getattr__(name: str) -> ModuleType:
     """Import a public module of the package, the first time that it is asked for."""
     if name not in _MODULES and name not in _public():
+        former = importlib.import_module("fnlm._former")
+        if instead := former.of_attribute(name):
+            # Not an AttributeError, whose message is lost in `from fnlm import BertModel`.
+            raise ImportError(f"fnlm has no {name!r}: instead of it there is {instead}")
         raise AttributeError(
             f"fnlm has no {name!r}: its modules are {', '.join(sorted(_public()))}"
         )

@@ -90,11 +90,7 @@ def begin(
             "shorten ids, or drop the oldest tokens and start a new cache"
         )
     check_mask(mask)
-    if mask is not None and mask.shape != ids.shape:
-        raise ValueError(
-            f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree "
-            "(the mask speaks of the new tokens alone, the cache remembers the earlier ones)"
-        )
+    check_same_shape(ids.shape, mask=mask)
     cache = kv_cache.outside_inference_mode(cache)
     valid = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask != 0  # [..., T]
     if positions is None:
@@ -249,7 +245,8 @@ def init_cache(sizes: Sizes, like: Tensor, batch: int | Sequence[int], capacity:
     """
     if not 0 < capacity <= sizes.positions:
         raise ValueError(
-            f"capacity must be from 1 to {sizes.limit}={sizes.positions}, got {capacity}"
+            f"capacity must be from 1 to {sizes.limit}={sizes.positions}, got {capacity}: ask for "
+            "as many tokens as prompt and continuation have together"
         )
     lead = (batch,) if isinstance(batch, int) else tuple(batch)
     shape = (*lead, sizes.heads, capacity, sizes.head_width)  # [..., H, C, Dh]

@@ -16,7 +16,7 @@ Predicate = Callable[[str, Any], bool]
 C = TypeVar("C", bound=type)
 
 __all__ = [
-    "Params", "Predicate", "Tree", "dotted", "is_typed", "keep", "register_constant",
+    "Params", "Predicate", "Tree", "check_alike", "dotted", "is_typed", "keep", "register_constant",
     "register_leaf", "register_value", "union",
 ]  # fmt: skip
 
@@ -191,6 +191,26 @@ def keep(node: Tree, predicate: Predicate, path: str, constants: bool) -> Tree:
     if not pytree.tree_leaves(node):
         return node if constants else {}
     return node if predicate(path, node) else {}
+
+
+def check_alike(tree: Tree, others: Iterable[Tree]) -> None:
+    """Raise ValueError, naming a path, unless other trees have the structure of a tree."""
+    structure = pytree.tree_structure(tree)
+    for number, other in enumerate(others, 2):
+        try:
+            structure.flatten_up_to(other)
+        except ValueError as error:
+            first, second = (
+                {dotted(path) for path, _ in pytree.tree_flatten_with_path(x)[0]}
+                for x in (tree, other)
+            )
+            where = "they have the same leaves in different containers, or different configs"
+            if differing := sorted(first ^ second):
+                where = f"only one of them has {differing[0]!r}"
+            raise ValueError(
+                f"tree 1 and tree {number} differ in structure: {where}; give trees that were made "
+                "of the same parameters"
+            ) from error
 
 
 def _is_empty(node: Tree) -> bool:

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import random
+from fnlm import _former, random
 from fnlm.heads import head_params, linear_logits, masked_lm_logits, pooler_params
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, lookup, mlp, tap
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import attend, merge_heads, padding_bias, split_heads
 from fnlm.params import io
-from fnlm.params._check import checked, config_of
+from fnlm.params._check import check_config, checked, config_of
 from fnlm.params.config import Count, LabelledConfig, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import bert as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
@@ -81,6 +81,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     Raises:
         ValueError: a head is not one of `HEADS`.
     """
+    check_config(config, Config)
     width, inner, std = config.hidden_size, config.intermediate_size, config.initializer_range
     square, norm = linear_spec(width, width, std), norm_spec(width)
     block = {
@@ -193,10 +194,7 @@ def layers(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None, remat: bool = False,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Return the hidden states after every block: arguments of `apply` -> L tensors [..., T, D].
-
-    The last of them is `hidden_states`.
-    """
+    """Return the hidden states after every block, L of [..., T, D]; the last: `hidden_states`."""
     return _states(params, ids, token_types, mask, key=key, remat=remat)[1:]
 
 
@@ -311,7 +309,6 @@ def _classify(params: Params, x: Tensor, head: Tree, key: Tensor | None) -> Tens
     return linear_logits(x, **head)
 
 
-@io.answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
@@ -327,3 +324,6 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     """
     config_of(params, Config)
     io.save(params, directory, names.FAMILY, spec, dialect)
+
+
+_former.explain(__name__)

@@ -5,9 +5,8 @@ then special ones), N positions, D width, H heads, Dh = D / H width of a head, L
 
 Sources: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training";
 openai/finetune-transformer-lm, `train.py`; pytorch-pretrained-bert 0.6.2, `modeling_openai.py`.
-Deviations: with a key, dropout falls on the sum of the embeddings (OpenAI's code drops elements
-of the embedding matrix, pytorch-pretrained-bert ignores its `embd_pdrop`); padding masks; an
-immutable key-value cache.
+Deviations: dropout falls on the sum of the embeddings (OpenAI's code drops elements of the matrix,
+pytorch-pretrained-bert ignores its `embd_pdrop`); padding masks; an immutable key-value cache.
 """
 
 import dataclasses
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import _causal, random
+from fnlm import _causal, _former, random
 from fnlm._causal import Context, Sizes, attend_cached
 from fnlm.heads import choice_logits, head_params, output_table, tied_logits
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, gelu_tanh, layer_norm, linear, mlp
@@ -26,7 +25,7 @@ from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
 from fnlm.layers.tap import tap
 from fnlm.params import io
-from fnlm.params._check import checked, config_of
+from fnlm.params._check import check_config, checked, config_of
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import gpt as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
@@ -112,6 +111,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     Raises:
         ValueError: a head is not one of `HEADS`.
     """
+    check_config(config, Config)
     rows, width, std = config.total_tokens_embeddings, config.n_embd, config.initializer_range
     inner, square = 4 * width, linear_spec(width, width, std)
     block = {
@@ -312,7 +312,6 @@ def double_heads(
     return lm_logits, scores, cache
 
 
-@io.answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),
@@ -325,3 +324,6 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     """Write weights and config.json in a dialect of the family: `fnlm.params.io.save` tells how."""
     config_of(params, Config)
     io.save(params, directory, names.FAMILY, spec, dialect)
+
+
+_former.explain(__name__)

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fnlm import _causal, random
+from fnlm import _causal, _former, random
 from fnlm._causal import Context, Sizes, attend_cached
 from fnlm.heads import choice_logits, head_params, output_table, tied_logits
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, mlp, tap
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
 from fnlm.params import io
-from fnlm.params._check import checked, config_of
+from fnlm.params._check import check_config, checked, config_of
 from fnlm.params.config import BaseConfig, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import gpt2 as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
@@ -103,6 +103,7 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     Raises:
         ValueError: a head is not one of `HEADS`.
     """
+    check_config(config, Config)
     width, std = config.n_embd, config.initializer_range
     inner, square = config.n_inner or 4 * width, linear_spec(width, width, std)
     block = {
@@ -281,7 +282,6 @@ def double_heads(
     return lm_logits, scores, cache
 
 
-@io.answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] = (),
@@ -297,3 +297,6 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     """
     config_of(params, Config)
     io.save(params, directory, names.FAMILY, spec, dialect)
+
+
+_former.explain(__name__)

@@ -73,13 +73,13 @@ class Pipeline(NamedTuple):
             yield "\n" if token_id == self.begin else f"{self.tokenizer.decode([token_id])} "
 
 
-def load(name_or_path: NameOrPath, *, dtype: str = "float32") -> Pipeline:
+def load(name_or_path: NameOrPath, *, dtype: str | torch.dtype = "float32") -> Pipeline:
     """Load a causal language model of any family with its tokenizer, laid out for decoding.
 
     Args:
         name_or_path: a directory, a file beside its vocabulary, a bundled model, a hub name, or a
             `hub.Source`. Weights and vocabulary are of one directory, or of one commit on the hub.
-        dtype: of the arithmetic, such as "float32" or "bfloat16".
+        dtype: of the arithmetic, such as "float32", "bfloat16" or torch.bfloat16.
 
     Raises:
         ValueError: the model is not causal, or has not as many tokens as its tokenizer.
@@ -89,12 +89,15 @@ def load(name_or_path: NameOrPath, *, dtype: str = "float32") -> Pipeline:
     >>> pipeline.record.name, "".join(pipeline.decode(pipeline.encode("The king")))
     ('gpt2', 'The king')
     """
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise ValueError(f"dtype={dtype!r} is no floating type: give 'float32' or 'bfloat16'")
     source = hub.locate(name_or_path)
     record = families.find(checkpoints.family_of(source))
     if not record.is_causal:
         raise ValueError(
             f"{source.weights}: {record.name} is not a causal language model: it cannot generate "
-            "text"
+            f"text, as {', '.join(r.title for r in families.causal())} can"
         )
     tokenizer = record.tokenizer_module.load(source)
     params = record.module.load(source)
@@ -104,7 +107,7 @@ def load(name_or_path: NameOrPath, *, dtype: str = "float32") -> Pipeline:
         getattr(params["config"], record.vocab_size),
         padded=record.may_pad,
     )
-    params = for_decoding(cast(params, getattr(torch, dtype)))
+    params = for_decoding(cast(params, kind))
     begin, eos = (_id_of(token, tokenizer) for token in (record.begin, record.eos))
     return Pipeline(record, params, tokenizer, begin, eos)
 

@@ -16,6 +16,7 @@ counters below 2**31 do not collide in the first round.
 """
 
 import math
+import operator
 
 import torch
 from torch import Tensor
@@ -48,6 +49,10 @@ def key(seed: int) -> Tensor:
     >>> uniform(key(0), (3,)).equal(uniform(key(0), (3,)))
     True
     """
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"seed must be an integer, got {seed!r}: random.key(0)") from None
     if not -(1 << 63) <= seed < 1 << 63:
         raise ValueError(f"seed must fit in 64 signed bits, got {seed}")
     return _mix64(torch.tensor(seed) + _GAMMA)
@@ -67,7 +72,9 @@ def split(key: Tensor, n: int = 2) -> Tensor:
     >>> split(for_init, 3).shape
     torch.Size([3])
     """
-    _check(key)
+    check_key(key)
+    if n < 0:
+        raise ValueError(f"n must be a number of keys, 0 or more, got {n}")
     counter = torch.arange(1, n + 1, device=key.device)
     return _mix64(_mix64(key).unsqueeze(-1) + counter * _GAMMA)
 
@@ -85,7 +92,9 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
     >>> bool(fold_in(key(0), 7) == fold_in(key(0), torch.tensor(7)))
     True
     """
-    _check(key)
+    check_key(key)
+    if isinstance(data, str | float):
+        raise TypeError(f"data must be an integer, such as a step, got {data!r}")
     counter = data if isinstance(data, Tensor) else torch.tensor(data, device=key.device)
     return _mix64(_mix64(key ^ _FOLD) + counter * _GAMMA)
 
@@ -174,6 +183,7 @@ def categorical(key: Tensor, logits: Tensor) -> Tensor:
     >>> categorical(split(key(0), 2), torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]))
     tensor([0, 1])
     """
+    check_key(key)
     if key.shape != logits.shape[: key.ndim] or key.ndim == logits.ndim:
         raise ValueError(
             f"key of shape {list(key.shape)} does not lead logits of shape {list(logits.shape)}: "
@@ -184,10 +194,15 @@ def categorical(key: Tensor, logits: Tensor) -> Tensor:
     return torch.where(logits.amax(-1).isfinite(), samples, -1)  # amax propagates NaN
 
 
-def _check(key: Tensor) -> None:
+def check_key(key: Tensor) -> None:
+    """Raise TypeError unless a key is a tensor made by `key`."""
     if not isinstance(key, Tensor) or key.dtype != torch.int64:
-        value = f"{key.dtype} tensor" if isinstance(key, Tensor) else repr(key)
-        raise TypeError(f"key must be an int64 tensor made by random.key(seed), got {value}")
+        value = f"{key.dtype} tensor" if isinstance(key, Tensor) else repr(key)[:60]
+        seed = int(key) if isinstance(key, int) else 0
+        raise TypeError(
+            "key must be an int64 tensor made by random.key(seed), got "
+            f"{value}: give random.key({seed})"
+        )
 
 
 def _mix64(x: Tensor) -> Tensor:
@@ -207,7 +222,9 @@ def _mix32_(x: Tensor) -> Tensor:
 
 def _bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Hash (key, element index) to 31 random bits: non-negative int32 [*key.shape, *shape]."""
-    _check(key)
+    check_key(key)
+    if isinstance(shape, int):
+        raise TypeError(f"shape must be a tuple, got {shape}: give ({shape},)")
     size = math.prod(shape)
     if size >= 1 << 31:
         raise ValueError(f"one key draws fewer than 2**31 numbers, asked for {size}: split the key")

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from fnlm import _adaptive_vocabulary as vocabulary
+from fnlm import _former
 from fnlm.layers import dropout, dropout_keys, layer_norm, memory, mlp, sinusoids, tap
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.memory import Mems, reset_mems
 from fnlm.layers.relative_attention import attend_relative, attention_bias, causal_window_mask
 from fnlm.params import io
-from fnlm.params._check import checked, config_of
+from fnlm.params._check import check_config, checked, config_of
 from fnlm.params.config import Count, Rate, Scale, Size, one_of
 from fnlm.params.names import transfo_xl as names
 from fnlm.params.spec import Spec, heads_among, initialize, norm_spec
@@ -45,9 +46,8 @@ Keys = Sequence[Tensor | None]  # dropout keys; None is no dropout
 class Config(vocabulary.AdaptiveConfig):
     """The fields of a published config.json; the defaults are those of transfo-xl-wt103.
 
-    `mem_len`, `ext_len`, `clamp_len` and `same_length` may be changed for a trained model:
-    `params | {"config": dataclasses.replace(params["config"], mem_len=400)}`. `tgt_len` and
-    `adaptive` only go into the file. Those of the vocabulary are in its base.
+    `mem_len`, `ext_len`, `clamp_len` and `same_length` may be changed for a trained model, by
+    `dataclasses.replace`. `tgt_len` and `adaptive` only go into the file.
     """
 
     n_head: Size = 16
@@ -103,6 +103,7 @@ def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     """Return the parameters' shapes, dtypes and initializers; `heads` must be empty."""
+    check_config(config, Config)
     heads_among(heads, HEADS)
 
     def weight(*shape: int) -> Spec:
@@ -113,10 +114,9 @@ def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
     width, inner, heads_width = config.d_model, config.d_inner, config.n_head * config.d_head
     biases = dict.fromkeys(("content_bias", "position_bias"), weight(config.n_head, config.d_head))
     attention = {
-        "qkv": weight(width, 3 * heads_width),
-        "relative": weight(width, heads_width),
+        "qkv": weight(width, 3 * heads_width), "relative": weight(width, heads_width),
         "out": weight(heads_width, width),
-    }
+    }  # fmt: skip
     block = {
         "attention": attention | (biases if config.untie_r else {}),
         "norm_1": norm_spec(width),
@@ -255,7 +255,7 @@ def apply(
             call. None starts a text (`init_mems`).
         key: turns dropout on; one key, or keys for the leading axes of `ids`.
         detach: stop gradients through the new memory.
-        sparse: use the sparse adaptive embedding, whose shapes depend on data.
+        sparse: compute only the clusters in use: faster, with shapes that depend on data.
         remat: compute each block again in the backward pass, for less memory.
 
     Raises:
@@ -288,7 +288,6 @@ def negative_log_likelihood(
     Args:
         params: see `apply`, as for the other arguments.
         targets: int64 [..., T], the token that follows each of `ids`.
-        sparse: compute only the clusters in use; much faster for a large vocabulary.
 
     Raises:
         ValueError: targets of another shape than ids; see `apply`.
@@ -306,15 +305,13 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
     config: Config = params["config"]
     if config.same_length and not config.mem_len:
         raise ValueError(
-            "same_length=True with mem_len=0 leaves nothing to attend to (pytorch-pretrained-bert "
-            "then averages over the segment, later tokens included): set same_length=False"
+            "same_length=True with mem_len=0 leaves nothing to attend to: set same_length=False"
         )
     if mems is not None:
         like, layers = params["embed"]["cluster_0"]["table"], len(params["blocks"])
         memory.check(mems, like, layers, ids.shape[:-1], config.d_model)
 
 
-@io.answered
 def load(
     name_or_path: io.NameOrPath, *, heads: Sequence[str] | None = None, key: Tensor | None = None,
     ignore: Sequence[str] | None = (),
@@ -327,3 +324,6 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     """Write weights and config.json in a dialect of the family: `fnlm.params.io.save` tells how."""
     config_of(params, Config)
     io.save(params, directory, names.FAMILY, spec, dialect)
+
+
+_former.explain(__name__)

@@ -19,6 +19,7 @@ from fnlm._nodes import (
     Params,
     Predicate,
     Tree,
+    check_alike,
     dotted,
     is_typed,
     keep,
@@ -107,7 +108,11 @@ def map(fn: Callable[..., Any], tree: Tree, *rest: Tree) -> Tree:
     >>> map(lambda x, y: x + y, {"a": 1}, {"a": 10})
     {'a': 11}
     """
-    return pytree.tree_map(fn, tree, *rest)
+    try:
+        return pytree.tree_map(fn, tree, *rest)
+    except ValueError:
+        check_alike(tree, rest)  # raises the error that names the path, if that is the matter
+        raise
 
 
 def map_with_path(
@@ -141,6 +146,11 @@ def partition(tree: Tree, predicate: Predicate) -> tuple[Tree, Tree]:
     >>> merge(chosen, rest)
     {'b': (2, 3), 'a': 1}
     """
+    if not callable(predicate):
+        raise TypeError(
+            f"predicate must be a function of path and leaf, got {predicate!r:.60}: such as "
+            "lambda path, leaf: path.startswith('blocks')"
+        )
     return keep(tree, predicate, "", False), keep(
         tree, lambda path, leaf: not predicate(path, leaf), "", True
     )
@@ -280,6 +290,8 @@ def cast(tree: Tree, dtype: torch.dtype) -> Tree:
     >>> cast({"w": torch.zeros(2), "step": torch.tensor(3)}, torch.float64)["w"].dtype
     torch.float64
     """
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype must be a torch.dtype, got {dtype!r:.60}: such as torch.float16")
     return map(lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
 
 
@@ -289,7 +301,18 @@ def to(tree: Tree, device: torch.device | str) -> Tree:
     >>> to({"w": torch.zeros(2)}, "meta")["w"].device.type
     'meta'
     """
-    return map(lambda x: x.to(device), tree)
+    try:
+        return map(lambda x: x.to(device), tree)
+    except (AssertionError, NotImplementedError, RuntimeError) as error:
+        try:
+            torch.empty(0, device=device)
+        except (AssertionError, NotImplementedError, RuntimeError) as reason:
+            first = str(reason).strip().splitlines()[0]
+            raise ValueError(
+                f"device={str(device)!r} is none here ({first}): use 'cpu', or 'cuda' where there "
+                "is a GPU"
+            ) from error
+        raise
 
 
 def stack(trees: Iterable[Tree]) -> Tree:

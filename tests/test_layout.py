@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": set(),
     "random": set(),
     "_nodes": set(),
+    "_former": set(),
     "tree": {"_nodes"},
     "files": {"tree"},
     "params": {"random", "tree", "files", "leaves"},
@@ -47,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "protocols": {"tree", "files", "layers", "params"},
     "checkpoints": {"random", "tree", "files", "params", "families"},
     "pipeline": {"tree", "files", "params", "families", "checkpoints"},
+    "bridges": {"random", "generate", "pipeline"},
     "programs": {"random", "tree", "files", "params", "layers", "heads", "train", "finetune"}
     | {"tokenize", "tasks", "checkpoints", *FAMILIES},
     "cli": {"random", "generate", "families", "checkpoints", "pipeline", "programs"},
@@ -127,7 +129,8 @@ def parse(path: Path) -> ast.Module:
 def test_imports_go_one_way(path: Path) -> None:
     part = part_of(path)
     assert part in MAY_IMPORT, f"{part!r} is new: give it a row in MAY_IMPORT"
-    allowed = tuple(f"fnlm.{name}." for name in (*MAY_IMPORT[part], part, "__version__"))
+    everyones = ("__version__", "_former")  # the latter answers for names that nobody has
+    allowed = tuple(f"fnlm.{name}." for name in (*MAY_IMPORT[part], part, *everyones))
     names = [name for name in imports(path, parse(path)) if name.startswith("fnlm.")]
     strange = [name for name in names if not f"{name}.".startswith(allowed)]
     assert not strange, f"{part} may import only {sorted(MAY_IMPORT[part])}"

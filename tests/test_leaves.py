@@ -329,7 +329,7 @@ def test_halves_of_a_leaf_merge_again_and_say_what_they_are() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"rank": 0}, "rank must be at least 1, got 0"),
+        ({"rank": 0}, "rank must be a whole number of at least 1, got 0"),
         ({"rank": 1, "where": lambda path, leaf: False}, "selects no leaf"),
         ({"rank": 1, "where": lambda path, leaf: True}, r"norm_1.scale has shape \[36\]"),
         ({"rank": 1, "name": "a.b"}, "must have no dot"),

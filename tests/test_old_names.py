@@ -7,10 +7,19 @@ from typing import Any
 
 import pytest
 
+from fnlm import _former
 from fnlm.families import FAMILIES
-from fnlm.files._old_names import INSTEAD
 from fnlm.files.hub import PUBLISHED
 
+INSTEAD = {
+    name: _former._ARGUMENTS[name]
+    for name in """
+cache_dir config device device_map do_basic_tokenize do_lower_case dtype
+errors force_download from_tf local_files_only max_len merges_file never_split
+num_labels num_special_tokens output_hidden_states revision special_tokens state_dict token
+torch_dtype trust_remote_code use_auth_token
+""".split()
+}
 LOADERS = [
     import_module(f"fnlm.{part}{name}").load for name in FAMILIES for part in ("", "tokenize.")
 ]
@@ -20,9 +29,9 @@ over_loaders = pytest.mark.parametrize("load", LOADERS, ids=lambda load: load.__
 @over_loaders
 @pytest.mark.parametrize("name", INSTEAD)
 def test_an_old_argument_is_answered(load: Any, name: str) -> None:
-    with pytest.raises(TypeError, match=f"load takes no {name}: ") as caught:
+    with pytest.raises(TypeError, match=f"load.. has no argument '{name}': ") as caught:
         load("tiny", **{name: "x"})
-    assert str(caught.value).endswith(INSTEAD[name])
+    assert INSTEAD[name] in str(caught.value)
 
 
 @over_loaders

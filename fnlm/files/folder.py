@@ -84,7 +84,13 @@ def replace_files(
     ['b.txt']
     """
     directory, tokenizer = Path(directory), tokenizer or {}
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise type(error)(
+            f"{str(directory)!r} or a folder of its path is a file: give the path of a directory, "
+            "which is made if need be"
+        ) from error
     for begun in (kind, "tokenizer") if tokenizer else (kind,):
         for stale in directory.glob(f".{begun}.*.part"):  # of saves that were killed
             shutil.rmtree(stale, ignore_errors=True)

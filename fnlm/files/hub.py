@@ -106,6 +106,11 @@ def locate(
     """
     if isinstance(name_or_path, Source):
         source = name_or_path
+    elif not isinstance(name_or_path, str | os.PathLike):
+        raise TypeError(
+            "name_or_path must be a path or a name such as 'gpt2', got "
+            f"{type(name_or_path).__name__}: what is loaded already needs no load"
+        )
     elif path := _on_disk(name_or_path):
         source = _beside(_weights(path), configs)
     else:
@@ -220,7 +225,7 @@ def _on_disk(name_or_path: str | Path) -> Path | None:
         return path
     if os.path.exists(index := f"{path}.index"):  # the prefix of a TensorFlow checkpoint
         return Path(index)
-    if path.name == name and os.path.isdir(BUNDLED / name):
+    if name and path.name == name and os.path.isdir(BUNDLED / name):
         return BUNDLED / name
     return None
 

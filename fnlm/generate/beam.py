@@ -16,10 +16,12 @@ from typing import NamedTuple, SupportsIndex
 import torch
 from torch import Tensor
 
+from fnlm import _former
 from fnlm.generate.state import (
     Apply,
     State,
     advance,
+    check_causal,
     check_highest,
     check_prompt,
     eos_ids,
@@ -44,6 +46,7 @@ class _Beams(NamedTuple):
     done: Tensor  # bool [B]
 
 
+@_former.answering
 def beam_search(
     apply: Apply,
     params: Tree,
@@ -96,9 +99,10 @@ def beam_search(
     )
     for name, value in (("num_beams", num_beams), ("max_new_tokens", max_new_tokens)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise ValueError(f"{name} must be at least 1, got {value}: 1 beam is greedy decoding")
     if not math.isfinite(length_penalty):
         raise ValueError(f"length_penalty must be a finite number, got {length_penalty}")
+    check_causal(apply)
     check_prompt(params, ids, mask, max_new_tokens)
     lead = ids.shape[:-1]
     ids, mask = pad_left(ids, mask)

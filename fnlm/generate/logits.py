@@ -16,6 +16,17 @@ from fnlm.layers.precision import at_least_float32
 __all__ = ["repetition_penalty", "temperature", "top_k", "top_p"]
 
 
+def check_number(name: str, value: object) -> None:
+    """Raise TypeError unless a setting is a number.
+
+    >>> check_number("top_p", "0.9")
+    Traceback (most recent call last):
+    TypeError: top_p must be a number, got '0.9': float(top_p) reads a text
+    """
+    if isinstance(value, str | None | list | tuple):
+        raise TypeError(f"{name} must be a number, got {value!r}: float({name}) reads a text")
+
+
 def temperature(logits: Tensor, temperature: float) -> Tensor:
     """Flatten (above 1) or sharpen (below 1) the distribution: logits / temperature.
 
@@ -32,6 +43,7 @@ def temperature(logits: Tensor, temperature: float) -> Tensor:
     >>> temperature(torch.tensor([2.0, 4.0]), 2.0)
     tensor([1., 2.])
     """
+    check_number("temperature", temperature)
     if not 0 < temperature < math.inf:
         raise ValueError(
             f"temperature must be more than 0 and finite, got {temperature}: "
@@ -60,7 +72,9 @@ def top_k(logits: Tensor, k: int) -> Tensor:
     try:
         k = operator.index(k)
     except TypeError:
-        raise TypeError(f"top_k must be a whole number, got {k!r}") from None
+        raise TypeError(
+            f"top_k must be a whole number, got {k!r}: round it, or 0 for all"
+        ) from None
     if k < 0:
         raise ValueError(f"top_k must be at least 0 (which keeps every token), got {k}")
     if k == 0 or k >= logits.shape[-1]:
@@ -84,6 +98,7 @@ def top_p(logits: Tensor, p: float) -> Tensor:
     >>> top_p(torch.tensor([0.2, 0.5, 0.3]).log(), 0.6).exp()
     tensor([0.0, 0.5, 0.3])
     """
+    check_number("top_p", p)
     if not 0 < p <= 1:
         raise ValueError(
             f"top_p must be more than 0 and at most 1 (which keeps every token), got {p}"
@@ -115,8 +130,11 @@ def repetition_penalty(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
     >>> repetition_penalty(torch.tensor([2.0, -2.0, 2.0]), torch.tensor([True, True, False]), 2.0)
     tensor([ 1., -4.,  2.])
     """
+    check_number("repetition_penalty", penalty)
     if not 0 < penalty < math.inf:
-        raise ValueError(f"repetition_penalty must be more than 0 and finite, got {penalty}")
+        raise ValueError(
+            f"repetition_penalty must be more than 0 and finite, got {penalty}: 1 changes nothing"
+        )
     logits = at_least_float32(logits)
     if penalty == 1:
         return logits

@@ -12,12 +12,13 @@ from typing import SupportsIndex
 import torch
 from torch import Tensor
 
-from fnlm import random
+from fnlm import _former, random
 from fnlm.generate import logits as processors
 from fnlm.generate.state import (
     Apply,
     State,
     advance,
+    check_causal,
     check_highest,
     check_prompt,
     eos_ids,
@@ -85,7 +86,10 @@ def row_keys(key: Tensor, rows: tuple[int, ...]) -> Tensor:
     True
     """
     if not isinstance(key, Tensor):
-        raise TypeError(f"key must be made by fnlm.random.key(seed), got {key!r}")
+        raise TypeError(
+            f"key must be made by fnlm.random.key(seed), got {key!r:.60}: give random.key(0), or "
+            "leave it out for the most likely tokens"
+        )
     if tuple(key.shape) == rows:
         return key
     if key.ndim:
@@ -131,6 +135,7 @@ def scan(
     return state, torch.stack(tokens, -1)
 
 
+@_former.answering
 def stream(
     apply: Apply,
     params: Tree,
@@ -160,6 +165,7 @@ def stream(
     >>> [int(token) for token in stream(next_token, {}, torch.tensor([2]), 4)]
     [3, 4, 0, 1]
     """
+    check_causal(apply)
     check_prompt(params, ids, mask, max_new_tokens)
     ids, mask = pad_left(ids, mask)
     if key is not None or temperature != 0:
@@ -198,6 +204,7 @@ def stream(
     return run() if max_new_tokens else iter(())
 
 
+@_former.answering
 def generate(
     apply: Apply,
     params: Tree,

@@ -22,6 +22,7 @@ __all__ = [
     "Apply",
     "State",
     "advance",
+    "check_causal",
     "check_highest",
     "check_prompt",
     "eos_ids",
@@ -135,6 +136,27 @@ def pad_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return ids, None if bool(real.all()) else real
 
 
+def check_causal(apply: Any) -> None:
+    """Raise TypeError unless a model can be decoded, as far as its arguments tell.
+
+    >>> from fnlm import bert
+    >>> check_causal(bert.masked_lm)
+    Traceback (most recent call last):
+    TypeError: apply must be a causal model, apply(params, ids, cache), got masked_lm with ...
+    """
+    if not callable(apply):
+        raise TypeError(
+            f"apply must be a function, such as gpt2.apply, got {type(apply).__name__}: the order "
+            "is apply, params, ids, max_new_tokens"
+        )
+    if "token_types" in list(signature(apply).parameters)[2:3]:
+        raise TypeError(
+            "apply must be a causal model, apply(params, ids, cache), got "
+            f"{getattr(apply, '__name__', 'one')} with token_types in place of a cache: BERT "
+            "generates no text, gpt2.apply does"
+        )
+
+
 def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens: int) -> None:
     """Validate a prompt before the model runs: its ids, mask and length.
 
@@ -155,16 +177,25 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
     """
     if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
         kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise TypeError(f"ids must be a tensor of integers (torch.int64), got {kind}")
+        raise TypeError(
+            f"ids must be a tensor of integers (torch.int64), got {kind}: of a text "
+            "torch.tensor([tokenizer.encode(text)]) makes one, of a list torch.tensor(ids)"
+        )
     if not ids.ndim:
-        raise ValueError("ids must be [T] or [batch, T], got a single number")
+        raise ValueError(
+            "ids must be [T] or [batch, T], got a single number: ids[None] has an axis"
+        )
     check_mask(mask)
     if mask is not None and mask.shape != ids.shape:
         raise ValueError(
-            f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree"
+            f"mask has shape {list(mask.shape)}, ids {list(ids.shape)}: they must agree, one "
+            "number for each token"
         )
     if whole(max_new_tokens, "max_new_tokens") < 0:
-        raise ValueError(f"max_new_tokens must be at least 0, got {max_new_tokens}")
+        raise ValueError(
+            f"max_new_tokens must be at least 0, got {max_new_tokens}: it counts the tokens that "
+            "follow the prompt"
+        )
     counts = torch.tensor(ids.shape[-1]) if mask is None else (mask != 0).sum(-1)
     if bool((counts == 0).any()):
         empty = f"rows {(counts == 0).nonzero().flatten().tolist()}" if counts.ndim else "ids"
@@ -208,7 +239,8 @@ def whole(number: Any, name: str) -> int:
     try:
         return operator.index(number)
     except TypeError:
-        raise TypeError(f"{name} must be a whole number, got {number!r}") from None
+        hint = ": tokenizer.tokens_to_ids gives that of a token" if isinstance(number, str) else ""
+        raise TypeError(f"{name} must be a whole number, got {number!r:.60}{hint}") from None
 
 
 def eos_ids(eos: Any, device: torch.device | str) -> Tensor | None:
@@ -226,7 +258,7 @@ def eos_ids(eos: Any, device: torch.device | str) -> Tensor | None:
     """
     if eos is None:
         return None
-    if not isinstance(eos, Iterable) or getattr(eos, "ndim", 1) == 0:
+    if isinstance(eos, str) or not isinstance(eos, Iterable) or getattr(eos, "ndim", 1) == 0:
         eos = (eos,)
     ids = [whole(token_id, "eos") for token_id in eos]
     return torch.tensor(ids, device=device) if ids else None

@@ -55,6 +55,10 @@ def apply_mask(x: Tensor, keep: Tensor, rate: float) -> Tensor:
     >>> apply_mask(torch.ones(3), torch.tensor([True, False, True]), 0.5)
     tensor([2., 0., 2.])
     """
+    if keep.device != x.device:
+        raise ValueError(
+            f"key is on {keep.device}, the parameters on {x.device}: key.to({str(x.device)!r})"
+        )
     return x * keep.to(x.dtype).mul_(1 / (1 - rate) if rate < 1 else 0.0)
 
 

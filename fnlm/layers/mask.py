@@ -27,7 +27,10 @@ def check_mask(mask: Any) -> None:
     if mask is None:
         return
     if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a tensor of bool or integers, got {type(mask).__name__}")
+        raise TypeError(
+            f"mask must be a tensor of bool or integers, got {type(mask).__name__}: "
+            "torch.as_tensor makes one of a list or an array"
+        )
     if mask.is_floating_point() or mask.is_complex():
         raise TypeError(
             f"mask must be bool or integers, nonzero for real tokens, got {mask.dtype}: of a bias "

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Leaf", "dense", "is_table"]
+from fnlm import tree
+
+__all__ = ["Leaf", "check_predicate", "dense", "is_table", "none_selected"]
 
 
 def is_table(path: str) -> bool:
@@ -21,6 +23,30 @@ def is_table(path: str) -> bool:
     (True, False)
     """
     return path.startswith("embed.") or path.endswith(".table")
+
+
+def check_predicate(where: Any) -> None:
+    """Raise TypeError unless a predicate is a function.
+
+    >>> check_predicate("attention")
+    Traceback (most recent call last):
+    TypeError: where must be a function of path and leaf, got 'attention': such as lambda ...
+    """
+    if not callable(where):
+        raise TypeError(
+            f"where must be a function of path and leaf, got {where!r:.60}: such as "
+            "lambda path, leaf: 'attention' in path"
+        )
+
+
+def none_selected(params: Any) -> str:
+    """Return the error of a predicate that selects nothing, with some of the paths."""
+    paths = [path for path, _ in tree.named_leaves(params, whole=Leaf)]
+    some = ", ".join([path for path in paths if path.endswith("weight")][:3] or paths[:3])
+    return (
+        f"where selects no leaf of params, whose paths are such as {some}: "
+        "fnlm.tree.named_leaves lists all of them"
+    )
 
 
 def dense(x: Any) -> Any:

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fnlm import random, tree
-from fnlm.leaves._leaf import Leaf, is_table
+from fnlm import _former, random, tree
+from fnlm.leaves._leaf import Leaf, check_predicate, is_table, none_selected
 from fnlm.tree import Predicate, Tree, register_leaf
 
 __all__ = ["LowRank", "attach", "base", "is_adapter", "linear_weights", "lora", "merge"]
@@ -69,11 +69,27 @@ class LowRank(Leaf):
             )
         return self.base
 
+    def _check_factors(self) -> None:
+        """Raise ValueError unless all factors are there, and fit the base."""
+        inputs, outputs = self.shape[-2:]
+        for a, b in self.factors:
+            if isinstance(a, dict) or isinstance(b, dict):
+                raise ValueError(
+                    "a base without its adapter is half of a leaf: join it with the other half by "
+                    "fnlm.tree.merge(adapters, rest), or leave it by fnlm.leaves.base"
+                )
+            if a.shape[-2] != inputs or b.shape[-1] != outputs:
+                raise ValueError(
+                    f"an adapter of a {list(a.shape)} and b {list(b.shape)} does not fit its base "
+                    f"{list(self.shape)}: merge it with the parameters that it was made for"
+                )
+
     def _with(self, base: Any, factors: Sequence[tuple[Any, Any]]) -> "LowRank":
         return LowRank(base, factors, self.frame)
 
     def _scaled(self) -> list[tuple[Any, Any, float]]:
         """Return a, b and scale of each adapter, in the type of the base."""
+        self._check_factors()
         pairs = [(a.to(self.dtype), b.to(self.dtype)) for a, b in self.factors]
         return [(a, b, scale) for (a, b), (_, scale) in zip(pairs, self.frame, strict=True)]
 
@@ -168,6 +184,7 @@ def is_adapter(path: str, leaf: Any = None) -> bool:
     return path.rpartition(".")[2] in ("a", "b")
 
 
+@_former.answering
 def lora(
     params: Tree,
     key: Tensor,
@@ -208,8 +225,9 @@ def lora(
     >>> torch.equal(gpt2.apply(adapted, ids)[0], gpt2.apply(params, ids)[0])
     True
     """
-    if rank < 1:
-        raise ValueError(f"rank must be at least 1, got {rank}")
+    if not isinstance(rank, int) or rank < 1:
+        raise ValueError(f"rank must be a whole number of at least 1, got {rank}: such as 8")
+    check_predicate(where)
     if "." in name or name == "base":
         raise ValueError(f"name={name!r} must have no dot, and not be 'base'")
     scale = 1.0 if alpha is None else alpha / rank
@@ -229,9 +247,7 @@ def lora(
 
     result = tree.map_with_path(adapted, params, whole=Leaf)
     if not found:
-        raise ValueError(
-            "where selects no leaf of params: fnlm.tree.named_leaves lists their paths"
-        )
+        raise ValueError(none_selected(params))
     return result
 
 

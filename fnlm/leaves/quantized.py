@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from fnlm import tree
 from fnlm.layers.precision import at_least_float32
-from fnlm.leaves._leaf import Leaf, is_table
+from fnlm.leaves._leaf import Leaf, check_predicate, is_table, none_selected
 from fnlm.leaves.low_rank import LowRank, linear_weights
 from fnlm.tree import Predicate, Tree, register_leaf
 
@@ -271,9 +271,10 @@ def quantize(
     Source: the symmetric and the grouped scheme of torch's weight-only kernels.
     """
     if bits not in (8, 4):
-        raise ValueError(f"bits must be 8 or 4, got {bits}")
+        raise ValueError(f"bits must be 8 or 4, got {bits}: these have kernels")
     if group not in GROUPS:
         raise ValueError(f"group must be one of {GROUPS}, got {group}")
+    check_predicate(where)
     found = []
 
     def quantized(path: str, leaf: Any) -> Any:
@@ -289,9 +290,7 @@ def quantize(
 
     result = tree.map_with_path(quantized, params, whole=Leaf)
     if not found:
-        raise ValueError(
-            "where selects no leaf of params: fnlm.tree.named_leaves lists their paths"
-        )
+        raise ValueError(none_selected(params))
     return result
 
 

@@ -11,11 +11,11 @@ from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from torch import Tensor, nn
 
-from fnlm import tree
+from fnlm import _former, tree
 from fnlm.params.config import BaseConfig
 from fnlm.tree import Tree
 
-__all__ = ["MISSED", "checked", "config_of", "raise_named"]
+__all__ = ["MISSED", "check_config", "checked", "config_of", "raise_named"]
 
 MISSED = (AttributeError, KeyError, TypeError)  # what the lack of a leaf raises
 C = TypeVar("C", bound=BaseConfig)
@@ -45,6 +45,34 @@ def config_of(params: Any, kind: type[C]) -> C:
     raise TypeError(f"params must be parameters of {family}, got {_described(params, family)}")
 
 
+def check_config(config: Any, kind: type[BaseConfig]) -> None:
+    """Raise TypeError unless a config is of a family; names what it is, and the remedy.
+
+    >>> from fnlm import bert, gpt2
+    >>> check_config(bert.Config(), gpt2.Config)
+    Traceback (most recent call last):
+    TypeError: config must be a gpt2.Config, got a bert.Config: use the functions of bert
+    """
+    if isinstance(config, kind):
+        return
+    family = _family(kind)
+    what = type(config).__name__
+    remedy = f"make one, {family}.Config(...)"
+    if isinstance(config, BaseConfig):
+        other = _family(type(config))
+        what, remedy = f"a {other}.Config", f"use the functions of {other}"
+    elif isinstance(config, dict) and isinstance(config.get("config"), kind):
+        remedy = "give params['config']"
+    elif isinstance(config, dict):
+        remedy = f"{family}.Config.from_dict makes one of a dict"
+    elif isinstance(config, str | os.PathLike):
+        what = f"the name {os.fspath(config)!r}"
+        remedy = f"{family}.load gives its parameters, {family}.Config.from_json_file a file's"
+    elif isinstance(config, type):
+        remedy = f"make one, {family}.Config()"
+    raise TypeError(f"config must be a {family}.Config, got {what}: {remedy}")
+
+
 def checked(
     kind: type[BaseConfig], spec: Callable[..., Tree]
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -63,6 +91,8 @@ def checked(
             try:
                 return function(*args, **kwargs)
             except MISSED as error:
+                if _former.is_refused(error):
+                    _former.raise_answer(error, function)
                 raise_named(error, params, spec)
 
         return call

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fnlm import tree
 from fnlm.files import _archive, folder, hub, numpy, safetensors, tensorflow, torch_pickle
-from fnlm.files._old_names import answered
 from fnlm.files._text import printable_errors
 from fnlm.files.checkpoint import Checkpoint
 from fnlm.files.hub import NameOrPath
@@ -24,7 +23,7 @@ from fnlm.params.config import BaseConfig
 from fnlm.params.rename import Family
 from fnlm.tree import Tree
 
-__all__ = ["NameOrPath", "answered", "assemble", "config_from", "load", "read", "save", "write"]
+__all__ = ["NameOrPath", "assemble", "config_from", "load", "read", "save", "write"]
 
 _READERS = {
     ".safetensors": safetensors,

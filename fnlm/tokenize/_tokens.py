@@ -39,12 +39,51 @@ def validate_id(token_id: int, vocab_size: int) -> int:
     """Return a token id as a Python int.
 
     Raises:
+        TypeError: it is no integer.
         ValueError: it is out of range.
     """
-    token_id = index(token_id)
+    try:
+        token_id = index(token_id)
+    except TypeError:
+        raise TypeError(f"ids must be a list of integers, got one {_not_an_id(token_id)}") from None
     if 0 <= token_id < vocab_size:
         return token_id
-    raise ValueError(f"ids holds {token_id}, outside 0 to {vocab_size - 1} (vocab_size - 1)")
+    raise ValueError(
+        f"ids holds {token_id}, outside 0 to {vocab_size - 1} (vocab_size - 1): decode by the "
+        "tokenizer that made them"
+    )
+
+
+def each_id(ids: Iterable[int], vocab_size: int) -> Iterator[int]:
+    """Return an iterator over ids, each as a Python int.
+
+    Raises:
+        TypeError: they are not several, or one is no integer.
+        ValueError: one is out of range.
+
+    Example:
+        >>> list(each_id([1, 0], 2))
+        [1, 0]
+    """
+    try:
+        each = iter(ids)
+    except TypeError:
+        raise TypeError(
+            f"ids must be a list of integers, got {type(ids).__name__}: give one id as [id]"
+        ) from None
+    return (validate_id(token_id, vocab_size) for token_id in each)
+
+
+def _not_an_id(value: object) -> str:
+    """Return what was found among ids, and the remedy."""
+    if isinstance(value, str):
+        return f"{value[:40]!r}: encode gives those of a text, tokens_to_ids those of tokens"
+    if getattr(value, "ndim", 0) or isinstance(value, list | tuple):
+        return (
+            f"of type {type(value).__name__}, a row of several: decode a batch row by row, "
+            "[tokenizer.decode(row) for row in ids]"
+        )
+    return f"{str(value)[:40]} of type {type(value).__name__}: round or cast it first"
 
 
 class SpecialTokens:

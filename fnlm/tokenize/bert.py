@@ -18,15 +18,16 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fnlm.files._old_names import answered
+from fnlm import _former
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _added, _batch, _bert_files, _bert_tables, wordpiece
 from fnlm.tokenize._bert_words import CARE, DEFAULT, PROFILES, SPECIAL, Special
 from fnlm.tokenize._byte_level import Offsets, with_origin
-from fnlm.tokenize._tokens import validate_id
+from fnlm.tokenize._tokens import each_id
 from fnlm.tokenize.added import Added
 
 
+@_former.explained
 @dataclass(frozen=True, slots=True, repr=False)
 class Tokenizer:
     """Text to ids: a value; only its caches of words, bounded in size, ever change.
@@ -229,7 +230,7 @@ class Tokenizer:
             ['low', '[UNK]']
         """
         tokens = self._tables.tokens
-        return [tokens[validate_id(token_id, len(tokens))] for token_id in ids]
+        return [tokens[i] for i in each_id(ids, len(tokens))]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids: words with a space between any two, as they were cleaned.
@@ -290,7 +291,7 @@ class Tokenizer:
         _bert_files.write(self, directory)
 
 
-@answered
+@_former.answering
 def load(
     name_or_path: NameOrPath, *, lower_case: bool | None = None, profile: str | None = None
 ) -> Tokenizer:

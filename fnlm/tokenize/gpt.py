@@ -23,14 +23,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from fnlm.files._old_names import answered
+from fnlm import _former
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _batch, _files, _gpt_files, _settings, bpe
 from fnlm.tokenize._added import simplest
 from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._gpt_files import END_OF_WORD
 from fnlm.tokenize._gpt_words import WAYS, Mode, normalized, offsets_in, traced
-from fnlm.tokenize._tokens import Special, SpecialTokens, ids_of, validate_id, with_ids
+from fnlm.tokenize._tokens import Special, SpecialTokens, each_id, ids_of, with_ids
 from fnlm.tokenize.added import Added
 
 UNKNOWN = "<unk>"
@@ -64,6 +64,7 @@ def _long(token: str) -> bool:
     return len(token.removesuffix(END_OF_WORD)) != 1
 
 
+@_former.explained
 @dataclass(frozen=True, slots=True, repr=False)
 class Tokenizer:
     """Text to ids and back: a value; only its cache of words, bounded in size, ever changes.
@@ -278,7 +279,7 @@ class Tokenizer:
             >>> Tokenizer({"<unk>": 0, "a</w>": 1}, []).ids_to_tokens([1, 0])
             ['a</w>', '<unk>']
         """
-        return [self._tables.tokens[validate_id(token_id, self.vocab_size)] for token_id in ids]
+        return [self._tables.tokens[i] for i in each_id(ids, self.vocab_size)]
 
     def decode(
         self, ids: Iterable[int], *, skip_special: bool = False, clean_up: bool = True
@@ -369,7 +370,7 @@ class Tokenizer:
         _files.save(directory, contents)
 
 
-@answered
+@_former.answering
 def load(name_or_path: NameOrPath, *, mode: Mode | None = None) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fnlm.files._old_names import answered
+from fnlm import _former
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _batch, _files, _gpt2_files, _settings, bpe
 from fnlm.tokenize._added import simplest
@@ -35,12 +35,13 @@ from fnlm.tokenize._byte_level import (
     with_origin,
     words_of,
 )
-from fnlm.tokenize._tokens import Special, ids_of, validate_id
+from fnlm.tokenize._tokens import Special, each_id, ids_of
 from fnlm.tokenize.added import Added
 
 END_OF_TEXT = "<|endoftext|>"
 
 
+@_former.explained
 @dataclass(frozen=True, slots=True, repr=False)
 class Tokenizer:
     """Text to ids and back: a value; only its cache of words, bounded in size, ever changes.
@@ -232,7 +233,7 @@ class Tokenizer:
             >>> train(["low"], 260).ids_to_tokens([220, 256])
             ['Ġ', '<|endoftext|>']
         """
-        return [self._tables.tokens[validate_id(token_id, self.vocab_size)] for token_id in ids]
+        return [self._tables.tokens[i] for i in each_id(ids, self.vocab_size)]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         r"""Return the bytes that ids stand for; they need not be whole characters.
@@ -241,11 +242,12 @@ class Tokenizer:
             >>> train(["low"], 260).decode_bytes([127])
             b'\xc3'
         """
-        ids, content = list(ids), self._tables.content
+        content = self._tables.content
         try:
+            ids = list(ids)
             return b"".join(map(content.__getitem__, ids))
         except (KeyError, TypeError):  # not ints: elements of tensors, or wrong
-            return b"".join(content[validate_id(token_id, self.vocab_size)] for token_id in ids)
+            return b"".join(content[i] for i in each_id(ids, self.vocab_size))
 
     def decode(self, ids: Iterable[int], *, errors: str = "replace") -> str:
         """Return the text of ids, exactly as it was encoded.
@@ -320,7 +322,7 @@ class Tokenizer:
         _files.save(directory, contents)
 
 
-@answered
+@_former.answering
 def load(name_or_path: NameOrPath) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 

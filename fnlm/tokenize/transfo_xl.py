@@ -13,16 +13,15 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import index
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from fnlm.files._old_names import answered
+from fnlm import _former
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _batch, _transfo_xl_files, words
 from fnlm.tokenize._byte_level import Offsets
-from fnlm.tokenize._tokens import validate_id
+from fnlm.tokenize._tokens import each_id
 from fnlm.tokenize._transfo_xl_files import Ids
 
 END = "<eos>"
@@ -30,6 +29,7 @@ BOUNDARY = "<S>"
 UNKNOWN = ("<unk>", "<UNK>")
 
 
+@_former.explained
 @dataclass(frozen=True, slots=True, repr=False)
 class Tokenizer:
     """Text to ids and back: a value.
@@ -234,7 +234,7 @@ class Tokenizer:
             ['b', 'a']
         """
         symbols = self._symbols
-        return [symbols[validate_id(token_id, len(symbols))] for token_id in ids]
+        return [symbols[i] for i in each_id(ids, len(symbols))]
 
     def decode(self, ids: Iterable[int], *, exclude: Collection[int] = ()) -> str:
         """Return the symbols of ids, with the delimiter (or a space) between any two.
@@ -250,7 +250,8 @@ class Tokenizer:
             >>> train(["a b"], special=["<eos>"]).decode([1, 2, 0], exclude=[0])
             'a b'
         """
-        return "".join(self.decode_stream(i for i in map(index, ids) if i not in exclude))
+        kept = (i for i in each_id(ids, self.vocab_size) if i not in exclude)
+        return "".join(self.decode_stream(kept))
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
         """Yield the text of ids as they come: together, `decode(ids)`.
@@ -288,7 +289,7 @@ class Tokenizer:
         _transfo_xl_files.write(self, directory)
 
 
-@answered
+@_former.answering
 def load(name_or_path: NameOrPath, *, lower_case: bool | None = None) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
@@ -306,7 +307,6 @@ def load(name_or_path: NameOrPath, *, lower_case: bool | None = None) -> Tokeniz
     Example:
         >>> load("./no/such/directory")
         Traceback (most recent call last):
-        ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
     vocabulary = _transfo_xl_files.read_vocabulary(name_or_path)
@@ -395,6 +395,4 @@ def train(
 
 def _ends(add_eos: bool, add_double_eos: bool) -> tuple[list[str], list[str]]:
     """Return what is added before and after a line."""
-    if add_double_eos:
-        return [BOUNDARY], [BOUNDARY]
-    return [], [END] if add_eos else []
+    return ([BOUNDARY], [BOUNDARY]) if add_double_eos else ([], [END] if add_eos else [])

@@ -1,5 +1,6 @@
 """Optimizers, schedules, losses, training steps and a training loop, over parameter trees."""
 
+from fnlm import _former
 from fnlm.train import loss_scale, losses, schedules
 from fnlm.train._log import describe_run, plot_log, read_log
 from fnlm.train.device import choose_device
@@ -92,3 +93,5 @@ __all__ = [
     "schedules",
     "train_step",
 ]
+
+_former.explain_names(__name__)

@@ -1,5 +1,6 @@
 """Validation of the arguments of optimizers: hyperparameters, and gradients against parameters."""
 
+import inspect
 import math
 from typing import Any
 
@@ -21,10 +22,21 @@ def check_rates(**rates: Any) -> None:
     for name, value in rates.items():
         if isinstance(value, Tensor) or callable(value):
             continue
+        _check_number(name, value)
         if value < 0:
-            raise ValueError(f"{name} must not be negative, got {value}")
+            raise ValueError(f"{name} must not be negative, got {value}: give 0 or more")
         if not math.isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def _check_number(name: str, value: Any) -> None:
+    """Raise TypeError unless a hyperparameter is a number."""
+    if isinstance(value, int | float) or hasattr(value, "__float__"):
+        return
+    remedy = f"give a number, such as {name}=1e-3"
+    if isinstance(value, dict | list | tuple) or inspect.isgenerator(value):
+        remedy = "no optimizer holds parameters; state = optimizer.init(params) is made of them"
+    raise TypeError(f"{name} must be a number, got {type(value).__name__}: {remedy}")
 
 
 def check_decay_rates(**rates: Any) -> None:
@@ -32,11 +44,14 @@ def check_decay_rates(**rates: Any) -> None:
 
     >>> check_decay_rates(b1=1.0)
     Traceback (most recent call last):
-    ValueError: b1 must be in [0, 1), got 1.0
+    ValueError: b1 must be in [0, 1), got 1.0: such as 0.9 or 0.999
     """
     for name, value in rates.items():
-        if not isinstance(value, Tensor) and not 0 <= value < 1:
-            raise ValueError(f"{name} must be in [0, 1), got {value}")
+        if isinstance(value, Tensor):
+            continue
+        _check_number(name, value)
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be in [0, 1), got {value}: such as 0.9 or 0.999")
 
 
 def check_clip(**norms: Any) -> None:
@@ -55,8 +70,14 @@ def check_trainable(params: Tree) -> None:
     """Raise unless all leaves are floating point.
 
     Raises:
-        ValueError: names the first one that is not, such as the integers of a quantized matrix.
+        ValueError: there is none; or names the first one that is not, such as the integers of a
+            quantized matrix.
     """
+    if not tree.leaves(params):
+        raise ValueError(
+            f"params have no leaf to train, got {params!r:.60}: the predicate of a tree.partition "
+            "selected none; tree.named_leaves lists the paths of a tree"
+        )
     for path, leaf in tree.named_leaves(params):
         if not leaf.is_floating_point():
             raise ValueError(
@@ -82,6 +103,10 @@ def check_gradients(grads: Tree, params: Tree) -> None:
                 "(tree.partition)"
             )
         actual[path] = tuple(leaf.shape)
+    if params is None:
+        raise TypeError(
+            "params must be those of optimizer.init, got None: update(grads, state, params)"
+        )
     expected = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(params)}
     if actual == expected and tree.structure(grads) == tree.structure(params):
         return

@@ -54,13 +54,13 @@ def cross_entropy(logits: Tensor, labels: Tensor, ignore_index: int = IGNORE) ->
     Source: `torch.nn.functional.cross_entropy`, which pytorch-pretrained-BERT calls with
     ignore_index=-1. Deviation: torch's is NaN if every label is ignored.
     """
+    _check_floating(logits)
     labels = _integers(labels, "labels")
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be floating point, got {logits.dtype}")
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
             "labels must have the shape of logits without the last dimension: "
-            f"labels {tuple(labels.shape)}, logits {tuple(logits.shape)}"
+            f"labels {tuple(labels.shape)}, logits {tuple(logits.shape)}; give a label for each "
+            f"row of logits, or {ignore_index} where there is none"
         )
     return mean_of(_summed(logits, labels, ignore_index), (labels != ignore_index).sum())
 
@@ -285,7 +285,8 @@ def regression(logits: Tensor, targets: Tensor) -> Tensor:
     if logits.shape != (*targets.shape, 1):
         raise ValueError(
             "logits must have the shape of targets and a last dimension of 1: "
-            f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}"
+            f"logits {tuple(logits.shape)}, targets {tuple(targets.shape)}; logits[..., None] or "
+            "targets.squeeze(-1) adds or takes it"
         )
     squares = (at_least_float32(logits).squeeze(-1) - targets).square()
     return mean(squares)
@@ -346,8 +347,24 @@ def _integers(x: Any, name: str) -> Tensor:
     """Return integer labels as int64, so that -1 is distinct from every class in every type."""
     if not isinstance(x, Tensor) or x.is_floating_point() or x.is_complex():
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a tensor of integers, got {kind}: classes have numbers")
+        remedy = f"{name}.long() makes them, of one-hot rows {name}.argmax(-1)"
+        if not isinstance(x, Tensor):
+            remedy = "torch.as_tensor makes one of a list or an array"
+        raise TypeError(f"{name} must be a tensor of integers, got {kind}: {remedy}")
     return x.long()
+
+
+def _check_floating(logits: Any) -> None:
+    """Raise TypeError unless logits are a tensor of floating type."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"logits must be a tensor, got {type(logits).__name__}: of what a model returns beside "
+            "its state, logits, cache = apply(...), give the first"
+        )
+    if not logits.is_floating_point():
+        raise TypeError(
+            f"logits must be floating point, got {logits.dtype}: logits come first, then labels"
+        )
 
 
 def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> str:

@@ -21,12 +21,13 @@ member of an ensemble can have its own under `vmap`.
 
 import math
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fnlm import tree
+from fnlm import _former, tree
 from fnlm.layers.precision import at_least_float32
 from fnlm.train import _fused
 from fnlm.train._checks import check_clip, check_decay_rates, check_rates
@@ -53,6 +54,7 @@ __all__ = ["adamw", "bert_adam", "openai_adam"]
 Rate = float | Tensor | Schedule
 
 
+@_former.answering
 def bert_adam(
     lr: Rate,
     *,
@@ -96,7 +98,7 @@ def bert_adam(
     check_rates(lr=lr, eps=eps, weight_decay=weight_decay)
     check_decay_rates(b1=b1, b2=b2)
     check_clip(max_grad_norm=max_grad_norm)
-    rate = _product(lr, schedule(warmup, t_total))
+    rate = _product(lr, _made(schedule, warmup, t_total))
 
     def step_at(count: int) -> _fused.FusedStep:
         now = float(rate(count))
@@ -112,6 +114,7 @@ def bert_adam(
     return chain(*transformations, donated=fused)
 
 
+@_former.answering
 def openai_adam(
     lr: Rate,
     *,
@@ -156,7 +159,7 @@ def openai_adam(
     check_rates(lr=lr, eps=eps, weight_decay=weight_decay)
     check_decay_rates(b1=b1, b2=b2)
     check_clip(max_grad_norm=max_grad_norm)
-    rate = _product(lr, schedule(warmup, t_total))
+    rate = _product(lr, _made(schedule, warmup, t_total))
 
     def where(path: str, leaf: Any) -> bool:
         return vector_l2 or leaf.ndim > 1
@@ -179,6 +182,7 @@ def openai_adam(
     return chain(*transformations, donated=fused)
 
 
+@_former.answering
 def adamw(
     lr: Rate,
     *,
@@ -279,6 +283,18 @@ def _donated(
         return params, state
 
     return update
+
+
+def _made(schedule: Any, warmup: float, t_total: float) -> Schedule:
+    """Return the schedule of a factory, or raise TypeError if it is none."""
+    if not callable(schedule) or len(signature(schedule).parameters) < 2:
+        kind = repr(schedule) if isinstance(schedule, str) else type(schedule).__name__
+        raise TypeError(
+            f"schedule must be a factory of fnlm.train.schedules, got {kind}: give "
+            "schedules.warmup_linear itself; a schedule that is made, or one of your own, goes "
+            "into lr=lambda step: 1e-3 * schedule(step)"
+        )
+    return schedule(warmup, t_total)
 
 
 def _product(lr: Rate, schedule: Schedule | None) -> Schedule:

@@ -21,10 +21,12 @@ Deviation: no warning is logged for a step beyond `t_total`, as schedules are pu
 
 import math
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, SupportsFloat
 
 import torch
 from torch import Tensor
+
+from fnlm import _former
 
 __all__ = [
     "Schedule",
@@ -35,6 +37,8 @@ __all__ = [
     "warmup_cosine_with_warmup_restarts",
     "warmup_linear",
 ]
+
+_former.explain_names(__name__)
 
 
 class Schedule(Protocol):
@@ -81,9 +85,14 @@ def warmup_cosine(warmup: float = 0.002, t_total: float = -1, cycles: float = 0.
 
     The default half period ends at 0; beyond `t_total` the cosine goes on, and rises again.
 
+    Raises:
+        ValueError: `cycles` is negative.
+
     >>> [round(warmup_cosine(0.0, 4)(step), 3) for step in range(5)]
     [1.0, 0.854, 0.5, 0.146, 0.0]
     """
+    if not cycles >= 0:
+        raise ValueError(f"cycles must be at least 0, got {cycles}: 0.5 goes from 1 to 0 once")
 
     def multiplier(x: Any, warmup: float) -> Any:
         y = (x - warmup) / (1 - warmup)  # progress after the warm-up: 1 at t_total
@@ -142,13 +151,24 @@ def warmup_cosine_with_warmup_restarts(
 
 def _schedule(warmup: float, t_total: float, multiplier: Callable[[Any, float], Any]) -> Schedule:
     """Return the schedule of a formula `multiplier(progress, warmup)`."""
+    for name, value in (("warmup", warmup), ("t_total", t_total)):
+        if isinstance(value, str | Tensor) or not isinstance(value, SupportsFloat):
+            raise TypeError(f"{name} must be a number, got {value!r:.60}: give {name}=-1 for none")
     if warmup != -1 and not 0 <= warmup < 1:
-        raise ValueError(f"warmup must be a share in [0, 1), or -1 for none, got {warmup}")
-    if t_total == 0:
-        raise ValueError("t_total must be positive, or -1 for a multiplier that is always 1, got 0")
+        raise ValueError(
+            f"warmup must be a share in [0, 1), or -1 for none, got {warmup}: of a number of "
+            "steps it is warmup / t_total"
+        )
+    if t_total <= 0 and t_total != -1:
+        raise ValueError(
+            f"t_total must be positive, or -1 for a multiplier that is always 1, got {t_total}: "
+            "give the number of updates of the run"
+        )
     fraction = max(float(warmup), 0.0)
 
     def schedule(step: Any, /) -> Any:
+        if isinstance(step, int | float) and step < 0:
+            raise ValueError(f"step must be at least 0, got {step}: the first update is step 0")
         # float64 in both cases, so that tensors and numbers give the same multiplier.
         step = step.to(torch.float64) if isinstance(step, Tensor) else float(step)
         return _like(step, 1.0) if t_total < 0 else multiplier(step / float(t_total), fraction)
@@ -157,8 +177,8 @@ def _schedule(warmup: float, t_total: float, multiplier: Callable[[Any, float], 
 
 
 def _check_cycles(cycles: float) -> None:
-    if cycles < 1:
-        raise ValueError(f"cycles must be at least 1, got {cycles}")
+    if not cycles >= 1:
+        raise ValueError(f"cycles must be at least 1, got {cycles}: 1 is no restart")
 
 
 def _warm_up(x: Any, warmup: float, after: Any) -> Any:

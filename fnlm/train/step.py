@@ -1,5 +1,6 @@
 """Training steps: pure functions from the state of a run and a batch to the next state."""
 
+import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -83,6 +84,8 @@ def init_state(
     >>> init_state({"w": torch.zeros(2)}, adamw(0.1), random.key(0)).step
     tensor(0)
     """
+    _check_optimizer(optimizer, "init_state(params, optimizer, key)")
+    random.check_key(key)
     zero = torch.zeros_like(key)
     scale = () if loss_scale is None else tree.map(lambda x: x.to(key.device), loss_scale.init())
     skipped = Skipped(zero.clone(), zero.clone(), zero.clone(), zero - 1)
@@ -129,8 +132,10 @@ def train_step(
     >>> state.step, metrics.loss
     (tensor(1), tensor(2.))
     """
+    _check_loss(loss)
+    _check_optimizer(optimizer, "train_step(loss, optimizer)")
     if accumulate < 1:
-        raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+        raise ValueError(f"accumulate must be at least 1, got {accumulate}: 1 is the whole batch")
     loss = loss if precision is None else precision.wrap(loss, arguments=1)
     gradient = accumulated(loss, accumulate)
 
@@ -254,10 +259,39 @@ def _scale_of(state: TrainState) -> Tensor | None:
     return state.loss_scale.scale if isinstance(state.loss_scale, LossScaleState) else None
 
 
+def _check_optimizer(optimizer: Any, order: str) -> None:
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(
+            "optimizer must be one of fnlm.train, such as adamw(1e-3), got "
+            f"{type(optimizer).__name__}: the order is {order}"
+        )
+
+
+def _check_loss(loss: Any) -> None:
+    """Raise TypeError unless a loss is a function that takes a key."""
+    if not callable(loss):
+        raise TypeError(
+            f"loss must be a function loss(params, *batch, key), got {type(loss).__name__}: the "
+            "order is train_step(loss, optimizer)"
+        )
+    parameters = inspect.signature(loss).parameters.values()
+    if not any(p.name == "key" or p.kind is p.VAR_KEYWORD for p in parameters):
+        raise TypeError(
+            f"loss must take key, got loss({', '.join(p.name for p in parameters)}): write "
+            "loss(params, *batch, key) and give the key to the model for dropout, or leave it "
+            "unused"
+        )
+
+
 def _check_state(
     state: TrainState, precision: Precision | None, loss_scale: LossScale | None
 ) -> None:
     """Raise unless a state has what the step needs."""
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"state must be what init_state or the last step returned, got {type(state).__name__}: "
+            "state = init_state(params, optimizer, key)"
+        )
     if (loss_scale is not None) != isinstance(state.loss_scale, LossScaleState):
         has, other = ("a", "none") if loss_scale is not None else ("no", "one")
         raise ValueError(

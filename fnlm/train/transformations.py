@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from fnlm import tree
+from fnlm import _former, tree
 from fnlm.layers.precision import at_least_float32
 from fnlm.train._checks import (
     check_clip,
@@ -55,6 +55,7 @@ class UpdateFn(Protocol):
     ) -> tuple[Tree, "OptimizerState"]: ...
 
 
+@_former.explained
 class Optimizer(NamedTuple):
     """A pair: `init(params) -> state` and `update(grads, state, params) -> (params, state)`.
 

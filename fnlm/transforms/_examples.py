@@ -60,7 +60,14 @@ def check_batch(batch: tuple[Any, ...], chunk_size: int | None = None) -> None:
             "no batch was given; examples are positional arguments with a first axis of examples"
         )
     if len(set(sizes.values())) > 1 or () in sizes.values():
-        raise ValueError(f"all of batch need one first axis of examples, got the lengths {sizes}")
+        first: dict[tuple[int, ...], str] = {}  # the first leaf of each length
+        for path, size in sizes.items():
+            first.setdefault(size, path)
+        lengths = ", ".join(f"{path} {list(size)}" for size, path in list(first.items())[:3])
+        raise ValueError(
+            f"all of batch need one first axis of examples, got the lengths {lengths}: params come "
+            "first, then tensors with a row for each example"
+        )
     if chunk_size is not None and chunk_size < 1:
         raise ValueError(
             f"chunk_size must be at least 1, got {chunk_size}; leave it out for all at once"

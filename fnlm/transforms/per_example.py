@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm import tree
+from fnlm import _former, tree
 from fnlm.transforms import _reductions as reductions
 from fnlm.transforms._examples import (
     Loss,
@@ -23,6 +23,7 @@ from fnlm.tree import Tree
 __all__ = ["clipped_grad_sum", "per_example_grads", "per_example_norms"]
 
 
+@_former.answering
 def per_example_grads(loss: Loss, params: Tree, *batch: Any, chunk_size: int | None = None) -> Tree:
     """Return the gradient of the loss for each example, vectorized by `vmap`.
 
@@ -51,6 +52,7 @@ def per_example_grads(loss: Loss, params: Tree, *batch: Any, chunk_size: int | N
     return _map_examples(grad(merged(loss, constants)), floats, batch, chunk_size)
 
 
+@_former.answering
 def per_example_norms(
     loss: Loss, params: Tree, *batch: Any, chunk_size: int | None = None
 ) -> Tensor:
@@ -82,6 +84,7 @@ def per_example_norms(
     return found[0] if len(found) == 1 else torch.cat(found)
 
 
+@_former.answering
 def clipped_grad_sum(
     loss: Loss,
     params: Tree,
@@ -121,7 +124,7 @@ def clipped_grad_sum(
     """
     check_batch(batch, chunk_size)
     if not isinstance(max_norm, Tensor) and not max_norm > 0:
-        raise ValueError(f"max_norm must be positive, got {max_norm}")
+        raise ValueError(f"max_norm must be positive, got {max_norm}: math.inf clips nothing")
     if weights is not None and weights.shape != (rows(batch),):
         raise ValueError(
             f"weights must be [{rows(batch)}], one for each example, got {list(weights.shape)}"

@@ -36,6 +36,7 @@ def remat(fn: Callable[..., Any]) -> Callable[..., Any]:
         inside, it is `fn` itself, which recomputes nothing.
 
     Raises:
+        TypeError: it is no function.
         ValueError: from the returned function, if the result depends on a tensor that is being
             differentiated and is no argument.
 
@@ -46,6 +47,10 @@ def remat(fn: Callable[..., Any]) -> Callable[..., Any]:
     tensor([[1.],
             [1.]])
     """
+    if not callable(fn):
+        raise TypeError(
+            f"fn must be a function, got {type(fn).__name__}: remat(fn)(x), and not remat(fn(x))"
+        )
 
     @wraps(fn)
     def recomputed(*args: Any, **kwargs: Any) -> Any:

@@ -1,0 +1,1 @@
+"""fnlm's models as other programs want them; nothing here is imported unless it is asked for."""
