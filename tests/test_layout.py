@@ -233,9 +233,9 @@ STATEMENTS = (
 def is_inert(node: ast.stmt) -> bool:
     """Whether a statement at the top of a module only names things."""
     if isinstance(node, ast.Expr):
-        # A docstring, or telling the tree module about a new kind of node.
-        registers = isinstance(node.value, ast.Call) and "register" in dotted(node.value.func)
-        return isinstance(node.value, ast.Constant) or registers
+        # A docstring, telling the tree module about a new kind of node, or which names are answered.
+        call = dotted(node.value.func) if isinstance(node.value, ast.Call) else ""
+        return isinstance(node.value, ast.Constant) or "register" in call or "_former" in call
     if isinstance(node, ast.If):
         test = ast.unparse(node.test)
         return test in {"TYPE_CHECKING", "__name__ == '__main__'"}
