@@ -1,10 +1,9 @@
 """Language models as pure functions over explicit parameter trees, on PyTorch through `torch.func`.
 
-Public modules: the families (`fnlm.families` lists them: `bert`, `gpt2`, ...), `checkpoints`,
-`families`, `files`, `finetune`, `generate`, `heads`, `layers`, `leaves`, `params`, `pipeline`,
-`protocols`, `random`, `tasks`, `tokenize`, `train`, `transforms`, `tree`. Each is imported when
-first asked for:
-`import fnlm`, then `fnlm.gpt2.load("tiny")`.
+Public modules: the families (`fnlm.families` lists them: `bert`, `gpt2`, ...), `bridges`,
+`checkpoints`, `families`, `files`, `finetune`, `generate`, `heads`, `layers`, `leaves`, `params`,
+`pipeline`, `protocols`, `random`, `tasks`, `tokenize`, `train`, `transforms`, `tree`. Each is
+imported when first asked for: `import fnlm`, then `fnlm.gpt2.load("tiny")`.
 """
 
 import importlib
@@ -13,8 +12,8 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _MODULES = frozenset(  # besides the families
-    "checkpoints families files finetune generate heads layers leaves params pipeline protocols "
-    "random tasks tokenize train transforms tree".split()
+    "bridges checkpoints families files finetune generate heads layers leaves params pipeline "
+    "protocols random tasks tokenize train transforms tree".split()
 )
 
 

@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> int:
         the exit code: 0; 2 after an error of the caller, reported in one line; 130 after an
         interruption by Ctrl-C.
     """
-    parsed = _parser().parse_args(args)
+    parsed = _parser().parse_args(_underscored(sys.argv[1:] if args is None else args))
     command = parsed.subcommand
     functions: dict[str, Callable[..., Iterator[str]]] = {"generate": generate, "inspect": inspect}
     options = parsed[command].as_dict()
@@ -80,6 +80,12 @@ def main(args: list[str] | None = None) -> int:
             print(_encodable(piece) if raw else _shown(piece), end="", flush=True)
 
     return _exit_code(f"fnlm {command}", work)
+
+
+def _underscored(args: list[str]) -> list[str]:
+    """Return arguments with --max-new-tokens, as some spell it, for --max_new_tokens."""
+    flag = re.compile(r"^--[a-z]+(-[a-z]+)+(?=$|=)")
+    return [flag.sub(lambda found: "--" + found[0][2:].replace("-", "_"), x) for x in args]
 
 
 def run(work: Callable[[Flags], None], flags: type[Flags], args: list[str] | None = None) -> int:
@@ -196,6 +202,11 @@ def generate(
         raise ValueError(
             f"num_samples={num_samples} and num_beams={num_beams} must be at least 1, "
             "and beams, where there are several, no fewer than samples"
+        )
+    if temperature < 0:
+        raise ValueError(
+            f"temperature={temperature} is below 0: 0 takes the most likely token each time, 1 "
+            "samples as the model says"
         )
     idle = {"top_k": (top_k, 0), "top_p": (top_p, 1.0)} if num_beams > 1 or not temperature else {}
     if num_beams > 1:

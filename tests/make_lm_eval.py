@@ -104,7 +104,7 @@ def main() -> None:
         shutil.copytree(BUNDLED / "tiny", folder / "model")
         peer = HFLM(pretrained=str(folder / "model"), dtype="float64", device="cpu", batch_size=3)
         texts = [text for text in TEXTS if text]  # of an empty one the harness makes no request
-        content = {
+        content: dict[str, Any] = {
             "loglikelihood": ask(peer.loglikelihood, PAIRS),
             "loglikelihood_rolling": ask(peer.loglikelihood_rolling, [[text] for text in texts]),
             "generate_until": ask(peer.generate_until, REQUESTS),
