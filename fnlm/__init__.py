@@ -1,9 +1,10 @@
 """Language models as pure functions over explicit parameter trees, on PyTorch through `torch.func`.
 
-Public modules: the families (`fnlm.families` lists them: `bert`, `gpt2`, ...), `checkpoints`,
-`families`, `files`, `finetune`, `generate`, `heads`, `layers`, `leaves`, `params`, `pipeline`,
-`protocols`, `random`, `taps`, `tasks`, `tokenize`, `train`, `transforms`, `tree`. Each is imported
-when first asked for: `import fnlm`, then `fnlm.gpt2.load("tiny")`.
+Public modules: the families (`fnlm.families` lists them: `bert`, `gpt2`, ...), `bridges`,
+`checkpoints`, `distributed`, `families`, `files`, `finetune`, `generate`, `heads`, `layers`,
+`leaves`, `params`, `pipeline`, `protocols`, `random`, `taps`, `tasks`, `tokenize`, `train`,
+`transforms`, `tree`. Each is imported when first asked for: `import fnlm`, then
+`fnlm.gpt2.load("tiny")`.
 """
 
 import importlib
@@ -12,8 +13,8 @@ from types import ModuleType
 __version__ = "0.1.0"
 
 _MODULES = frozenset(  # besides the families
-    "checkpoints families files finetune generate heads layers leaves params pipeline protocols "
-    "random taps tasks tokenize train transforms tree".split()
+    "bridges checkpoints distributed families files finetune generate heads layers leaves params "
+    "pipeline protocols random taps tasks tokenize train transforms tree".split()
 )
 
 

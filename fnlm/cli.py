@@ -4,6 +4,7 @@ The first three commands are plain functions that yield the pieces of their outp
 `fnlm.programs`. Tensors are loaded only when a command runs, so that help comes at once.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ def main(args: list[str] | None = None) -> int:
     if args and args[0] in programs.PROGRAMS:
         program = programs.find(args[0])
         return run(program.main, program.Flags, args[1:], program=f"fnlm {args[0]}")
-    parsed = _parser().parse_args(args)
+    parsed = _parser().parse_args(_underscored(args))
     command = parsed.subcommand
     functions: dict[str, Callable[..., Iterator[str]]] = {"generate": generate, "inspect": inspect}
     options = parsed[command].as_dict()
@@ -56,6 +57,12 @@ def main(args: list[str] | None = None) -> int:
             print(encodable(piece) if raw else shown(piece), end="", flush=True)
 
     return exit_code(f"fnlm {command}", work)
+
+
+def _underscored(args: list[str]) -> list[str]:
+    """Return arguments with --max-new-tokens, as some spell it, for --max_new_tokens."""
+    flag = re.compile(r"^--[a-z]+(-[a-z]+)+(?=$|=)")
+    return [flag.sub(lambda found: "--" + found[0][2:].replace("-", "_"), x) for x in args]
 
 
 def generate(
@@ -94,6 +101,11 @@ def generate(
         raise ValueError(
             f"num_samples={num_samples} and num_beams={num_beams} must be at least 1, "
             "and beams, where there are several, no fewer than samples"
+        )
+    if temperature < 0:
+        raise ValueError(
+            f"temperature={temperature} is below 0: 0 takes the most likely token each time, 1 "
+            "samples as the model says"
         )
     idle = {"top_k": (top_k, 0), "top_p": (top_p, 1.0)} if num_beams > 1 or not temperature else {}
     if num_beams > 1:

@@ -70,6 +70,16 @@ def test_several_texts_and_beams(model: Path, capsys: pytest.CaptureFixture[str]
     assert found.startswith(f"--- 1 of 2\n{PROMPT}") and "--- 2 of 2" in found
 
 
+def test_flags_may_have_hyphens(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(model), "--prompt", "a --well-known"]
+    assert cli.main([*words, "--max_new_tokens", "5"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("a --well-known")
+    assert cli.main([*words, "--max-new-tokens", "5"]) == 0
+    assert cli.main([*words, "--max-new-tokens=5"]) == 0
+    assert capsys.readouterr().out == text * 2
+
+
 def test_generate_in_bfloat16(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["generate", str(model), "--prompt", PROMPT, "--dtype", "bfloat16"]) == 0
     assert capsys.readouterr().out.startswith(PROMPT)
@@ -117,7 +127,7 @@ def test_inspect_says_what_would_not_load(
     ("words", "parts"),
     [
         (["generate", "MODEL", "--max_new_tokens", "128"], ["=128", "n_positions=128"]),
-        (["generate", "MODEL", "--temperature", "-1"], ["temperature", "-1"]),
+        (["generate", "MODEL", "--temperature", "-1"], ["temperature", "-1", "0 takes the most"]),
         (["generate", "MODEL", "--num_samples", "0"], ["num_samples=0"]),
         (["generate", "MODEL", "--num_samples", "3", "--num_beams", "2"], ["num_beams=2"]),
         (["generate", "MODEL", "--temperature", "0", "--top_k", "4"], ["top_k=4", "temperature=0"]),

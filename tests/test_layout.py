@@ -233,7 +233,7 @@ STATEMENTS = (
 def is_inert(node: ast.stmt) -> bool:
     """Whether a statement at the top of a module only names things."""
     if isinstance(node, ast.Expr):
-        # A docstring, telling the tree module about a new kind of node, or which names are answered.
+        # A docstring; telling of a new kind of node of trees, or that old names are answered.
         call = dotted(node.value.func) if isinstance(node.value, ast.Call) else ""
         return isinstance(node.value, ast.Constant) or "register" in call or "_former" in call
     if isinstance(node, ast.If):

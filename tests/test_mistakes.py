@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -281,7 +281,7 @@ row("top_k of a float", lambda: continued(2, key=KEY, top_k=4.5), TypeError, "to
 row("do_sample", lambda: continued(2, do_sample=True), TypeError, "'do_sample'", "key=fnlm.random.key")
 row("an int for the key of sampling", lambda: continued(2, key=3), TypeError, "key", "got 3", "random.key")
 row("eos as a text", lambda: continued(2, eos="<|endoftext|>"), TypeError, "eos", "endoftext", "tokens_to_ids")
-row("BERT generates", lambda: generate(cast("Any", bert.masked_lm), BERT, IDS, 2), TypeError, "apply", "masked_lm", "gpt2.apply does")
+row("BERT generates", lambda: generate(B.masked_lm, BERT, IDS, 2), TypeError, "apply", "masked_lm", "gpt2.apply does")
 row("the module for apply", lambda: generate(F.gpt2, PARAMS, IDS, 2), TypeError, "apply", "gpt2.apply", "module", "the order is")
 row("0 beams", lambda: beam_search(gpt2.apply, PARAMS, IDS, 2, num_beams=0), ValueError, "num_beams", "got 0", "greedy")
 row("a temperature without key to sample", lambda: sample(LOGITS, temperature=0.5), ValueError, "temperature=0.5", "key")

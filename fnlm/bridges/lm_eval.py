@@ -1,10 +1,7 @@
 """fnlm's models in EleutherAI's lm-evaluation-harness, which need not be installed for the scores.
 
 Three functions give a causal model's numbers as the harness defines them, and `harness_model`
-dresses a pipeline as a model of the harness::
-
-    model = harness_model(pipeline.load("tiny"))
-    lm_eval.simple_evaluate(model, tasks=["lambada_openai"])
+dresses a pipeline as a model of the harness, for `lm_eval.simple_evaluate(model, tasks=[...])`.
 
 Source: lm-evaluation-harness 0.4, `lm_eval/models/huggingface.py`, equal to its model `hf`.
 Deviations: special tokens in a text are ordinary text; a sampled text depends on the seed and on
@@ -145,6 +142,10 @@ def harness_model(pipeline: Pipeline, *, batch_size: int = 8, seed: int = 0) -> 
 
     Raises:
         ImportError: lm_eval is not installed (`pip install lm-eval`).
+
+    >>> import lm_eval  # doctest: +SKIP
+    >>> model = harness_model(pipeline.load("tiny"))  # doctest: +SKIP
+    >>> results = lm_eval.simple_evaluate(model, tasks=["lambada_openai"])  # doctest: +SKIP
     """
     from lm_eval.api.model import LM
 

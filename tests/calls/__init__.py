@@ -12,7 +12,7 @@ from calls.leaves import ABSTRACT, LEAVES, PEFT, TYPED
 from calls.parameters import FILES, PARAMETERS, TREE
 from calls.ranks import RANKS
 from calls.text import LANGUAGE, TASKS, TOKENIZING
-from calls.tools import CHECKPOINTS, PROGRAM, REGISTER, WRITER
+from calls.tools import BRIDGES, CHECKPOINTS, PROGRAM, REGISTER, WRITER
 from calls.training import FINETUNING, TAPS, TRAINING, TRANSFORMS
 
 __all__ = ["ABSTRACT", "TABLE", "Example", "Make", "files"]
@@ -29,6 +29,7 @@ TABLE: dict[str, Make] = {f"fnlm.{name}": make for name, make in FAMILY_ROWS.ite
         "families": REGISTER,
         "checkpoints": CHECKPOINTS,
         "pipeline": WRITER,
+        "bridges.lm_eval": BRIDGES,
         "generate": DECODING,
         "train": TRAINING,
         "taps": TAPS,

@@ -10,6 +10,7 @@ from fnlm import (
     finetune,
     pipeline,
 )
+from fnlm.bridges import lm_eval
 
 PROGRAM: dict[str, Make] = {
     "main": lambda folder: on(cli.main, ["inspect", str(saved(folder))]),
@@ -40,6 +41,17 @@ WRITER: dict[str, Make] = {
     ),
     "Pipeline.encode": lambda folder: on(pipeline.load(saved(folder)).encode, "low"),
     "Pipeline.decode": lambda folder: on(pipeline.load(saved(folder)).decode, [1, 2, 3], seen=list),
+}
+BRIDGES: dict[str, Make] = {
+    "loglikelihood": lambda folder: on(
+        lm_eval.loglikelihood, pipeline.load(saved(folder)), [("low", " lower")]
+    ),
+    "loglikelihood_rolling": lambda folder: on(
+        lm_eval.loglikelihood_rolling, pipeline.load(saved(folder)), ["low lower"]
+    ),
+    "generate_until": lambda folder: on(
+        lm_eval.generate_until, pipeline.load(saved(folder)), [("low", {"max_gen_toks": 2})]
+    ),
 }
 REGISTER: dict[str, Make] = {
     "causal": lambda _: on(families.causal),
