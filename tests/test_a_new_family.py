@@ -33,8 +33,9 @@ RECORD = f"""\
 # same functions of layers for the others.
 PROPERTIES = (
     "test_check_params", "test_convert", "test_families", "test_files_of_others",
-    "test_files_say_less", "test_layout", "test_purity", "test_register", "test_rename",
-    "test_saving", "test_settings", "test_spec", "test_taps", "test_transforms",
+    "test_files_say_less", "test_layout", "test_purity", "test_register", "test_remat_models",
+    "test_rename", "test_saving", "test_settings", "test_spec", "test_taps",
+    "test_transforms",
 )  # fmt: skip
 OF_THE_FAMILY = "(opt- or opt] or opt.py] or fnlm.opt or has_an_example) and not compile"
 
