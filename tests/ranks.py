@@ -336,15 +336,20 @@ def solver() -> None:
             raise AssertionError("random numbers of parts are not those of the whole")
 
 
-def messages_of(plan: str) -> None:
-    """What is communicated is what docs/scaling.py says."""
+def scaling() -> Any:
+    """The program that writes the table of docs/scaling.md."""
     path = Path(__file__).resolve().parent.parent / "docs" / "scaling.py"
     described = importlib.util.spec_from_file_location("scaling", path)
     assert described is not None and described.loader is not None
-    scaling = importlib.util.module_from_spec(described)
-    described.loader.exec_module(scaling)
+    module = importlib.util.module_from_spec(described)
+    described.loader.exec_module(module)
+    return module
+
+
+def messages_of(plan: str) -> None:
+    """What is communicated is what docs/scaling.md says."""
     for family in (GPT2, BERT):
-        scaling.check(family.module, family.config, plan)
+        scaling().check(family.module, family.config, plan)
 
 
 def saves(folder: Path) -> None:

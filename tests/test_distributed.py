@@ -10,15 +10,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import ranks
 import torch
 from conftest import NO_SOCKETS, ROOT
-from families import GPT2, make_params
+from families import BERT, GPT2, Family, make_params
 from torch.func import grad
+from torch.utils.flop_counter import FlopCounterMode
 
-from fnlm import distributed, gpt2, tree
+from fnlm import bert, distributed, gpt2, random, tree
 from fnlm.train import adamw, init_state, losses, train_step
 
 SECONDS = 300  # for all checks, on a busy machine
@@ -182,3 +184,27 @@ def test_errors_name_the_remedy(tmp_path: Path) -> None:
         distributed.own_rows((torch.tensor(1),))
     with pytest.raises(FileNotFoundError, match="holds no state"):
         distributed.load_state(tmp_path, placed)
+
+
+@pytest.fixture(scope="module")
+def scaling() -> ModuleType:
+    return ranks.scaling()
+
+
+def test_the_table_of_costs_is_up_to_date(scaling: ModuleType) -> None:
+    assert scaling.PAGE.read_text(encoding="utf-8") == scaling.page(), "run `make docs`"
+
+
+@pytest.mark.parametrize("family", [GPT2, BERT], ids=lambda family: family.name)
+def test_the_table_counts_operations_as_torch_does(family: Family, scaling: ModuleType) -> None:
+    """With dropout, so that attention is in operations that torch's counter knows."""
+    step, shapes = scaling.Step(2, 5), scaling.shapes_of(family.module, family.config)
+    heads = ("masked_lm",) if family is BERT else ()
+    params = family.module.init(family.config, random.key(0), heads=heads)
+    params = tree.map(lambda x: x.requires_grad_(), params)
+    ids = torch.ones(step.examples, step.length, dtype=torch.int64)
+    function = bert.masked_lm if family is BERT else gpt2.apply
+    with FlopCounterMode(display=False) as counter:
+        result = function(params, ids, key=random.key(1))
+        tree.leaves(result)[0].sum().backward()
+    assert counter.get_total_flops() == scaling.flops(shapes, scaling.Ranks(1, 1), step)

@@ -1,7 +1,7 @@
 """Examples of what runs on many processes, in one."""
 
+import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,15 @@ import torch
 from calls.common import IDS, PARAMS, SMALL, Example, Make, on
 from calls.leaves import leaf_rows
 from fnlm import distributed
-from fnlm.distributed import collectives, plans
+from fnlm.distributed import plans
 
 EVERYTHING = distributed.fully_sharded()
 PLACED = distributed.shard(PARAMS, EVERYTHING)
 MATRIX = torch.ones(4, 12)
 
 
-def placed(kind: Any, path: str, x: Any) -> tuple[plans.Placement, ...]:
-    return (plans.Placement(kind),)
-
-
-PARTS = {
-    kind: distributed.shard({"w": MATRIX}, partial(placed, kind))["w"]
-    for kind in ("replicate", "shard", "split")
-}
+def part(kind: str) -> Any:
+    return distributed.shard({"w": MATRIX}, lambda path, x: (plans.Placement(kind),))["w"]
 
 
 def placements(plan: plans.Plan) -> Any:
@@ -48,11 +42,11 @@ def state_there(folder: Path) -> Path:
     return folder / "state"
 
 
-def saved_anew(folder: Path) -> Any:
+def saved_anew() -> Any:
     """What is read of a state, which a directory holds one of."""
-    place = folder / str(len(list(folder.iterdir())))
-    distributed.save_state(SMALL, place)
-    return distributed.load_state(place, SMALL)
+    with tempfile.TemporaryDirectory() as place:
+        distributed.save_state(SMALL, place)
+        return distributed.load_state(place, SMALL)
 
 
 def loss(params: Any, ids: Any) -> Any:
@@ -69,13 +63,11 @@ RANKS: dict[str, Make] = {
     "where": lambda _: on(distributed.where, lambda p, x: False, EVERYTHING, EVERYTHING,
                           seen=placements),
     "shard": lambda _: on(distributed.shard, PARAMS, EVERYTHING),
-    "save_state": lambda folder: on(saved_anew, folder),
+    "save_state": lambda _: on(saved_anew),
     "load_state": lambda folder: on(distributed.load_state, state_there(folder), SMALL),
-    "Message.sent": lambda _: on(
-        vars(collectives.Message)["sent"].fget, distributed.Message("", 8, 2)
-    ),
-    **leaf_rows(distributed.Placed, PARTS["shard"]),
-    **leaf_rows(distributed.Replicated, PARTS["replicate"]),
-    **leaf_rows(distributed.Sharded, PARTS["shard"]),
-    **leaf_rows(distributed.Split, PARTS["split"]),
+    "Message.sent": lambda _: on(lambda m: m.sent, distributed.Message("all_reduce", 8, 2)),
+    **leaf_rows(distributed.Placed, part("shard")),
+    **leaf_rows(distributed.Replicated, part("replicate")),
+    **leaf_rows(distributed.Sharded, part("shard")),
+    **leaf_rows(distributed.Split, part("split")),
 }  # fmt: skip
