@@ -37,7 +37,7 @@ __all__ = [
     "HEADS", "Config", "Params", "apply", "hidden_states", "init", "layers", "load", "pretraining",
     "save", "spec", *HEADS,
 ]  # fmt: skip
-_former.explain_names(__name__)
+_explain = _former.explain_names(__name__)
 
 
 @register_constant

@@ -40,7 +40,7 @@ HEADS = ("multiple_choice",)
 
 # The activations that `afn` may name; GPT's "gelu" is the tanh approximation.
 _AFN = {"gelu": gelu_tanh, **{name: ACTIVATIONS[name] for name in ("relu", "silu", "swish")}}
-_former.explain_names(__name__)
+_explain = _former.explain_names(__name__)
 
 
 @register_constant

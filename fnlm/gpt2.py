@@ -34,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 HEADS = ("multiple_choice",)
-_former.explain_names(__name__)
+_explain = _former.explain_names(__name__)
 
 
 @register_constant

@@ -38,7 +38,7 @@ __all__ = [
 
 HEADS: tuple[str, ...] = ()
 Keys = Sequence[Tensor | None]  # dropout keys; None is no dropout
-_former.explain_names(__name__)
+_explain = _former.explain_names(__name__)
 
 
 @register_constant

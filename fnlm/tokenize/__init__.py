@@ -2,4 +2,4 @@
 
 from fnlm import _former
 
-_former.explain_names(__name__)
+_explain = _former.explain_names(__name__)
