@@ -174,8 +174,8 @@ def of_attribute(name: str) -> str:
     return ""
 
 
-def explain_names(module: str) -> None:
-    """Let a module answer for names of other libraries.
+def explain_names(module: str) -> Callable[[str], NoReturn]:
+    """Let a module answer for names of other libraries; return its new `__getattr__`.
 
     The answer is an ImportError for attributes, too, as Python replaces the message of an
     AttributeError in `from fnlm.bert import BertModel`.
@@ -189,7 +189,8 @@ def explain_names(module: str) -> None:
             raise ImportError(f"{module} has no {name!r}: instead of it there is {instead}")
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
-    sys.modules[module].__dict__["__getattr__"] = attribute
+    sys.modules[module].__dict__["__getattr__"] = attribute  # unknown to type checkers
+    return attribute
 
 
 def explain(module: str) -> None:

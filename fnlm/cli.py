@@ -102,11 +102,7 @@ def generate(
             f"num_samples={num_samples} and num_beams={num_beams} must be at least 1, "
             "and beams, where there are several, no fewer than samples"
         )
-    if temperature < 0:
-        raise ValueError(
-            f"temperature={temperature} is below 0: 0 takes the most likely token each time, 1 "
-            "samples as the model says"
-        )
+    _check_temperature(temperature)
     idle = {"top_k": (top_k, 0), "top_p": (top_p, 1.0)} if num_beams > 1 or not temperature else {}
     if num_beams > 1:
         idle |= {"repetition_penalty": (repetition_penalty, 1.0)}
@@ -146,6 +142,14 @@ def generate(
         yield prompt or ""
         yield from lm.decode(tokens)
         yield "\n"
+
+
+def _check_temperature(temperature: float) -> None:
+    if temperature < 0:
+        raise ValueError(
+            f"temperature={temperature} is below 0: 0 takes the most likely token each time, 1 "
+            "samples as the model says"
+        )
 
 
 def inspect(

@@ -5,4 +5,4 @@ from fnlm.tokenize._padding import pad
 
 __all__ = ["pad"]
 
-_former.explain_names(__name__)
+_explain = _former.explain_names(__name__)

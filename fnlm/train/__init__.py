@@ -94,4 +94,4 @@ __all__ = [
     "train_step",
 ]
 
-_former.explain_names(__name__)
+_explain = _former.explain_names(__name__)

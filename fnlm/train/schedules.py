@@ -38,7 +38,7 @@ __all__ = [
     "warmup_linear",
 ]
 
-_former.explain_names(__name__)
+_explain = _former.explain_names(__name__)
 
 
 class Schedule(Protocol):
