@@ -1,6 +1,7 @@
 """One rank of the tests of fnlm.distributed: runs its checks and writes down what failed.
 
-    python ranks.py RANK SIZE FOLDER            all checks, with the time of each where -v is added
+    python ranks.py RANK SIZE FOLDER            all checks
+    python ranks.py RANK SIZE FOLDER vmap -v    those with a word in their names; prints their times
     python ranks.py RANK SIZE FOLDER reads      reads the states that others wrote
 
 Each check compares what the ranks compute together with one process, in float64.
@@ -138,7 +139,7 @@ TRANSFORMS: dict[str, Callable[..., Tree]] = {
         torch.tensor([1.0, 2.0], dtype=torch.float64)
     ),
     "vmap of vjp": lambda f, p, t: tree.map(
-        lambda x: x[0], vmap(vjp(grad(f), p)[1])(tree.map(lambda x: x[None], t))
+        lambda x: x[0], vmap(lambda s: back(grad(f), p, s))(tree.map(lambda x: x[None], t))
     ),
     "plain autograd": lambda f, p, t: plain(f, p),
     "norm": lambda f, p, t: tree.norm(grad(f)(p)),
@@ -465,7 +466,10 @@ def main() -> None:
         todo = checks(size(), folder)
         if "reads" in only:
             todo = {f"reads {n}": lambda n=n: reads(folder / "saved" / n) for n in PLANS}  # type: ignore[misc]
+        words = [word for word in only if word not in ("reads", "-v")]
         for name, check in todo.items():
+            if not all(word in name for word in words):
+                continue
             start = time.perf_counter()
             try:
                 check()
