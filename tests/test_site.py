@@ -89,6 +89,8 @@ def test_the_reference_shows_what_docstrings_say(built: Path) -> None:
     text = (built / "reference" / "models.html").read_text(encoding="utf-8")
     assert "each 0 &lt;= type &lt; K: 0 for text A" in text  # an argument, with its `<`
     assert 'href="parameters.html#fnlm.params.io.load"' in text  # a name in a docstring
+    answer = (built / "migration.html").read_text(encoding="utf-8")
+    assert 'href="reference/models.html#fnlm.bert.masked_lm"' in answer  # `bert.masked_lm`
     for path in (built / "reference").glob("*.html"):
         page = path.read_text(encoding="utf-8")
         assert not re.search(r"<blockquote>|&gt;&gt;&gt;\s*</p>|>Example:<", page), path.name

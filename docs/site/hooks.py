@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import names
-import rewrite
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -92,8 +91,13 @@ def outside_fences(text: str, change: Callable[[str], str]) -> str:
 
 
 def _link_names(text: str) -> str:
-    link = rewrite.linked(names.known())
-    return re.sub(r"(?<![\[`])`fnlm(?:\.\w+)+`(?![\]`])", lambda name: link(name[0]), text)
+    """Link `fnlm.gpt2.load`, and `gpt2.load`, to the reference."""
+
+    def link(code: re.Match[str]) -> str:
+        name = f"fnlm.{code[1].removeprefix('fnlm.')}"
+        return f"[{code[0]}][{name}]" if name in names.known() else code[0]
+
+    return re.sub(r"(?<![\[`])`([a-z_]\w*(?:\.\w+)+)`(?![\]`])", link, text)
 
 
 def _index(text: str) -> str:
