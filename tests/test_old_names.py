@@ -38,7 +38,7 @@ def test_an_old_argument_is_answered(load: Any, name: str) -> None:
 def test_other_arguments_are_those_of_the_signature(load: Any) -> None:
     assert not inspect.signature(load).parameters.keys() & INSTEAD.keys()
     assert "name_or_path" in inspect.signature(load).parameters and load.__doc__
-    with pytest.raises(TypeError, match="unexpected keyword argument 'nonsense'"):
+    with pytest.raises(TypeError, match="has no argument 'nonsense'"):
         load("tiny", nonsense=1)
 
 
