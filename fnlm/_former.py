@@ -14,7 +14,6 @@ from typing import NoReturn, ParamSpec, TypeVar
 
 __all__ = [
     "answering",
-    "explain",
     "explain_names",
     "explained",
     "is_refused",
@@ -191,19 +190,6 @@ def explain_names(module: str) -> Callable[[str], NoReturn]:
 
     sys.modules[module].__dict__["__getattr__"] = attribute  # unknown to type checkers
     return attribute
-
-
-def explain(module: str) -> None:
-    """Let a module answer for names of other libraries, and its functions for their arguments.
-
-    Args:
-        module: its name, `__name__`; called at its end, on the functions of its `__all__`.
-    """
-    explain_names(module)
-    names = vars(sys.modules[module])
-    for name in names["__all__"]:
-        if inspect.isfunction(names[name]) and not hasattr(names[name], "__wrapped__"):
-            names[name] = answering(names[name])
 
 
 def explained(cls: C) -> C:

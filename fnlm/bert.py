@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import _former, random
+from fnlm import random
 from fnlm.heads import head_params, linear_logits, masked_lm_logits, pooler_params
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, lookup, mlp, tap
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import attend, merge_heads, padding_bias, split_heads
 from fnlm.params import io
-from fnlm.params._check import check_config, checked, config_of
+from fnlm.params._check import check_config, config_of, register_functions
 from fnlm.params.config import Count, LabelledConfig, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import bert as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
@@ -179,7 +179,6 @@ def _states(
     return tuple(states)
 
 
-@checked(Config, spec)
 def hidden_states(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None, remat: bool = False,
@@ -189,7 +188,6 @@ def hidden_states(
     return tap(x, params.get("taps"), "hidden")
 
 
-@checked(Config, spec)
 def layers(
     params: Params, ids: Tensor, token_types: Tensor | None = None, mask: Tensor | None = None, *,
     key: Tensor | None = None, remat: bool = False,
@@ -326,4 +324,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     io.save(params, directory, names.FAMILY, spec, dialect)
 
 
-_former.explain(__name__)
+register_functions(__name__, Config, spec)

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import _causal, _former, random
+from fnlm import _causal, random
 from fnlm._causal import Context, Sizes, attend_cached
 from fnlm.heads import choice_logits, head_params, output_table, tied_logits
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, gelu_tanh, layer_norm, linear, mlp
@@ -25,7 +25,7 @@ from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
 from fnlm.layers.tap import tap
 from fnlm.params import io
-from fnlm.params._check import check_config, checked, config_of
+from fnlm.params._check import check_config, config_of, register_functions
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import gpt as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
@@ -221,7 +221,6 @@ def _states(
     return _causal.run(_block, x, blocks, tokens, config, block_keys, keep=keep, remat=remat)
 
 
-@checked(Config, spec)
 def hidden_states(
     params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
     positions: Tensor | None = None, token_types: Tensor | None = None, *,
@@ -236,7 +235,6 @@ def hidden_states(
     return tap(x, params.get("taps"), "hidden"), cache
 
 
-@checked(Config, spec)
 def layers(
     params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
     positions: Tensor | None = None, token_types: Tensor | None = None, *,
@@ -326,4 +324,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     io.save(params, directory, names.FAMILY, spec, dialect)
 
 
-_former.explain(__name__)
+register_functions(__name__, Config, spec)

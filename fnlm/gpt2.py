@@ -15,14 +15,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fnlm import _causal, _former, random
+from fnlm import _causal, random
 from fnlm._causal import Context, Sizes, attend_cached
 from fnlm.heads import choice_logits, head_params, output_table, tied_logits
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, mlp, tap
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
 from fnlm.params import io
-from fnlm.params._check import check_config, checked, config_of
+from fnlm.params._check import check_config, config_of, register_functions
 from fnlm.params.config import BaseConfig, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import gpt2 as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
@@ -188,7 +188,6 @@ def _states(
     return _causal.run(_block, x, blocks, tokens, config, block_keys, keep=keep, remat=remat)
 
 
-@checked(Config, spec)
 def hidden_states(
     params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
     positions: Tensor | None = None, token_types: Tensor | None = None, *,
@@ -205,7 +204,6 @@ def hidden_states(
     return tap(x, params.get("taps"), "hidden"), cache
 
 
-@checked(Config, spec)
 def layers(
     params: Params, ids: Tensor, cache: AnyCache | None = None, mask: Tensor | None = None,
     positions: Tensor | None = None, token_types: Tensor | None = None, *,
@@ -299,4 +297,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     io.save(params, directory, names.FAMILY, spec, dialect)
 
 
-_former.explain(__name__)
+register_functions(__name__, Config, spec)

@@ -18,14 +18,13 @@ import torch
 from torch import Tensor
 
 from fnlm import _adaptive_vocabulary as vocabulary
-from fnlm import _former
 from fnlm.layers import dropout, dropout_keys, layer_norm, memory, mlp, sinusoids, tap
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.memory import Mems, reset_mems
 from fnlm.layers.relative_attention import attend_relative, attention_bias, causal_window_mask
 from fnlm.params import io
-from fnlm.params._check import check_config, checked, config_of
+from fnlm.params._check import check_config, config_of, register_functions
 from fnlm.params.config import Count, Rate, Scale, Size, one_of
 from fnlm.params.names import transfo_xl as names
 from fnlm.params.spec import Spec, heads_among, initialize, norm_spec
@@ -213,7 +212,6 @@ def _states(
     return tuple(states), mems
 
 
-@checked(Config, spec)
 def hidden_states(
     params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None,
     detach: bool = True, sparse: bool = False, remat: bool = False,
@@ -228,7 +226,6 @@ def hidden_states(
     return tap(x, params.get("taps"), "hidden"), mems
 
 
-@checked(Config, spec)
 def layers(
     params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None,
     detach: bool = True, sparse: bool = False, remat: bool = False,
@@ -241,7 +238,6 @@ def layers(
     return states[1:], mems
 
 
-@checked(Config, spec)
 def apply(
     params: Params, ids: Tensor, mems: Mems | None = None, *, key: Tensor | None = None,
     detach: bool = True, sparse: bool = False, remat: bool = False,
@@ -276,7 +272,6 @@ def apply(
     return vocabulary.log_probs(params, x), mems
 
 
-@checked(Config, spec)
 def negative_log_likelihood(
     params: Params, ids: Tensor, targets: Tensor, mems: Mems | None = None, *,
     key: Tensor | None = None, detach: bool = True, sparse: bool = False, remat: bool = False,
@@ -326,4 +321,4 @@ def save(params: Params, directory: str | Path, *, dialect: str = "transformers"
     io.save(params, directory, names.FAMILY, spec, dialect)
 
 
-_former.explain(__name__)
+register_functions(__name__, Config, spec)

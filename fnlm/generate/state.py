@@ -139,7 +139,8 @@ def pad_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
 def check_causal(apply: Any) -> None:
     """Raise TypeError unless a model can be decoded, as far as its arguments tell.
 
-    >>> from fnlm import bert
+    >>> from fnlm import bert, gpt2
+    >>> check_causal(gpt2.apply)
     >>> check_causal(bert.masked_lm)
     Traceback (most recent call last):
     TypeError: apply must be a causal model, apply(params, ids, cache), got masked_lm with ...

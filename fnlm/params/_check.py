@@ -5,7 +5,9 @@ answers for a tensor puts into the tree. What is missing further down is named w
 """
 
 import functools
+import inspect
 import os
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, ParamSpec, TypeVar
 
@@ -15,7 +17,9 @@ from fnlm import _former, tree
 from fnlm.params.config import BaseConfig
 from fnlm.tree import Tree
 
-__all__ = ["MISSED", "check_config", "checked", "config_of", "raise_named"]
+__all__ = [
+    "MISSED", "check_config", "checked", "config_of", "raise_named", "register_functions",
+]  # fmt: skip
 
 MISSED = (AttributeError, KeyError, TypeError)  # what the lack of a leaf raises
 C = TypeVar("C", bound=BaseConfig)
@@ -98,6 +102,25 @@ def checked(
         return call
 
     return decorate
+
+
+def register_functions(module: str, kind: type[BaseConfig], spec: Callable[..., Tree]) -> None:
+    """Let the public functions of a family name what is wrong with their arguments.
+
+    Those of params and ids are `checked`; names and arguments of other libraries are answered.
+
+    Args:
+        module: its name, `__name__`; called at its end.
+        kind: the `Config` of the family.
+        spec: of the family.
+    """
+    _former.explain_names(module)
+    names = vars(sys.modules[module])
+    for name in names["__all__"]:
+        function = names[name]
+        if inspect.isfunction(function) and function.__module__ == module:
+            of_data = [*inspect.signature(function).parameters][:2] == ["params", "ids"]
+            names[name] = (checked(kind, spec) if of_data else _former.answering)(function)
 
 
 def raise_named(error: Exception, params: Tree, spec: Callable[..., Tree]) -> NoReturn:
