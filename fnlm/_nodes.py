@@ -21,6 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 _TYPED: set[type] = set()  # the classes of typed leaves
+_SAME: Any = pytree.GetAttrKey("")  # the key of a child whose path is that of its leaf
 
 
 def register_constant(cls: C) -> C:
@@ -99,7 +100,8 @@ def register_leaf(cls: C) -> C:
 
     def with_keys(node: Any) -> tuple[list[tuple[Any, Any]], Any]:
         children, frame = node.tree_flatten()
-        return [(pytree.MappingKey(name), child) for name, child in children.items()], frame
+        keys = [pytree.MappingKey(name) if name else _SAME for name in children]
+        return list(zip(keys, children.values(), strict=True)), frame
 
     def flatten(node: Any) -> tuple[list[Any], Any]:
         children, frame = node.tree_flatten()
@@ -155,12 +157,13 @@ def _compact(x: Any) -> Any:
 
 def dotted(path: Iterable[Any]) -> str:
     """Return the keys of a path, joined by dots."""
-    names = (getattr(e, "key", getattr(e, "idx", getattr(e, "name", None))) for e in path)
-    return ".".join(str(name) for name in names if name != "")
+    names = (getattr(e, "key", getattr(e, "idx", getattr(e, "name", None)))
+             for e in path if e is not _SAME)  # fmt: skip
+    return ".".join(map(str, names))
 
 
 def _join(path: str, name: object) -> str:
-    return f"{path}.{name}" if path and name != "" else path or str(name)
+    return f"{path}.{name}" if path else str(name)
 
 
 def _is_named_tuple(node: object) -> bool:
@@ -186,7 +189,9 @@ def keep(node: Tree, predicate: Predicate, path: str, constants: bool) -> Tree:
         return _rebuild(node, [keep(v, predicate, _join(path, i), constants) for i, v in named])
     if is_typed(node):
         parts, frame = node.tree_flatten()
-        kept = [keep(v, predicate, _join(path, k), constants) for k, v in parts.items()]
+        kept = [
+            keep(v, predicate, _join(path, k) if k else path, constants) for k, v in parts.items()
+        ]
         return {} if all(_is_empty(x) for x in kept) else type(node).tree_unflatten(kept, frame)
     if not pytree.tree_leaves(node):
         return node if constants else {}
@@ -239,7 +244,10 @@ def union(first: Tree, second: Tree, path: str) -> Tree:
     if is_typed(first) and type(first) is type(second):
         (parts, frame), (others, frame_2) = first.tree_flatten(), second.tree_flatten()
         if frame == frame_2 and parts.keys() == others.keys():
-            joined = [union(a, others[name], _join(path, name)) for name, a in parts.items()]
+            joined = [
+                union(a, others[name], _join(path, name) if name else path)
+                for name, a in parts.items()
+            ]
             return type(first).tree_unflatten(joined, frame)
         raise ValueError(
             f"merge() found halves of different leaves at {path!r}, {list(parts)} with {frame} and "

@@ -96,7 +96,7 @@ def test_stops_when_patience_is_over_and_keeps_the_best(tmp_path: Path) -> None:
     assert int(run(tmp_path, 40, patience=3).step) == 20  # it stays stopped
 
 
-def test_the_pretraining_example_survives_a_kill(tmp_path: Path) -> None:
+def test_pretraining_survives_a_kill(tmp_path: Path) -> None:
     """Run as a user runs it, killed by force in the middle, started again with the same flags."""
     rows = [f"The {a} {b} went to the {c}." for a in ("old", "red") for b in ("fox", "king")
             for c in ("wood", "sea", "hill")]  # fmt: skip
@@ -116,9 +116,8 @@ def test_the_pretraining_example_survives_a_kill(tmp_path: Path) -> None:
             "evaluate_every": "4",
         }
         words = [w for name, value in flags.items() for w in (f"--{name}", value)]
-        program = ROOT / "examples" / "pretrain_gpt2.py"
         return subprocess.Popen(
-            [sys.executable, str(program), *words],
+            [sys.executable, "-m", "fnlm", "pretrain", *words],
             cwd=tmp_path,
             env={"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
             stdout=subprocess.DEVNULL,

@@ -373,7 +373,9 @@ def test_a_second_moment_follows_where_rounding_to_the_nearest_stays() -> None:
 
 def test_wrappers_in_the_wrong_order_and_types_are_named() -> None:
     with pytest.raises(TypeError, match=r"turn it around, offload\(half_moments"):
-        train.half_moments(train.offload(train.adamw(0.1)), random.key(0)).init({})
+        train.half_moments(train.offload(train.adamw(0.1)), random.key(0)).init(
+            {"w": torch.ones(2)}
+        )
     with pytest.raises(TypeError, match=r"dtype must be .* got torch\.float32"):
         train.half_moments(train.adamw(0.1), random.key(0), torch.float32)
     both = train.offload(train.half_moments(train.adamw(0.1), random.key(0)))
