@@ -17,7 +17,7 @@ C = TypeVar("C", bound=type)
 
 __all__ = [
     "Params", "Predicate", "Tree", "check_alike", "dotted", "is_typed", "keep", "register_constant",
-    "register_leaf", "register_value", "union",
+    "register_leaf", "register_value", "table", "union",
 ]  # fmt: skip
 
 _TYPED: set[type] = set()  # the classes of typed leaves
@@ -255,4 +255,22 @@ def union(first: Tree, second: Tree, path: str) -> Tree:
         )
     raise ValueError(
         f"merge() found a leaf in both trees at {path!r}; merge halves of one partition"
+    )
+
+
+def table(leaves: Iterable[tuple[str, Any]]) -> str:
+    """Return the lines of `fnlm.tree.describe`, of tensors with their paths."""
+    counts: dict[tuple[str, str, str], list[int]] = {}  # path, shape, type -> elements of each leaf
+    for path, leaf in leaves:
+        pattern = ".".join("*" if part.isdigit() else part for part in path.split("."))
+        row = pattern, str(list(leaf.shape)), str(leaf.dtype).removeprefix("torch.")
+        counts.setdefault(row, []).append(leaf.numel())
+    cells = [
+        (path, f"x{len(sizes)}" if len(sizes) > 1 else "", shape, dtype, f"{sum(sizes):,}")
+        for (path, shape, dtype), sizes in counts.items()
+    ]
+    cells.append(("in all", "", "", "", f"{sum(map(sum, counts.values())):,}"))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join([*map(str.ljust, row[:-1], widths), row[-1].rjust(widths[-1])]) for row in cells
     )

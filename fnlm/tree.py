@@ -26,6 +26,7 @@ from fnlm._nodes import (
     register_constant,
     register_leaf,
     register_value,
+    table,
     union,
 )
 
@@ -366,32 +367,7 @@ def describe(tree: Tree) -> str:
     b               [3]     float32   3
     in all                           27
     """
-    rows: dict[tuple[str, str, str], int] = {}  # path, shape, type -> number of leaves
-    elements: dict[tuple[str, str, str], int] = {}
-    for path, leaf in named_leaves(tree):
-        pattern = ".".join("*" if part.isdigit() else part for part in path.split("."))
-        row = pattern, str(list(leaf.shape)), str(leaf.dtype).removeprefix("torch.")
-        rows[row] = rows.get(row, 0) + 1
-        elements[row] = elements.get(row, 0) + leaf.numel()
-    cells = [
-        (
-            path,
-            f"x{number}" if number > 1 else "",
-            shape,
-            dtype,
-            f"{elements[path, shape, dtype]:,}",
-        )
-        for (path, shape, dtype), number in rows.items()
-    ]
-    cells.append(("in all", "", "", "", f"{sum(elements.values()):,}"))
-    widths = [max(len(row[column]) for row in cells) for column in range(5)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column == 4 else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in cells
-    )
+    return table(named_leaves(tree))
 
 
 def _is_a(kind: type | None) -> Callable[[Any], bool] | None:

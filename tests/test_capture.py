@@ -351,17 +351,6 @@ def test_an_input_that_leaves_share_is_kept_once() -> None:
     assert first.inputs is second.inputs
 
 
-def test_kronecker_factors() -> None:
-    params, (x, ids) = make_leaves(), make_examples()
-    found = capture(make_loss(KNOWN["linear"], OTHER["square"]), params, x, ids)
-    assert not found.kronecker_factors()  # w is used in another way, too
-    found = capture(make_loss(KNOWN["linear"]), params, x, ids)
-    assert isinstance(found.uses[0], Product)
-    inputs, grads = found.kronecker_factors()["w"]
-    assert_close(inputs, torch.einsum("bti,btj->ij", x, x))
-    assert_close(grads, torch.einsum("bti,btj->ij", found.uses[0].grads, found.uses[0].grads))
-
-
 def test_a_direction_must_be_like_params() -> None:
     found = capture(make_loss(KNOWN["linear"]), make_leaves(), *make_examples())
     with pytest.raises(ValueError, match="direction must be a tree like params"):

@@ -1,6 +1,6 @@
 """What the transforms of per-example losses share: the batch, and the leaves to differentiate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch.func import vmap
 from fnlm import tree
 from fnlm.tree import Tree
 
-__all__ = ["Loss", "check_batch", "differentiable", "merged", "over_examples", "rows"]
+__all__ = ["Loss", "check_batch", "chunks", "differentiable", "merged", "over_examples", "rows"]
 
 Loss = Callable[..., Tensor]
 
@@ -72,3 +72,10 @@ def check_batch(batch: tuple[Any, ...], chunk_size: int | None = None) -> None:
         raise ValueError(
             f"chunk_size must be at least 1, got {chunk_size}; leave it out for all at once"
         )
+
+
+def chunks(batch: tuple[Any, ...], chunk_size: int) -> Iterator[tuple[Any, ...]]:
+    """Yield parts of a batch of at most so many examples, as views."""
+    check_batch(batch, chunk_size)
+    for start in range(0, rows(batch), chunk_size):
+        yield tree.map(lambda x, start=start: x[start : start + chunk_size], batch)

@@ -317,16 +317,6 @@ def dot(by_leaf: ByLeaf, direction: dict[str, Tensor], losses: Tensor) -> Tensor
     return total
 
 
-def kronecker_factors(by_leaf: ByLeaf) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return sum x x^T and sum g g^T of each leaf that is used once, in a product."""
-    found = {}
-    for path, (use, *others) in by_leaf.items():
-        if isinstance(use, Product) and not others:
-            x, g = (_wide(factor).flatten(0, 1) for factor in (use.inputs, use.grads))
-            found[path] = x.mT @ x, g.mT @ g
-    return found
-
-
 def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in _HALF else x
 

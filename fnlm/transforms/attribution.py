@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from fnlm import tree
-from fnlm.transforms.curvature import check_examples, chunks
+from fnlm.transforms._examples import check_batch, chunks, rows
 from fnlm.transforms.gradient import grad, grad_and_value
 from fnlm.transforms.operator import inner, split_floats
 from fnlm.transforms.solvers import Solution, solve
@@ -84,7 +84,8 @@ def influence(
 
     Source: Koh and Liang 2017, with the sign of a weight, not of an example left out.
     """
-    size = check_examples(batch)
+    check_batch(batch)
+    size = rows(batch)
     floats, whole = split_floats(params)
     gradient = grad(lambda p: query(whole(p)))(floats)
     solution = solve(
@@ -97,8 +98,8 @@ def influence(
     )
     every = vmap(lambda p, *example: loss(whole(p), *example), (None, *(0 for _ in batch)))
     slopes = [
-        jvp(lambda p, rows=rows: every(p, *rows), (floats,), (solution.x,))[1]
-        for rows in chunks(batch, chunk_size or max(size, 1))
+        jvp(lambda p, part=part: every(p, *part), (floats,), (solution.x,))[1]
+        for part in chunks(batch, max(size, 1) if chunk_size is None else chunk_size)
     ]
     scores = torch.cat(slopes) if slopes else tree.leaves(floats)[0].new_zeros(0)
     return Influence(-scores / max(size, 1), solution)

@@ -66,13 +66,6 @@ class Capture(NamedTuple):
             )
         return reductions.dot(self.by_leaf(), dict(tree.named_leaves(direction)), self.losses)
 
-    def kronecker_factors(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Return sum x x^T [n, n] and sum g g^T [m, m], over examples and positions, by path.
-
-        They are those of the leaves that are used once, in a product (see K-FAC, arXiv:1503.05671).
-        """
-        return reductions.kronecker_factors(self.by_leaf())
-
     def by_leaf(self) -> dict[str, list[Use]]:
         """Return the uses of each leaf by its path; a leaf without any is absent."""
         found: dict[str, list[Use]] = defaultdict(list)

@@ -7,7 +7,7 @@ its rows and columns hold what all of its uses contribute. Frozen parameters are
 Letters: p parameters, f outputs of the model, J = df/dp, g gradients.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 
 from fnlm import tree
+from fnlm.transforms._examples import check_batch, chunks, rows
 from fnlm.transforms.gradient import grad
 from fnlm.transforms.operator import Operator, inner, split_floats
 from fnlm.transforms.softmax import SoftmaxCrossEntropy
@@ -178,40 +179,19 @@ def empirical_fisher(
     >>> op({"w": torch.tensor([1.0, 3.0])})
     {'w': tensor([0.5000, 1.5000])}
     """
-    rows = check_examples(batch)
-    if not rows:
+    check_batch(batch)
+    size = rows(batch)
+    if not size:
         raise ValueError("the empirical Fisher information of no examples is not defined")
     floats, whole = split_floats(params)
     every = vmap(lambda p, *example: loss(whole(p), *example), (None, *(0 for _ in batch)))
 
-    def product(direction: Tree, *rows: Any) -> Tree:
-        slopes = jvp(lambda p: every(p, *rows), (floats,), (direction,))[1]  # [B]: g . direction
+    def product(direction: Tree, *part: Any) -> Tree:
+        slopes = jvp(lambda p: every(p, *part), (floats,), (direction,))[1]  # [B]: g . direction
         slopes = slopes / max(len(slopes), 1)
-        return grad(lambda p: torch.dot(every(p, *rows), slopes))(floats)
+        return grad(lambda p: torch.dot(every(p, *part), slopes))(floats)
 
     return Operator(_over_chunks(product, batch, chunk_size, None), floats)
-
-
-def check_examples(batch: tuple[Any, ...]) -> int:
-    """Return the number of examples, the length of the first axis of all of a batch."""
-    lengths = {f"batch.{path}": tuple(leaf.shape[:1]) for path, leaf in tree.named_leaves(batch)}
-    if not lengths:
-        raise ValueError(
-            "no batch was given; examples are positional arguments with a first axis of examples"
-        )
-    if len(set(lengths.values())) > 1 or () in lengths.values():
-        raise ValueError(f"all of batch need one first axis of examples, got the lengths {lengths}")
-    return next(iter(lengths.values()))[0]
-
-
-def chunks(batch: tuple[Any, ...], chunk_size: int) -> Iterator[tuple[Any, ...]]:
-    """Yield parts of a batch of at most so many examples, as views."""
-    if chunk_size < 1:
-        raise ValueError(
-            f"chunk_size must be at least 1, got {chunk_size}; leave it out for all at once"
-        )
-    for start in range(0, check_examples(batch), chunk_size):
-        yield tree.map(lambda x, start=start: x[start : start + chunk_size], batch)
 
 
 def _over_chunks(
@@ -224,7 +204,7 @@ def _over_chunks(
     if chunk_size is None:
         return lambda direction: product(direction, *batch)
     pieces = list(chunks(batch, chunk_size))
-    weights = [float(count(*piece) if count else check_examples(piece)) for piece in pieces]
+    weights = [float(count(*piece) if count else rows(piece)) for piece in pieces]
     shares = [weight / (sum(weights) or 1.0) for weight in weights]
 
     def summed(direction: Tree) -> Tree:

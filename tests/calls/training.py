@@ -186,7 +186,6 @@ TRANSFORMS: dict[str, Make] = {
     "Capture.weighted_sum": lambda _: on(
         lambda found, w: found.weighted_sum(w), CAPTURED, torch.arange(3.0)
     ),
-    "Capture.kronecker_factors": lambda _: on(lambda found: found.kronecker_factors(), CAPTURED),
     "Capture.by_leaf": lambda _: on(lambda found: found.by_leaf(), CAPTURED),
     "grad": lambda _: on(transforms.grad(square), SMALL, X),
     "grad_and_value": lambda _: on(transforms.grad_and_value(square), SMALL, X),
