@@ -95,7 +95,7 @@ class Quantized(Leaf):
         if self.ndim == 2 and len(parts) <= 2 and all(isinstance(part, slice) for part in parts):
             rows, columns = (*parts, slice(None))[:2]
             channels, inner = (columns, rows) if self.turned else (rows, columns)
-            span = range(*channels.indices(self.shape[1 if self.turned else 0]))
+            span = range(self.shape[1 if self.turned else 0])[channels]
             if inner == slice(None) and span.step == 1:
                 return self._channels(span.start, max(span.stop, span.start))
         return super().__getitem__(index)

@@ -118,7 +118,8 @@ def read_notes(path: str | os.PathLike[str]) -> Any:
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     save_state({}, f"{folder}/state.safetensors", notes={"losses": [0.5]})
+    ...     state = {"w": torch.ones(1)}
+    ...     save_state(state, f"{folder}/state.safetensors", notes={"losses": [0.5]})
     ...     read_notes(f"{folder}/state.safetensors")
     {'losses': [0.5]}
     """
