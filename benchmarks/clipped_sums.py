@@ -27,7 +27,7 @@ from _harness import Call, environment, judge, peak_bytes, ratios, row, take_tur
 from torch import Tensor
 
 from fnlm import bert, random, tree
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.names.bert import FAMILY
 from fnlm.train import losses
 from fnlm.transforms import capture, clipped_grad_sum, grad, per_example_grads, per_example_norms
@@ -93,7 +93,7 @@ def make_opacus(params: Tree) -> Any:
     config = params["config"]
     module = transformers.BertForSequenceClassification(transformers.BertConfig(**config.to_dict()))
     leaves = {name: leaf for name, leaf in params.items() if name != "config"}
-    state = rename.to_foreign(leaves, FAMILY.dialects[0])
+    state = _rename.to_foreign(leaves, FAMILY.dialects[0])
     missing = module.load_state_dict(state, strict=False)
     assert not missing.missing_keys, missing
     hooked = Hooked(module.train(), max_grad_norm=MAX_NORM, use_ghost_clipping=True)

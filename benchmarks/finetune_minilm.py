@@ -42,10 +42,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fnlm import bert, random, train, tree
-from fnlm.files.checkpoint import replace as write_whole
+from fnlm.files._checkpoint import replace as write_whole
 from fnlm.finetune.data import Arrays, predict, tensors
 from fnlm.layers import dropout, dropout_keys
-from fnlm.params import rename, spec
+from fnlm.params import _rename, spec
 from fnlm.params.names.bert import FAMILY
 from fnlm.tasks import glue, squad
 from fnlm.tasks.squad_answers import recover
@@ -194,7 +194,7 @@ def peer_model(params: bert.Params, work: Work, attention: str) -> Any:
         )
     )
     leaves = {name: value for name, value in params.items() if name != "config"}
-    foreign = rename.to_foreign(leaves, FAMILY.dialects[0])
+    foreign = _rename.to_foreign(leaves, FAMILY.dialects[0])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(foreign[name])

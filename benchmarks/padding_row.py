@@ -40,7 +40,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fnlm import bert, random, train, transforms, tree
-from fnlm.files.checkpoint import replace as write_whole
+from fnlm.files._checkpoint import replace as write_whole
 from fnlm.finetune.data import predict, tensors
 from fnlm.tasks import squad
 from fnlm.tasks.squad_answers import recover

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.func import vmap
 
 from fnlm import bert, random, transforms
-from fnlm.params import io, rename
+from fnlm.params import _rename, io
 from fnlm.params.names.bert import FAMILY
 from fnlm.train import losses
 from fnlm.transforms import per_example_grads
@@ -87,7 +87,7 @@ def difference(head: str, batch: Batch, *, positions: bool) -> str:
     module, params = make_models(head, 2, 0.0)
     ours = per_example_grads(loss_of(head), params, *batch)
     leaves = {name: value for name, value in ours.items() if name != "config"}
-    mine = vmap(lambda one: rename.to_foreign(one, FAMILY.dialects[0]))(leaves)
+    mine = vmap(lambda one: _rename.to_foreign(one, FAMILY.dialects[0]))(leaves)
     try:
         found = theirs(module, batch, positions=positions)
     except RuntimeError as error:

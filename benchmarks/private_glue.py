@@ -29,7 +29,7 @@ from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor
 
 from fnlm import bert, finetune, random, train
-from fnlm.params import io, rename, spec
+from fnlm.params import _rename, io, spec
 from fnlm.params.names.bert import FAMILY
 from fnlm.tasks import glue
 from fnlm.tokenize import bert as tokenize
@@ -83,7 +83,7 @@ def theirs(params: bert.Params, flags: argparse.Namespace, seed: int) -> Steps:
     config = transformers.BertConfig(**params["config"].to_dict())
     module = transformers.BertForSequenceClassification(config)
     leaves = {name: leaf for name, leaf in params.items() if name != "config"}
-    missing = module.load_state_dict(rename.to_foreign(leaves, FAMILY.dialects[0]), strict=False)
+    missing = module.load_state_dict(_rename.to_foreign(leaves, FAMILY.dialects[0]), strict=False)
     assert not missing.missing_keys, missing
     hooked = Hooked(module.train(), max_grad_norm=flags.max_norm, use_ghost_clipping=True)
     adamw: Any = torch.optim.AdamW(hooked.parameters(), flags.learning_rate, weight_decay=0.01)

@@ -16,7 +16,7 @@ import torch
 from _harness import Call, Times, environment, judge, ratios, row, take_turns
 
 from fnlm import gpt2, taps, tree
-from fnlm.layers.tap import tap
+from fnlm.layers._tap import tap
 
 SHARE, MICROSECONDS = 0.01, 10.0
 PLAIN, READ = "decoding step", "reading every site"

@@ -22,7 +22,7 @@ from _harness import environment, judge, ratios, take_turns
 from torch import Tensor
 
 from fnlm import random, transfo_xl
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.names.transfo_xl import FAMILY
 
 BAR = 1.2
@@ -46,7 +46,7 @@ def peer_of(params: Any) -> Any:
         config = peer.TransfoXLConfig.from_dict(params["config"].to_dict())
         module = peer.TransfoXLLMHeadModel(config).eval()
     leaves = {name: leaf for name, leaf in params.items() if name != "config"}
-    module.load_state_dict(rename.to_foreign(leaves, FAMILY.dialects[1]), strict=False)
+    module.load_state_dict(_rename.to_foreign(leaves, FAMILY.dialects[1]), strict=False)
     return module
 
 

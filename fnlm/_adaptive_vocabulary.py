@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fnlm import random
 from fnlm.layers import Cluster, adaptive_embedding, adaptive_log_softmax, adaptive_nll, sampled_nll
-from fnlm.layers.tap import tap
+from fnlm.layers._tap import tap
 from fnlm.params.config import BaseConfig, Scale, Shapes, Size, short
 from fnlm.params.spec import Spec
 from fnlm.tree import Params, Tree

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fnlm.layers import attend, causal_mask, check_mask, kv_cache, lookup
 from fnlm.layers._inputs import check_broadcastable, check_ids, check_same_shape
+from fnlm.layers._tap import Taps, tap
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache, KVSegments
-from fnlm.layers.tap import Taps, tap
 from fnlm.transforms import recompute
 from fnlm.tree import Tree
 

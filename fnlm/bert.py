@@ -21,8 +21,7 @@ from fnlm.heads import head_params, linear_logits, masked_lm_logits, pooler_para
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, lookup, mlp, tap
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import attend, merge_heads, padding_bias, split_heads
-from fnlm.params import io
-from fnlm.params._check import check_config, config_of, register_functions
+from fnlm.params import check_config, config_of, io, register_functions
 from fnlm.params.config import Count, LabelledConfig, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import bert as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec

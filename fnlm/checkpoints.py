@@ -11,11 +11,11 @@ from tqdm import tqdm
 
 from fnlm import families, random, tree
 from fnlm.families import FAMILIES, Record
-from fnlm.files import _archive, folder, hub
+from fnlm.files import _archive, _folder, hub
+from fnlm.files._checkpoint import Checkpoint, Entry
 from fnlm.files._text import printable
-from fnlm.files.checkpoint import Checkpoint, Entry
 from fnlm.files.hub import NameOrPath, Source
-from fnlm.params import io, rename
+from fnlm.params import _rename, io
 from fnlm.params.config import BaseConfig
 
 __all__ = ["check_vocabulary", "convert", "family_of", "inspect"]
@@ -40,7 +40,7 @@ class _Account(NamedTuple):
     """The meaning of a checkpoint's names to a family."""
 
     record: Record
-    matches: dict[str, rename.Match]
+    matches: dict[str, _rename.Match]
 
     def count(self, *kinds: str) -> int:
         return sum(match.kind in kinds for match in self.matches.values())
@@ -160,7 +160,7 @@ def convert(
             f"{source.weights} holds no tensor {what}: fnlm inspect shows what it holds"
         )
     module, tables = account.record.module, account.record.names
-    rename.dialect_named(dialect, tables)
+    _rename.dialect_named(dialect, tables)
     settings: BaseConfig = module.Config()  # of the published model
     if config is not None or source.config.is_file():
         described = Path(config) if config is not None else _inside(source.config)
@@ -187,7 +187,7 @@ def convert(
     directory, file = Path(target), None
     if directory.suffix in (".bin", ".safetensors"):
         directory, file = directory.parent, directory.name
-    vocabulary = _vocabulary(folder.current(folder.directory_of(source.weights), "tokenizer"))
+    vocabulary = _vocabulary(_folder.current(_folder.directory_of(source.weights), "tokenizer"))
     written = io.save(
         params, directory, tables, module.spec, dialect,
         file=file, tokenizer=vocabulary, owned=_VOCABULARIES.values() if vocabulary else (),
@@ -198,11 +198,11 @@ def convert(
 def _account(checkpoint: Checkpoint, record: Record | None = None) -> _Account:
     """Return the account of the family that knows the most names, or of one that is given."""
     records = FAMILIES.values() if record is None else [record]
-    accounts = [_Account(record, rename.account(checkpoint, record.names)) for record in records]
+    accounts = [_Account(record, _rename.account(checkpoint, record.names)) for record in records]
     return max(accounts, key=lambda account: account.count("leaf", "tie"))
 
 
-def _reading(match: rename.Match) -> str:
+def _reading(match: _rename.Match) -> str:
     return {
         "leaf": match.path,
         "tie": f"{match.path}, a second time",
@@ -260,7 +260,7 @@ def _inside(file: Path) -> Path:
     return file
 
 
-def _vocabulary(directory: Path) -> folder.Files:
+def _vocabulary(directory: Path) -> _folder.Files:
     """Return the functions that copy the files of a tokenizer, by their new names."""
     paths = {new: directory / name for name, new in _VOCABULARIES.items()
              if (directory / name).is_file()}  # fmt: skip

@@ -43,7 +43,7 @@ class Record:
 
     @property
     def names(self) -> Any:
-        """The table of foreign names, a `fnlm.params.rename.Family`."""
+        """The table of foreign names, a `fnlm.params.names.Family`."""
         return import_module(f"fnlm.params.names.{self.name}").FAMILY
 
     @property

@@ -9,9 +9,8 @@ Deviations: dropout falls on the sum of the embeddings (OpenAI's code drops elem
 pytorch-pretrained-bert ignores its `embd_pdrop`); padding masks; an immutable key-value cache.
 """
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,12 +19,10 @@ from torch import Tensor
 from fnlm import _causal, random
 from fnlm._causal import Context, Sizes, attend_cached
 from fnlm.heads import choice_logits, head_params, output_table, tied_logits
-from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, gelu_tanh, layer_norm, linear, mlp
+from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, mlp, tap
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
-from fnlm.layers.tap import tap
-from fnlm.params import io
-from fnlm.params._check import check_config, config_of, register_functions
+from fnlm.params import check_config, config_of, io, register_functions
 from fnlm.params.config import BaseConfig, Count, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import gpt as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec
@@ -39,7 +36,8 @@ __all__ = [
 HEADS = ("multiple_choice",)
 
 # The activations that `afn` may name; GPT's "gelu" is the tanh approximation.
-_AFN = {"gelu": gelu_tanh, **{name: ACTIVATIONS[name] for name in ("relu", "silu", "swish")}}
+_AFN = {name: ACTIVATIONS[name] for name in ("relu", "silu", "swish")}
+_AFN["gelu"] = ACTIVATIONS["gelu_new"]
 
 
 @register_constant
@@ -165,7 +163,7 @@ def extend_vocabulary(params: Params, n_special: int, key: Tensor) -> Params:
     >>> params["config"].n_special, params["embed"]["token"].shape
     (3, torch.Size([53, 12]))
     """
-    config = dataclasses.replace(config_of(params, Config), n_special=n_special)
+    config = replace(config_of(params, Config), n_special=n_special)
     rows = config.total_tokens_embeddings
 
     def extended(table: Tensor, key: Tensor) -> Tensor:

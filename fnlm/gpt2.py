@@ -21,8 +21,7 @@ from fnlm.heads import choice_logits, head_params, output_table, tied_logits
 from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, mlp, tap
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
-from fnlm.params import io
-from fnlm.params._check import check_config, config_of, register_functions
+from fnlm.params import check_config, config_of, io, register_functions
 from fnlm.params.config import BaseConfig, Rate, Scale, Size, multiple_of, one_of
 from fnlm.params.names import gpt2 as names
 from fnlm.params.spec import Spec, heads_among, initialize, linear_spec, norm_spec

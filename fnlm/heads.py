@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fnlm.layers import ACTIVATIONS, check_range, dropout, layer_norm, linear, tap
 from fnlm.layers._inputs import check_ids
-from fnlm.layers.tap import Taps
+from fnlm.layers._tap import Taps
 from fnlm.params._check import config_of
 from fnlm.params.config import BaseConfig
 from fnlm.tree import Tree

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 
-from fnlm.layers.tap import Level, Visitor
+from fnlm.layers._tap import Level, Visitor
 from fnlm.params import spec
 from fnlm.params.config import BaseConfig
 from fnlm.protocols import Family

@@ -23,8 +23,7 @@ from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.memory import Mems, reset_mems
 from fnlm.layers.relative_attention import attend_relative, attention_bias, causal_window_mask
-from fnlm.params import io
-from fnlm.params._check import check_config, config_of, register_functions
+from fnlm.params import check_config, config_of, io, register_functions
 from fnlm.params.config import Count, Rate, Scale, Size, one_of
 from fnlm.params.names import transfo_xl as names
 from fnlm.params.spec import Spec, heads_among, initialize, norm_spec

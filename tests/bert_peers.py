@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.func import grad
 
 from fnlm import bert, tree
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.module import from_module
+from fnlm.params.names import Family as Names
 from fnlm.params.names.bert import FAMILY
 
 PEERS = ("transformers", "pytorch-pretrained-bert")
@@ -50,14 +51,14 @@ class Peer(NamedTuple):
     variant: str
     apply: Any
     names: list[str]
-    table: rename.Family
+    table: Names
 
     def params(self, ours: Any) -> Any:
         """Our parameters under the peer's names, those it lacks left out."""
         dialect = next(d for d in self.table.dialects if d.name == self.library)
         leaves = {name: leaf for name, leaf in ours.items() if name != "config"}
-        foreign = rename.to_foreign(leaves, dialect)
-        return rename.nest({name: foreign[name] for name in self.names})
+        foreign = _rename.to_foreign(leaves, dialect)
+        return _rename.nest({name: foreign[name] for name in self.names})
 
     def run(self, theirs: Any, ids: Tensor, types: Tensor | None, mask: Tensor | None) -> tuple:
         """What the peer returns, as a tuple of what our function of the variant returns."""
@@ -77,7 +78,7 @@ class Peer(NamedTuple):
     def named(self, gradient: Any) -> dict[str, Tensor]:
         """A gradient under our names."""
         leaves = dict(tree.named_leaves(gradient))
-        found, unexpected = rename.from_foreign(leaves, self.table, self.library)
+        found, unexpected = _rename.from_foreign(leaves, self.table, self.library)
         assert not unexpected
         return found
 
@@ -108,7 +109,7 @@ def make_peer(
             part.padding_idx = None
     apply, theirs = from_module(module.to(dtype).eval())
     names = [name for name, _ in tree.named_leaves(theirs)]
-    return Peer(library, variant, apply, names, rename.for_heads(FAMILY, HEADS[name]))
+    return Peer(library, variant, apply, names, _rename.for_heads(FAMILY, HEADS[name]))
 
 
 def inputs(config: bert.Config, variant: str, *, rows: int = 3, length: int = 7) -> list[Tensor]:

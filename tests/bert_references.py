@@ -14,8 +14,8 @@ from pytorch_pretrained_bert import tokenization as ppb
 
 from fnlm.tokenize import bert, wordpiece
 from fnlm.tokenize._bert_words import PROFILES, SPECIAL, make_rules, words
+from fnlm.tokenize._bpe import well_formed
 from fnlm.tokenize._byte_level import Offsets
-from fnlm.tokenize.bpe import well_formed
 
 NAMES = tuple(PROFILES)
 # Other versions of Unicode make other ids, except with the peer that has its own.

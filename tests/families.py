@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fnlm import bert, families, gpt, gpt2, random, transfo_xl, tree
-from fnlm.params import rename
+from fnlm.params.names import Family as Names
 from fnlm.tree import Tree
 
 # task(params, ids [*lead, T], mask [*lead, T], *, key=None, **how) -> tensors; how: remat
@@ -35,7 +35,7 @@ class Family(NamedTuple):
         return argument in inspect.signature(self.module.apply).parameters
 
     @property
-    def names(self) -> rename.Family:
+    def names(self) -> Names:
         """The table of foreign names."""
         return families.FAMILIES[self.name].names
 

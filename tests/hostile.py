@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.files.checkpoint import Checkpoint
+from fnlm.files._checkpoint import Checkpoint
 
 Tensors = dict[str, Tensor]
 Read = Callable[[Path], Checkpoint]

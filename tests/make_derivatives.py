@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.tree import Tree
 
 PAGE = ROOT / "docs" / "derivatives.md"
@@ -127,7 +127,7 @@ def theirs(model: Model, **options: Any) -> Case:
 
     def renamed(values: Tree) -> Tree:
         leaves = {name: leaf for name, leaf in values.items() if name != "config"}
-        foreign = rename.to_foreign(leaves, table.dialects[0])
+        foreign = _rename.to_foreign(leaves, table.dialects[0])
         return {name: foreign[name] for name in wanted}
 
     def logits(p: Tree, ids: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fnlm import families, tree
 from fnlm.leaves import merge
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.module import as_module
 from fnlm.tree import Tree
 
@@ -332,12 +332,12 @@ def theirs(family: str, task: str) -> Case:
     cls = getattr(hf(), row.names.architectures[heads])
     with quiet():
         model = cls(cls.config_class(**config.to_dict() | EXTRA.get(family, {}))).double().eval()
-    module, dialect = Task(family, task, model), rename.for_heads(row.names, heads).dialects[0]
+    module, dialect = Task(family, task, model), _rename.for_heads(row.names, heads).dialects[0]
     wanted = [name for name, _ in module.named_parameters()]
 
     def renamed(values: Tree) -> Tree:
         leaves = {name: leaf for name, leaf in values.items() if name != "config"}
-        foreign = rename.to_foreign(leaves, dialect)
+        foreign = _rename.to_foreign(leaves, dialect)
         return {name: foreign[name.removeprefix("model.")] for name in wanted}
 
     params = renamed(same.params)

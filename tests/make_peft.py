@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from fnlm import bert, gpt2
-from fnlm.files import safetensors
+from fnlm.files import _safetensors
 from fnlm.params import peft
 
 FOLDER = ROOT / "tests" / "fixtures" / "peft"
@@ -81,7 +81,7 @@ def main() -> None:
         adapted.save_pretrained(folder / "adapter")
         (folder / "adapter" / "README.md").unlink()
         expected = logits(adapted)
-        safetensors.write({"ids": IDS, "result": expected}, folder / "expected.safetensors")
+        _safetensors.write({"ids": IDS, "result": expected}, folder / "expected.safetensors")
         check(make, folder, expected)
 
 

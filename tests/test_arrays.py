@@ -1,4 +1,4 @@
-"""NumPy's files and OpenAI's shards: what numpy.load reads, fnlm reads; nothing is unpickled.
+"""NumPy's files and OpenAI's shards: what _numpy.load reads, fnlm reads; nothing is unpickled.
 
 An .npz file has checksums. An .npy file has none: a changed byte of an array changes one element,
 and a changed header is a file that says something else; NumPy reads the same from it.
@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fnlm.files import numpy, torch_pickle
+from fnlm.files import _numpy, _torch_pickle
 
 Tally = Callable[..., None]
 DTYPES = "f8 f4 f2 i8 i4 i2 i1 u8 u4 u2 u1 ?".split()
@@ -64,9 +64,9 @@ def test_arrays_of_any_type_shape_and_order(
     (folder / "a.npz").write_bytes(npz({"w": array, "other": array[None]}))
     (folder / "b.npz").write_bytes(npz({"w": array, "other": array[None]}, True))
     wanted = {"w": tensor(array)}
-    assert same(dict(numpy.read(folder / "w.npy")), wanted)
+    assert same(dict(_numpy.read(folder / "w.npy")), wanted)
     for name in ("a.npz", "b.npz"):
-        found = numpy.read(folder / name)
+        found = _numpy.read(folder / name)
         assert same(dict(found), wanted | {"other": tensor(array)[None]})
         assert found.entries["w"].shape == array.shape
         assert f"torch.{found.entries['w'].dtype}" == str(wanted["w"].dtype)
@@ -84,11 +84,11 @@ def test_headers_of_every_version(tmp_path: Path) -> None:
             head = b"\x93NUMPY" + bytes([version, 0]) + struct.pack("<" + wide, len(text))
             (tmp_path / "w.npy").unlink(missing_ok=True)
             (tmp_path / "w.npy").write_bytes(head + text.encode() + elements)
-            assert same(dict(numpy.read(tmp_path / "w.npy")), {"w": WANTED["w"]})
+            assert same(dict(_numpy.read(tmp_path / "w.npy")), {"w": WANTED["w"]})
 
 
 def test_files_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
-    torch_pickle.write(WANTED, tmp_path / "w.bin")
+    _torch_pickle.write(WANTED, tmp_path / "w.bin")
     for content, wanted in (
         (npy(ARRAYS["w"]), True),
         (npz(ARRAYS), True),
@@ -97,8 +97,8 @@ def test_files_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
         (b"", False),
     ):
         (tmp_path / "w").write_bytes(content)
-        assert numpy.can_read(tmp_path / "w") == wanted
-    assert not numpy.can_read(tmp_path) and not torch_pickle.can_read(tmp_path)
+        assert _numpy.can_read(tmp_path / "w") == wanted
+    assert not _numpy.can_read(tmp_path) and not _torch_pickle.can_read(tmp_path)
 
 
 class Evil:
@@ -122,17 +122,17 @@ def test_arrays_of_other_types_are_listed_and_not_read(
 ) -> None:
     (tmp_path / "w.npz").write_bytes(npz({"odd": array} | ARRAYS))
     (tmp_path / "odd.npy").write_bytes(npy(array))
-    for file in (numpy.read(tmp_path / "w.npz"), numpy.read(tmp_path / "odd.npy")):
+    for file in (_numpy.read(tmp_path / "w.npz"), _numpy.read(tmp_path / "odd.npy")):
         assert file.entries["odd"].dtype == dtype
         with pytest.raises(ValueError, match="not of numbers"):
             file["odd"]
-    assert torch.equal(numpy.read(tmp_path / "w.npz")["w"], WANTED["w"])
+    assert torch.equal(_numpy.read(tmp_path / "w.npz")["w"], WANTED["w"])
 
 
 def test_records_are_refused(tmp_path: Path) -> None:
     (tmp_path / "w.npy").write_bytes(npy(np.zeros(2, [("a", "f4"), ("b", "O")])))
     with pytest.raises(ValueError, match="w.npy can't be read: its header"):
-        numpy.read(tmp_path / "w.npy")
+        _numpy.read(tmp_path / "w.npy")
 
 
 def test_opening_reads_no_array(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_opening_reads_no_array(tmp_path: Path) -> None:
     content = npz({"a": np.full(5000, 2, "f4"), "b": np.full(5000, 3, "f4")})
     place = content.index(struct.pack("<f", 3.0) * 100)
     (tmp_path / "w.npz").write_bytes(content[:place] + b"\x01" + content[place + 1 :])
-    file = numpy.read(tmp_path / "w.npz")
+    file = _numpy.read(tmp_path / "w.npz")
     assert torch.equal(file["a"], torch.full((5000,), 2.0))
     with pytest.raises(ValueError, match="w.npz can't be read: member 'b.npy' is damaged"):
         file["b"]
@@ -156,10 +156,10 @@ def test_every_byte_of_an_npy_file(tmp_path: Path, tally: Tally) -> None:
         return same(found, {"w": tensor(np.load(path, allow_pickle=False))})
 
     wanted = {"w": WANTED["w"]}
-    counts = try_all(numpy.read, path, flips(content), wanted, says_so)
+    counts = try_all(_numpy.read, path, flips(content), wanted, says_so)
     assert counts["one element"] == 24, "each byte of the array"
-    counts += try_all(numpy.read, path, cuts(content), wanted, says_so)
-    counts += try_all(numpy.read, path, edits(content, [range(128)], 1000), wanted, says_so)
+    counts += try_all(_numpy.read, path, cuts(content), wanted, says_so)
+    counts += try_all(_numpy.read, path, edits(content, [range(128)], 1000), wanted, says_so)
     tally("npy, bytes changed and cut", counts)
     assert counts["error"] > 500
 
@@ -167,10 +167,10 @@ def test_every_byte_of_an_npy_file(tmp_path: Path, tally: Tally) -> None:
 @pytest.mark.parametrize("compressed", [False, True], ids=["stored", "deflated"])
 def test_every_byte_of_an_npz_file(compressed: bool, tmp_path: Path, tally: Tally) -> None:
     content, path = npz(ARRAYS, compressed), tmp_path / "w.npz"
-    counts = try_all(numpy.read, path, flips(content), WANTED)
-    counts += try_all(numpy.read, path, cuts(content), WANTED)
+    counts = try_all(_numpy.read, path, flips(content), WANTED)
+    counts += try_all(_numpy.read, path, cuts(content), WANTED)
     headers = [range(70), range(len(content) - 140, len(content))]
-    counts += try_all(numpy.read, path, edits(content, headers, 600), WANTED)
+    counts += try_all(_numpy.read, path, edits(content, headers, 600), WANTED)
     tally(f"npz, {'deflated' if compressed else 'stored'}, bytes changed and cut", counts)
     assert set(counts) == {"error", "same tensors"}
     assert counts["error"] > 1000
@@ -215,8 +215,8 @@ def test_lies_and_bombs_end_in_errors_in_little_memory(tmp_path: Path, tally: Ta
     liars, bombers = [*lies()], [*bombs()]
     members = [npz({"w": ARRAYS["w"]}).replace(npy(ARRAYS["w"])[:128], liar) for liar in liars]
     with little_memory(8 << 20):
-        counts = try_all(numpy.read, tmp_path / "w.npy", liars, {})
-        counts += try_all(numpy.read, tmp_path / "w.npz", members + bombers, {})
+        counts = try_all(_numpy.read, tmp_path / "w.npy", liars, {})
+        counts += try_all(_numpy.read, tmp_path / "w.npz", members + bombers, {})
     tally("arrays, lies and bombs", counts)
     assert set(counts) == {"error"}
 
@@ -226,7 +226,7 @@ def test_values_that_are_not_finite_are_the_same_bits(tmp_path: Path) -> None:
     (tmp_path / "w.npz").write_bytes(npz({"w": array}, True))
     (tmp_path / "w.npy").write_bytes(npy(array))
     for name in ("w.npz", "w.npy"):
-        assert judge(numpy.read, tmp_path / name, {"w": tensor(array)})[0] == "same tensors"
+        assert judge(_numpy.read, tmp_path / name, {"w": tensor(array)})[0] == "same tensors"
 
 
 # OpenAI's shards.
@@ -251,11 +251,11 @@ def test_parameters_cross_the_borders_of_shards(
 ) -> None:
     folder = tmp_path_factory.mktemp("gpt")
     flat = write_gpt(folder, SHAPES, borders)
-    assert numpy.can_read(folder)
+    assert _numpy.can_read(folder)
     ends = np.cumsum([math.prod(shape) for shape in SHAPES])
     parts = zip(np.split(flat, ends[:-1]), SHAPES, strict=True)
     wanted = {f"params.{n}": tensor(p.reshape(s)) for n, (p, s) in enumerate(parts)}
-    found = numpy.read(folder)
+    found = _numpy.read(folder)
     assert same(dict(found), wanted)
     assert [entry.shape for entry in found.entries.values()] == [tuple(s) for s in SHAPES]
 
@@ -272,7 +272,7 @@ def test_the_published_shapes_are_read_without_touching_the_shards(tmp_path: Pat
             file.write(header(text.ljust(117) + "\n"))
             file.truncate(file.tell() + 4 * size)
     with little_memory(1 << 20):
-        found = numpy.read(tmp_path)
+        found = _numpy.read(tmp_path)
     assert len(found) == 2 + 12 * 12
     assert found.entries["params.1"].shape == (40478, 768)
     assert found["params.143"].shape == (768,)
@@ -333,13 +333,13 @@ def test_errors_in_shards_are_named(
     write_gpt(tmp_path, SHAPES, [20, 40])
     change(tmp_path)
     with pytest.raises(error) as caught:
-        numpy.read(tmp_path)
+        _numpy.read(tmp_path)
     assert message in str(caught.value)
 
 
 def test_big_endian_shards_are_read(tmp_path: Path) -> None:
     flat = write_gpt(tmp_path, [[3], [2]], [2], ">f4")
-    found = torch.cat(list(numpy.read(tmp_path).values()))
+    found = torch.cat(list(_numpy.read(tmp_path).values()))
     assert torch.equal(found, tensor(flat))
 
 
@@ -347,7 +347,7 @@ def test_every_byte_of_the_shapes(tmp_path: Path, tally: Tally) -> None:
     """The shapes have no checksum; changed ones must still fill the shards to the last number."""
     flat = torch.from_numpy(write_gpt(tmp_path, SHAPES, [20, 40]))
     path = tmp_path / "params_shapes.json"
-    content, wanted = path.read_bytes(), dict(numpy.read(tmp_path))
+    content, wanted = path.read_bytes(), dict(_numpy.read(tmp_path))
 
     def says_so(found: Tensors) -> bool:
         listed = [list(x.shape) for x in found.values()]
@@ -355,6 +355,6 @@ def test_every_byte_of_the_shapes(tmp_path: Path, tally: Tally) -> None:
         return json.loads(path.read_text()) == listed and torch.equal(everything, flat)
 
     files = [*flips(content), *cuts(content), *edits(content, [range(len(content))], 200)]
-    counts = try_all(lambda path: numpy.read(path.parent), path, files, wanted, says_so)
+    counts = try_all(lambda path: _numpy.read(path.parent), path, files, wanted, says_so)
     tally("shapes of OpenAI's shards, bytes changed and cut", counts)
     assert counts["error"] > 250

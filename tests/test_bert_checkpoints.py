@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fnlm import bert, random, tree
-from fnlm.params import io, rename
+from fnlm.params import _rename, io
 from fnlm.params.names.bert import FAMILY
 
 ARCHITECTURES = [(name, heads) for heads, name in FAMILY.architectures.items()]
@@ -243,7 +243,7 @@ def test_googles_heads_are_read() -> None:
     for name, head in names.items():
         tensors = {f"{name}_weights": torch.randn(5, width), f"{name}_bias": torch.randn(5)}
         slots = {f"{key}/adam_m": x for key, x in tensors.items()} | {"global_step": torch.ones(1)}
-        found, unexpected = rename.from_foreign(tensors | slots, FAMILY, "here")
+        found, unexpected = _rename.from_foreign(tensors | slots, FAMILY, "here")
         assert not unexpected and len(found) == 2
         assert found[f"heads.{head}.weight"].equal(tensors[f"{name}_weights"].T)
         assert found[f"heads.{head}.bias"].equal(tensors[f"{name}_bias"])

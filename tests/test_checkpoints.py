@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fnlm import gpt2, random, tree
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.names.gpt2 import FAMILY
 
 HEAD = ("multiple_choice",)
@@ -64,7 +64,7 @@ def test_names_of_pytorch_pretrained_bert(
     leaves = {k: v for k, v in params.items() if k != "config"}
     ours = {
         k.removeprefix("transformer."): v
-        for k, v in rename.to_foreign(leaves, FAMILY.dialects[1]).items()
+        for k, v in _rename.to_foreign(leaves, FAMILY.dialects[1]).items()
     }
     assert ours.keys() == theirs.keys() - {"lm_head.decoder.weight"}
     assert all(value.equal(theirs[key]) for key, value in ours.items())

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from fnlm import bert, checkpoints, cli, gpt, gpt2, transfo_xl, tree
 from fnlm.files import hub
-from fnlm.params import io, rename
+from fnlm.params import _rename, io
 
 OPENAI = "checkpoints/gpt2-tiny-tf"
 
@@ -66,7 +66,7 @@ def test_pytorch_pretrained_bert_reads_what_is_converted(
     gpt2.save(params, tmp_path / "a")
     run("convert", tmp_path / "a", tmp_path / "b", "--to", "pytorch-pretrained-bert")
     names = ["GPT2DoubleHeadsModel"] if heads else ["GPT2Model", "GPT2LMHeadModel"]
-    foreign = rename.to_foreign(
+    foreign = _rename.to_foreign(
         {name: value for name, value in params.items() if name != "config"},
         GPT2.names.dialects[1],
     )
@@ -107,7 +107,7 @@ def test_the_verb_for_gpt_needs_no_config(tmp_path: Path, run: Any) -> None:
     params = bare(make_params(GPT))
     leaves = {name: value for name, value in params.items() if name != "config"}
     (dialect,) = (d for d in GPT.names.dialects if d.name == "openai")
-    arrays = rename.to_foreign(leaves, dialect)
+    arrays = _rename.to_foreign(leaves, dialect)
     ordered = [arrays[f"params.{i}"] for i in range(len(arrays))]
     flat = torch.cat([x.flatten() for x in ordered]).numpy()
     for i, part in enumerate(np.array_split(flat, 3)):

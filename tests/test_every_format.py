@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fnlm import gpt2, random, tree
-from fnlm.params import io, rename
+from fnlm.params import _rename, io
 from fnlm.params.names.gpt2 import FAMILY
 
 Tensors = dict[str, Tensor]
@@ -75,7 +75,7 @@ def params(form: str) -> Any:
 
 def foreign(form: str) -> Tensors:
     leaves = {name: value for name, value in params(form).items() if name != "config"}
-    given = rename.to_foreign(leaves, DIALECTS[form])
+    given = _rename.to_foreign(leaves, DIALECTS[form])
     return {name: x.contiguous() for name, x in given.items()}
 
 
@@ -121,9 +121,9 @@ CHANGES: dict[str, Change] = {
 
 def words(change: str, name: str, tensors: Tensors, changed: Tensors, form: str) -> list[str]:
     """What the error has to say."""
-    match = rename.classify(name, FAMILY)
+    match = _rename.classify(name, FAMILY)
     axes = match.layout.split(" -> ") if match.layout else ["", ""]
-    ours = rename.from_foreign(tensors, FAMILY, "")[0][match.path].shape
+    ours = _rename.from_foreign(tensors, FAMILY, "")[0][match.path].shape
     if change == "deleted":
         return ["missing", name, match.path, str(list(ours))]
     if change == "added":
@@ -134,7 +134,7 @@ def words(change: str, name: str, tensors: Tensors, changed: Tensors, form: str)
         theirs = list(changed[name].shape)
         if axes[0] and len(theirs) != len(axes[0].split()):
             return [name, str(theirs), f"expected axes ({', '.join(axes[0].split())})"]
-        shown = rename.from_foreign({name: changed[name]}, FAMILY, "")[0][match.path].shape
+        shown = _rename.from_foreign({name: changed[name]}, FAMILY, "")[0][match.path].shape
         return [name, match.path, str(list(shown)), str(list(ours))]
     return [name, match.path, str(changed[name].dtype), "torch.float32"]
 

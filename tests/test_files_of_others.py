@@ -27,7 +27,7 @@ from torch import Tensor
 
 from fnlm import bert, cli, gpt, gpt2, random, transfo_xl, tree
 from fnlm.files import hub
-from fnlm.params import io, rename
+from fnlm.params import _rename, io
 from fnlm.programs import _command
 
 Tensors = dict[str, Tensor]
@@ -38,7 +38,7 @@ each_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: fam
 def foreign(family: Family, dialect: str, heads: tuple[str, ...] = ()) -> Tensors:
     leaves = {k: v for k, v in with_heads(family, heads).items() if k != "config"}
     (found,) = (d for d in family.names.dialects if d.name == dialect)
-    return {name: x.contiguous() for name, x in rename.to_foreign(leaves, found).items()}
+    return {name: x.contiguous() for name, x in _rename.to_foreign(leaves, found).items()}
 
 
 def put(place: Path, family: Family, tensors: Tensors, form: str = "bin") -> Path:
@@ -413,7 +413,7 @@ def arrays_and_a_stray(place: Path) -> None:
     params = with_heads(GPT, ())
     (dialect,) = (d for d in gpt.names.FAMILY.dialects if d.name == "openai")  # type: ignore[attr-defined]
     leaves = {k: v for k, v in params.items() if k != "config"}
-    ordered = list(dict(sorted(rename.to_foreign(leaves, dialect).items(), key=_number)).values())
+    ordered = list(dict(sorted(_rename.to_foreign(leaves, dialect).items(), key=_number)).values())
     place.mkdir()
     flat = torch.cat([x.flatten() for x in ordered]).numpy()
     for i, part in enumerate(np.array_split(flat, 10)):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from killing import forks, killed_at
 
-from fnlm.files import folder
+from fnlm.files import _folder
 
 OLD = {"weights": "old weights", "config": "old config", "left": "old rest"}
 NEW = {"weights": "new weights", "config": "new config", "added": "new rest"}
@@ -18,11 +18,11 @@ NEW = {"weights": "new weights", "config": "new config", "added": "new rest"}
 
 def save(place: Path, contents: dict[str, str]) -> None:
     files = {name: lambda path, text=text: path.write_text(text) for name, text in contents.items()}
-    folder.replace_files(place, "model", files, OLD.keys() | NEW.keys())
+    _folder.replace_files(place, "model", files, OLD.keys() | NEW.keys())
 
 
 def read(place: Path) -> dict[str, str]:
-    found = folder.current(place, "model")
+    found = _folder.current(place, "model")
     return {path.name: path.read_text() for path in found.glob("[!.]*") if path.is_file()}
 
 
@@ -64,14 +64,14 @@ def test_a_failed_write_leaves_the_former_files(tmp_path: Path) -> None:
         raise OSError(errno.ENOSPC, "no space left")
 
     with pytest.raises(OSError, match="no space"):
-        folder.replace_files(tmp_path, "model", {"weights": fail}, OLD)
+        _folder.replace_files(tmp_path, "model", {"weights": fail}, OLD)
     assert read(tmp_path) == OLD
     assert sorted(os.listdir(tmp_path)) == sorted(OLD)
 
 
 def test_kinds_know_nothing_of_each_other(tmp_path: Path) -> None:
     save(tmp_path, OLD)
-    folder.replace_files(tmp_path, "tokenizer", {"vocab": lambda path: path.write_text("v")})
+    _folder.replace_files(tmp_path, "tokenizer", {"vocab": lambda path: path.write_text("v")})
     save(tmp_path, NEW)
     assert read(tmp_path) == {**NEW, "vocab": "v"}
 

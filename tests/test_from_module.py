@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, jvp, vmap
 from torch.nn import functional as F
 
 from fnlm import gpt2, random, train, transforms, tree
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.module import from_module
 from fnlm.params.names.gpt2 import FAMILY
 
@@ -195,7 +195,7 @@ def test_the_peer_run_this_way_equals_the_family_with_gradients_over_trees() -> 
     apply, theirs = from_module(module.eval())
     ids, mask = make_batch(GPT2, rows=1)
     ours = {name: leaf for name, leaf in params.items() if name != "config"}
-    filled = rename.nest(rename.to_foreign(ours, FAMILY.dialects[0]))
+    filled = _rename.nest(_rename.to_foreign(ours, FAMILY.dialects[0]))
     assert set(dict(tree.named_leaves(filled))) == set(dict(tree.named_leaves(theirs)))
 
     def peer_loss(params: Any, ids: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def test_the_peer_run_this_way_equals_the_family_with_gradients_over_trees() -> 
     )
     gradient = {k: v for k, v in grad(loss)(params, ids).items() if k != "config"}
     expected = grad(peer_loss)(filled, ids)
-    flat = rename.to_foreign(gradient, FAMILY.dialects[0])
+    flat = _rename.to_foreign(gradient, FAMILY.dialects[0])
     for name, leaf in tree.named_leaves(expected):
         torch.testing.assert_close(flat[name], leaf, atol=1e-5, rtol=1e-4, msg=name)
 

@@ -11,7 +11,7 @@ from torch.func import grad
 
 from fnlm import gpt2, tree
 from fnlm.layers.attention import SLICE
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.module import from_module
 from fnlm.params.names.gpt2 import FAMILY
 
@@ -49,12 +49,12 @@ def make_peer(peer: str, variant: str, config: gpt2.Config, params: Any) -> tupl
         dialect = FAMILY.dialects[1]
     module = module.to(tree.leaves(params)[0].dtype).eval()
     leaves = {k: v for k, v in params.items() if k != "config"}
-    names = rename.to_foreign(leaves, dialect)
+    names = _rename.to_foreign(leaves, dialect)
     apply, theirs = from_module(module)
     wanted = [name for name, _ in tree.named_leaves(theirs)]
     ours = {name.removeprefix("transformer.") if variant == "hidden_states" else name: x
             for name, x in names.items()}  # fmt: skip
-    return apply, rename.nest({name: ours[name] for name in wanted})
+    return apply, _rename.nest({name: ours[name] for name in wanted})
 
 
 def inputs(config: gpt2.Config, variant: str, length: int = 9) -> dict[str, torch.Tensor]:
@@ -113,7 +113,7 @@ def test_outputs_and_gradients_equal_the_peer(
     theirs_grad = grad(lambda p: weighted(theirs_of(peer, apply, p, variant, x), x["weights"]))(
         theirs
     )
-    found, unexpected = rename.from_foreign(dict(tree.named_leaves(theirs_grad)), FAMILY, peer)
+    found, unexpected = _rename.from_foreign(dict(tree.named_leaves(theirs_grad)), FAMILY, peer)
     assert not unexpected
     mine = dict(tree.named_leaves(ours_grad))
     assert set(found) == {k for k in mine if variant == "double_heads" or "heads." not in k}
@@ -145,7 +145,7 @@ def test_padded_rows_equal_the_peer(
 
     torch.testing.assert_close(ours(params), peer(theirs), atol=tolerance, rtol=tolerance)
     mine = dict(tree.named_leaves(grad(lambda p: ours(p).sin().mean())(params)))
-    found, _ = rename.from_foreign(
+    found, _ = _rename.from_foreign(
         dict(tree.named_leaves(grad(lambda p: peer(p).sin().mean())(theirs))), FAMILY, "peer"
     )
     for path, gradient in found.items():

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import grad
 
 from fnlm import generate, gpt, random, tree
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.io import assemble
 from fnlm.params.module import from_module
 from fnlm.params.names.gpt import FAMILY
@@ -61,11 +61,11 @@ def make_peer(peer: str, variant: str, config: gpt.Config, params: Any) -> tuple
     else:
         module = ppb_gpt(content, CLASSES[variant])
     module = module.to(tree.leaves(params)[0].dtype).eval()
-    names = rename.to_foreign(leaves_of(params), DIALECTS[peer])
+    names = _rename.to_foreign(leaves_of(params), DIALECTS[peer])
     apply, theirs = from_module(module)
     if variant == "hidden_states":
         names = {name.removeprefix("transformer."): x for name, x in names.items()}
-    return apply, rename.nest({name: names[name] for name, _ in tree.named_leaves(theirs)})
+    return apply, _rename.nest({name: names[name] for name, _ in tree.named_leaves(theirs)})
 
 
 def inputs(config: gpt.Config, variant: str, length: int = 9) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ def weighted(outputs: tuple[Tensor, ...], weights: Tensor) -> Tensor:
 
 def compare_gradients(mine: Any, theirs: Any, tolerance: float) -> int:
     """Compare trees of gradients, theirs under their names; say how many leaves they share."""
-    found, unexpected = rename.from_foreign(dict(tree.named_leaves(theirs)), FAMILY, "peer")
+    found, unexpected = _rename.from_foreign(dict(tree.named_leaves(theirs)), FAMILY, "peer")
     assert not unexpected
     ours = dict(tree.named_leaves(mine))
     for path, gradient in found.items():
@@ -240,7 +240,7 @@ def test_pytorch_pretrained_bert_loads_what_is_saved_and_back(variant: str, tmp_
 
 def test_names_of_the_first_published_file() -> None:
     params = make_params(GPT)
-    first = rename.to_foreign(leaves_of(params), DIALECTS["pytorch-pretrained-bert 0.3"])
+    first = _rename.to_foreign(leaves_of(params), DIALECTS["pytorch-pretrained-bert 0.3"])
     assert "transformer.h.1.attn.c_attn.w" in first and "transformer.h.0.ln_2.g" in first
     equal(assemble(first, GPT.config, FAMILY, gpt.spec), params)
 
@@ -249,7 +249,7 @@ def test_arrays_of_openais_release() -> None:
     """The numbers of the release's arrays, with the shapes that it states."""
     shapes = json.loads(data_path("vocab/openai-gpt/params_shapes.json").read_text())
     tensors = {f"params.{n}": torch.empty(shape, device="meta") for n, shape in enumerate(shapes)}
-    found, unexpected = rename.from_foreign(tensors, FAMILY, "release")
+    found, unexpected = _rename.from_foreign(tensors, FAMILY, "release")
     assert not unexpected and len(found) == 146
     wanted = {path: s.shape for path, s in tree.named_leaves(gpt.spec(gpt.Config()))}
     assert {path: tuple(x.shape) for path, x in found.items()} == wanted
@@ -257,7 +257,7 @@ def test_arrays_of_openais_release() -> None:
 
 def test_numbered_arrays_both_ways() -> None:
     params = {k: v for k, v in make_params(GPT).items() if k != "heads"}
-    numbered = rename.to_foreign(leaves_of(params), DIALECTS["openai"])
+    numbered = _rename.to_foreign(leaves_of(params), DIALECTS["openai"])
     assert numbered["params.2"].shape == (1, 36, 108)
     assert numbered["params.0"].equal(params["embed"]["position"])
     assert numbered["params.18"].equal(params["blocks"][1]["norm_1"]["scale"])
@@ -267,7 +267,7 @@ def test_numbered_arrays_both_ways() -> None:
 def test_a_release_of_ten_arrays_loads(tmp_path: Path) -> None:
     """Written as OpenAI wrote its own: one row of numbers, cut in ten without regard to tensors."""
     params = {k: v for k, v in make_params(GPT).items() if k != "heads"}
-    numbered = rename.to_foreign(leaves_of(params), DIALECTS["openai"])
+    numbered = _rename.to_foreign(leaves_of(params), DIALECTS["openai"])
     arrays = [numbered[f"params.{number}"].numpy() for number in range(len(numbered))]
     (tmp_path / "params_shapes.json").write_text(json.dumps([list(a.shape) for a in arrays]))
     flat = np.concatenate([array.ravel() for array in arrays])

@@ -13,7 +13,7 @@ from torch.func import vmap
 
 from fnlm import _causal, bert, random, transfo_xl, tree
 from fnlm.layers import dropout, dropout_keys, layer_norm
-from fnlm.params import rename
+from fnlm.params import _rename
 
 each = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 causal = pytest.mark.parametrize("family", [GPT, GPT2], ids=lambda family: family.name)
@@ -151,7 +151,7 @@ def peer_of(family: Family, params: Any) -> Any:
         module = getattr(hf(), f"{kind}Model")(config).double().eval()
     leaves = {name: x for name, x in params.items() if name not in ("config", "heads")}
     dialect = family.names.dialects[0]
-    foreign = rename.to_foreign(leaves, dialect)
+    foreign = _rename.to_foreign(leaves, dialect)
     foreign = {name.removeprefix(dialect.prefix): x for name, x in foreign.items()}
     missing, _ = module.load_state_dict(foreign, strict=False)
     assert all("position_ids" in name or "attn.bias" in name for name in missing)
@@ -188,7 +188,7 @@ def test_layers_are_the_memory_of_pytorch_pretrained_bert() -> None:
     params, (ids, _) = make_params(family, dtype=torch.float64), make_batch(family)
     module = ppb_transfo_xl(config.to_dict()).double()
     leaves = {name: leaf for name, leaf in params.items() if name != "config"}
-    foreign = rename.to_foreign(leaves, TRANSFO_XL.names.dialects[1])
+    foreign = _rename.to_foreign(leaves, TRANSFO_XL.names.dialects[1])
     module.load_state_dict(foreign, strict=False)
     made: list[Any] = []
     module.transformer.register_forward_hook(lambda _module, _args, result: made.extend(result))

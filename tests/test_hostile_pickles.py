@@ -30,7 +30,7 @@ from hostile import (
     try_all,
 )
 
-from fnlm.files import torch_pickle
+from fnlm.files import _torch_pickle
 
 Tally = Callable[..., None]
 WANTED: Tensors = {"w": torch.arange(6.0).reshape(2, 3), "n": torch.tensor([1, -2])}
@@ -59,10 +59,10 @@ def says_so(path: Path) -> Callable[[Tensors], bool]:
 def test_every_byte_of_a_zip_file(tmp_path: Path, tally: Tally) -> None:
     """All of it is under checksums, or of no meaning."""
     content, path = saved(WANTED, False), tmp_path / "w.bin"
-    counts = try_all(torch_pickle.read, path, flips(content), WANTED)
-    counts += try_all(torch_pickle.read, path, cuts(content), WANTED)
+    counts = try_all(_torch_pickle.read, path, flips(content), WANTED)
+    counts += try_all(_torch_pickle.read, path, cuts(content), WANTED)
     headers = [range(60), range(len(content) - 700, len(content))]
-    counts += try_all(torch_pickle.read, path, edits(content, headers, 600), WANTED)
+    counts += try_all(_torch_pickle.read, path, edits(content, headers, 600), WANTED)
     tally("torch zip, bytes changed and cut", counts)
     assert set(counts) == {"error", "same tensors"}
     assert sum(counts.values()) > 5000
@@ -72,10 +72,10 @@ def test_every_byte_of_a_zip_file(tmp_path: Path, tally: Tally) -> None:
 def test_every_byte_of_a_legacy_file(tmp_path: Path, tally: Tally) -> None:
     content, path = saved(WANTED, True), tmp_path / "w.bin"
     check = says_so(path)
-    tail = try_all(torch_pickle.read, path, flips(content[:]), WANTED, check)
-    counts = tail + try_all(torch_pickle.read, path, cuts(content), WANTED, check)
+    tail = try_all(_torch_pickle.read, path, flips(content[:]), WANTED, check)
+    counts = tail + try_all(_torch_pickle.read, path, cuts(content), WANTED, check)
     head = [range(content.index(b"storage") - 60, len(content) - 60)]
-    counts += try_all(torch_pickle.read, path, edits(content, head, 600), WANTED, check)
+    counts += try_all(_torch_pickle.read, path, edits(content, head, 600), WANTED, check)
     tally("torch legacy, bytes changed and cut", counts)
     assert counts["one element"] >= 24 + 16, "the bytes of the tensors"
     assert sum(counts.values()) > 2000
@@ -99,7 +99,7 @@ CALLS = (
     *("torch FloatStorage.from_file", "torch from_file", "torch FloatTensor", "torch typename"),
     *("torch._utils _rebuild_tensor_v2 ", "torch._utils  _rebuild_tensor_v2", "torch.ops load"),
     *("collections.OrderedDict __init__", "builtins object", "socket create_connection"),
-    *("hostile nothing_runs", "conftest os.system", "fnlm.files.torch_pickle write"),
+    *("hostile nothing_runs", "conftest os.system", "fnlm.files._torch_pickle write"),
 )
 
 
@@ -217,11 +217,11 @@ def test_calls_in_every_form_run_nothing(legacy: bool, tmp_path: Path, tally: Ta
     bodies = [body for name in CALLS for body in calls(name, argument)]
     programs = [places(body)[n % 4] for n, body in enumerate(bodies)]
     files = (swap_pickle(content, program, legacy) for program in programs)
-    counts = try_all(torch_pickle.read, path, files, {})
+    counts = try_all(_torch_pickle.read, path, files, {})
     assert set(counts) == {"error"}
     programs = [program for body in others(argument) for program in places(body)]
     files = (swap_pickle(content, program, legacy) for program in programs[:: 1 + 3 * legacy])
-    counts += try_all(torch_pickle.read, path, files, {}, lambda found: not found["w"].any())
+    counts += try_all(_torch_pickle.read, path, files, {}, lambda found: not found["w"].any())
     tally(f"hostile pickles, {'legacy' if legacy else 'zip'}", counts)
     assert counts["error"] > 1500
     assert counts["error"] > sum(counts.values()) - 20, "dicts of nothing, and a row repeated"
@@ -237,7 +237,7 @@ def test_the_forbidden_name_and_the_remedy_are_named(tmp_path: Path) -> None:
         path = tmp_path / f"{legacy}.bin"
         path.write_bytes(saved({"w": torch.ones(1), "evil": Evil()}, legacy))
         with pytest.raises(ValueError, match=r"asks for (posix|nt) system, .* torch.save\("):
-            torch_pickle.read(path)
+            _torch_pickle.read(path)
 
 
 def test_the_watch_sees_what_runs() -> None:
@@ -336,7 +336,7 @@ def test_bombs_end_in_errors_in_little_memory(tmp_path: Path, tally: Tally) -> N
             # To trace the memory of a hundred thousand steps takes a minute.
             traced = little_memory(4 * MEBI) if small else nullcontext()
             with nothing_runs(), traced:
-                verdict, _ = judge(torch_pickle.read, path, {})
+                verdict, _ = judge(_torch_pickle.read, path, {})
             assert verdict == "error" or name in NOTHING, name
             counts[verdict] += 1
     tally("pickle bombs", counts)
@@ -360,7 +360,7 @@ def test_random_programs(tmp_path: Path, tally: Tally) -> None:
             words = rng.choices([*PIECES, *rng.choices(WORDS, k=6)], k=rng.randrange(1, 40))
             yield zipped([("a/data.pkl", b"\x80\x02" + b"".join(words) + b"."), ("a/data/0", b"")])
 
-    counts = try_all(torch_pickle.read, path, programs(), {})
+    counts = try_all(_torch_pickle.read, path, programs(), {})
     tally("random pickles", counts)
     assert counts["error"] > 1000
 
@@ -465,9 +465,9 @@ def test_tricks_of_zip_archives(tmp_path: Path, tally: Tally) -> None:
     path, liars = tmp_path / "w.bin", [*numbers()]
     tricky, fair = [*tricks()], [*harmless()]
     with little_memory(4 * MEBI):
-        counts = try_all(torch_pickle.read, path, liars, WANTED)
-        refused = try_all(torch_pickle.read, path, tricky, WANTED)
-        taken = try_all(torch_pickle.read, path, fair, WANTED)
+        counts = try_all(_torch_pickle.read, path, liars, WANTED)
+        refused = try_all(_torch_pickle.read, path, tricky, WANTED)
+        taken = try_all(_torch_pickle.read, path, fair, WANTED)
     assert set(counts) == {"error", "same tensors"}
     assert set(refused) == {"error"}
     assert set(taken) == {"same tensors"}
@@ -483,7 +483,7 @@ def test_values_that_are_not_finite_are_the_same_bits(tmp_path: Path, tally: Tal
         for legacy in (False, True):
             path = tmp_path / f"{dtype}{legacy}.bin"
             path.write_bytes(saved(wanted, legacy))
-            counts[judge(torch_pickle.read, path, wanted)[0]] += 1
+            counts[judge(_torch_pickle.read, path, wanted)[0]] += 1
     tally("values that are not finite", counts)
     assert counts == {"same tensors": 4}
 
@@ -507,10 +507,10 @@ def test_values_that_are_not_finite_are_the_same_bits(tmp_path: Path, tally: Tal
 def test_files_of_other_formats_are_named(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "w.bin").write_bytes(content)
     with pytest.raises(ValueError, match=r"w\.bin can't be read: ") as caught:
-        torch_pickle.read(tmp_path / "w.bin")
+        _torch_pickle.read(tmp_path / "w.bin")
     assert message in str(caught.value)
 
 
 def test_a_missing_file_is_not_found(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="w.bin"):
-        torch_pickle.read(tmp_path / "w.bin")
+        _torch_pickle.read(tmp_path / "w.bin")

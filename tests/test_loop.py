@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_same_numbers(tmp_path: P
 
 def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
     kill = (
-        "import os, signal; from fnlm.files.checkpoint import replace; "
+        "import os, signal; from fnlm.files._checkpoint import replace; "
         f"replace({str(tmp_path / 'state.safetensors')!r}, "
         "lambda part: (part.write_bytes(b'half'), os.kill(os.getpid(), signal.SIGKILL)))"
     )

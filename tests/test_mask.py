@@ -44,7 +44,7 @@ CALLS: dict[str, Call] = {
     "stream": lambda mask: list(generate.stream(counts, {}, IDS, 2, mask=mask)),
     "beam_search": lambda mask: generate.beam_search(counts, {}, IDS, 2, num_beams=2, mask=mask),
     "start": lambda mask: generate.start(GPT2.module.apply, PARAMS["gpt2"], IDS, mask=mask),
-    "pad_left": lambda mask: [x for x in generate.state.pad_left(IDS, mask) if x is not None],
+    "pad_left": lambda mask: [x for x in generate._state.pad_left(IDS, mask) if x is not None],
     "language_model": lambda mask: losses.language_model(LOGITS, IDS, mask),
     "token_classification": lambda mask: losses.token_classification(LOGITS, IDS, mask),
 }

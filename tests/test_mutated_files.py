@@ -25,7 +25,7 @@ from test_every_format import bundle
 from fnlm import gpt, gpt2, tree
 from fnlm import random as keys
 from fnlm.files import _hub_client
-from fnlm.params import rename
+from fnlm.params import _rename
 
 COUNT = 7500 if os.environ.get("FNLM_TEST_FULL", "0") != "0" else 250
 SMALL: dict[str, Any] = {"n_positions": 4, "n_ctx": 4, "n_embd": 4, "n_layer": 1, "n_head": 2}
@@ -81,7 +81,7 @@ def texts(content: bytes, rng: random.Random) -> bytes:
 def tensors(family: Any, config: Any, dialect: int) -> tuple[Any, dict[str, torch.Tensor]]:
     params = tree.map(lambda x: x + 0.1, family.init(config, keys.key(0)))
     leaves = {name: value for name, value in params.items() if name != "config"}
-    found = rename.to_foreign(leaves, family.names.FAMILY.dialects[dialect])
+    found = _rename.to_foreign(leaves, family.names.FAMILY.dialects[dialect])
     return params, {name: x.contiguous() for name, x in found.items()}
 
 

@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fnlm.files import torch_pickle
+from fnlm.files import _torch_pickle
 
 FORMATS = {"zip": False, "legacy": True}
 both = pytest.mark.parametrize("legacy", FORMATS.values(), ids=FORMATS)
@@ -44,7 +44,7 @@ def from_torch(path: Path) -> Tensors:
 
 def check_equal(path: Path, wanted: Tensors) -> None:
     """The tensors of a file are these, with their strides and the memory that they share."""
-    file = torch_pickle.read(path)
+    file = _torch_pickle.read(path)
     found = dict(file)
     assert same(found, wanted)
     for name, x in wanted.items():
@@ -106,8 +106,10 @@ def test_any_tensors_make_the_round_trip(
     folder = tmp_path_factory.mktemp("round")
     (folder / "theirs.bin").write_bytes(saved(tensors, legacy))
     check_equal(folder / "theirs.bin", from_torch(folder / "theirs.bin"))
-    assert same(dict(torch_pickle.read(folder / "theirs.bin")), tensors)
-    torch_pickle.write(torch_pickle.read(folder / "theirs.bin"), folder / "ours.bin", legacy=legacy)
+    assert same(dict(_torch_pickle.read(folder / "theirs.bin")), tensors)
+    _torch_pickle.write(
+        _torch_pickle.read(folder / "theirs.bin"), folder / "ours.bin", legacy=legacy
+    )
     check_equal(folder / "ours.bin", from_torch(folder / "ours.bin"))
     assert same(from_torch(folder / "ours.bin"), tensors)
 
@@ -117,7 +119,7 @@ def test_ties_stay_ties_and_nothing_more_is_written(legacy: bool, tmp_path: Path
     """Shared tensors are kept: 4 kB once, not twice, and not the 4 MB they lie in."""
     large = torch.randn(1000, 1000)
     path = tmp_path / "w.bin"
-    torch_pickle.write({"a": large[3], "b": large[3], "c": large[3, :10]}, path, legacy=legacy)
+    _torch_pickle.write({"a": large[3], "b": large[3], "c": large[3, :10]}, path, legacy=legacy)
     assert 4000 < path.stat().st_size < 8000
     found = from_torch(path)
     assert found["a"].data_ptr() == found["b"].data_ptr()
@@ -126,10 +128,10 @@ def test_ties_stay_ties_and_nothing_more_is_written(legacy: bool, tmp_path: Path
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
     path = tmp_path / "w.bin"
-    torch_pickle.write({"a": torch.ones(2)}, path)
+    _torch_pickle.write({"a": torch.ones(2)}, path)
     before = path.read_bytes()
     with pytest.raises(AttributeError):
-        torch_pickle.write({"a": torch.ones(2), "b": 3}, path)  # type: ignore[dict-item]
+        _torch_pickle.write({"a": torch.ones(2), "b": 3}, path)  # type: ignore[dict-item]
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["w.bin"]
 
@@ -140,10 +142,10 @@ def test_pytorch_pretrained_bert_reads_what_is_written(legacy: bool, tmp_path: P
     model = peers.ppb_gpt2(GPT2.config.to_dict())
     (tmp_path / "pytorch_model.bin").write_bytes(saved(model.state_dict(), legacy))
     (tmp_path / "config.json").write_text(GPT2.config.to_json_string(), encoding="utf-8")
-    found = torch_pickle.read(tmp_path / "pytorch_model.bin")
+    found = _torch_pickle.read(tmp_path / "pytorch_model.bin")
     assert same(dict(found), dict(model.state_dict()))
     changed = {name: x * 2 for name, x in found.items()}
-    torch_pickle.write(changed, tmp_path / "pytorch_model.bin", legacy=legacy)
+    _torch_pickle.write(changed, tmp_path / "pytorch_model.bin", legacy=legacy)
     with peers.quiet():
         again = peers.ppb().GPT2LMHeadModel.from_pretrained(str(tmp_path))
     assert same({n: x for n, x in again.state_dict().items() if n in changed}, changed)
@@ -151,7 +153,7 @@ def test_pytorch_pretrained_bert_reads_what_is_written(legacy: bool, tmp_path: P
 
 def test_a_published_checkpoint_is_read_as_torch_reads_it() -> None:
     path = data_path("checkpoints/bert-xsmall-dummy-pt/pytorch_model.bin")
-    assert same(dict(torch_pickle.read(path)), from_torch(path))
+    assert same(dict(_torch_pickle.read(path)), from_torch(path))
 
 
 @both
@@ -190,7 +192,7 @@ def test_a_file_without_a_dict_of_tensors_is_named(
 ) -> None:
     (tmp_path / "w.pt").write_bytes(saved(value, legacy))
     with pytest.raises(ValueError, match="w.pt can't be read") as caught:
-        torch_pickle.read(tmp_path / "w.pt")
+        _torch_pickle.read(tmp_path / "w.pt")
     assert message in str(caught.value)
 
 
@@ -202,7 +204,7 @@ def test_python_2_wrote_ordered_dicts_of_pairs_and_texts_of_bytes(tmp_path: Path
     body = plain[start + len(b"\x80\x02}q\x00X\x01\x00\x00\x00wq\x01") : stop]
     old = b"\x80\x02ccollections\nOrderedDict\n(](](U\x01w" + body + b"eetR."
     (tmp_path / "w.bin").write_bytes(plain[:start] + old + plain[stop + 2 :])
-    assert same(dict(torch_pickle.read(tmp_path / "w.bin")), {"w": torch.arange(3.0)})
+    assert same(dict(_torch_pickle.read(tmp_path / "w.bin")), {"w": torch.arange(3.0)})
 
 
 def test_views_of_storages_as_torch_0_3_wrote_them(tmp_path: Path) -> None:
@@ -211,11 +213,11 @@ def test_views_of_storages_as_torch_0_3_wrote_them(tmp_path: Path) -> None:
     edited = plain.replace(b"K\x06Ntq", b"K\x06" + view + b"tq")
     assert edited != plain
     (tmp_path / "w.bin").write_bytes(edited)
-    assert same(dict(torch_pickle.read(tmp_path / "w.bin")), {"w": torch.arange(3.0, 6.0)})
+    assert same(dict(_torch_pickle.read(tmp_path / "w.bin")), {"w": torch.arange(3.0, 6.0)})
     (tmp_path / "w.bin").unlink()
     (tmp_path / "w.bin").write_bytes(edited.replace(view, view.replace(b"K\x04", b"K\x05")))
     with pytest.raises(ValueError, match="has a view that leaves it"):
-        torch_pickle.read(tmp_path / "w.bin")
+        _torch_pickle.read(tmp_path / "w.bin")
 
 
 def test_opening_reads_no_tensor(tmp_path: Path) -> None:
@@ -223,7 +225,7 @@ def test_opening_reads_no_tensor(tmp_path: Path) -> None:
     content = saved({"a": torch.full((5000,), 2.0), "b": torch.full((5000,), 3.0)}, False)
     place = content.index(struct.pack("<f", 3.0) * 100)
     (tmp_path / "w.bin").write_bytes(content[:place] + b"\x01" + content[place + 1 :])
-    file = torch_pickle.read(tmp_path / "w.bin")
+    file = _torch_pickle.read(tmp_path / "w.bin")
     assert torch.equal(file["a"], torch.full((5000,), 2.0))
     with pytest.raises(ValueError, match="w.bin can't be read: member 'archive/data/1' is damaged"):
         file["b"]
@@ -236,7 +238,7 @@ def test_files_written_without_checksums_are_read(tmp_path: Path) -> None:
         (tmp_path / "w.bin").write_bytes(saved({"a": torch.arange(5.0)}, False))
     finally:
         torch.serialization.set_crc32_options(before)
-    assert same(dict(torch_pickle.read(tmp_path / "w.bin")), {"a": torch.arange(5.0)})
+    assert same(dict(_torch_pickle.read(tmp_path / "w.bin")), {"a": torch.arange(5.0)})
 
 
 def test_files_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
@@ -252,4 +254,4 @@ def test_files_are_recognised_by_their_first_bytes(tmp_path: Path) -> None:
         (b"\x80\x02" + bytes(6) + b"{" + b" " * 0x27E + b"}", False),  # safetensors
     ):
         path.write_bytes(content)
-        assert torch_pickle.can_read(path) == wanted
+        assert _torch_pickle.can_read(path) == wanted

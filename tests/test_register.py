@@ -14,9 +14,9 @@ from vocabularies import GPT2_TOKENS, XL_SYMBOLS
 import fnlm
 from fnlm import checkpoints, cli, families
 from fnlm.families import FAMILIES, Record
-from fnlm.params import rename
 from fnlm.params import spec as describe
 from fnlm.params.config import Rate
+from fnlm.params.names import Family as Names
 
 each = pytest.mark.parametrize("record", FAMILIES.values(), ids=FAMILIES)
 
@@ -27,7 +27,7 @@ def test_a_family_has_all_its_files(record: Record) -> None:
     parts += [f"fnlm/tokenize/{record.tokenizer}.py"] if record.tokenizer else []
     parts += [f"tests/golden/{record.name}.json"]
     assert not [part for part in parts if not (ROOT / part).is_file()]
-    assert isinstance(record.names, rename.Family)
+    assert isinstance(record.names, Names)
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"| {record.title} | `fnlm.{record.name}` |" in readme, "a row of the table of models"
 

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fnlm import cli, finetune, gpt2, random, train, tree
-from fnlm.files.checkpoint import half_written, replace
+from fnlm.files._checkpoint import half_written, replace
 from fnlm.tasks import features
 from fnlm.tree import Tree
 

@@ -17,7 +17,7 @@ import torch
 from hostile import Tensors, cuts, edits, flips, judge, nothing_runs, same, try_all
 from safetensors.torch import save, save_file
 
-from fnlm.files import safetensors, torch_pickle
+from fnlm.files import _safetensors, _torch_pickle
 
 Tally = Callable[..., None]
 WANTED: Tensors = {
@@ -47,14 +47,14 @@ def by_hand(content: bytes) -> Tensors:
 def test_tensors_and_what_describes_them(tmp_path: Path) -> None:
     more = {f"{d}": torch.arange(3).to(d) for d in (torch.float16, torch.int8, torch.bool)}
     save_file(WANTED | more, tmp_path / "w.safetensors", metadata={"format": "pt"})
-    file = safetensors.read(tmp_path / "w.safetensors")
+    file = _safetensors.read(tmp_path / "w.safetensors")
     assert same(dict(file), WANTED | more)
     for name, x in (WANTED | more).items():
         entry = file.entries[name]
         assert (f"torch.{entry.dtype}", entry.shape) == (str(x.dtype), x.shape)
-    assert safetensors.can_read(tmp_path / "w.safetensors")
-    torch_pickle.write(WANTED, tmp_path / "w.bin")
-    assert not safetensors.can_read(tmp_path / "w.bin") and not safetensors.can_read(tmp_path)
+    assert _safetensors.can_read(tmp_path / "w.safetensors")
+    _torch_pickle.write(WANTED, tmp_path / "w.bin")
+    assert not _safetensors.can_read(tmp_path / "w.bin") and not _safetensors.can_read(tmp_path)
 
 
 def resident() -> int:
@@ -76,7 +76,7 @@ def test_a_large_file_is_in_memory_only_as_far_as_it_is_read(tmp_path: Path) -> 
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + 10 * size)
     before = resident()
-    found = safetensors.read(tmp_path / "w.safetensors")
+    found = _safetensors.read(tmp_path / "w.safetensors")
     assert len(found) == 10
     tensors = dict(found)
     assert resident() - before < size // 5
@@ -90,12 +90,12 @@ def test_every_byte_of_a_file(tmp_path: Path, tally: Tally) -> None:
     def says_so(found: Tensors) -> bool:
         return same(found, by_hand(path.read_bytes()))
 
-    counts = try_all(safetensors.read, path, flips(content), WANTED, says_so)
+    counts = try_all(_safetensors.read, path, flips(content), WANTED, says_so)
     elements = counts["one element"]
-    counts += try_all(safetensors.read, path, cuts(content), WANTED, says_so)
+    counts += try_all(_safetensors.read, path, cuts(content), WANTED, says_so)
     start = 8 + int.from_bytes(content[:8], "little")
     header = [range(start)]
-    counts += try_all(safetensors.read, path, edits(content, header, 1500), WANTED, says_so)
+    counts += try_all(_safetensors.read, path, edits(content, header, 1500), WANTED, says_so)
     tally("safetensors, bytes changed and cut", counts)
     assert elements == 6 * 4 + 2 * 8 + 2, "each byte of the tensors"
     assert counts["error"] > 1500
@@ -128,7 +128,7 @@ def test_headers_that_lie(header: bytes, tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     for size in (len(header), 1 << 40, (1 << 64) - 1):
         path.write_bytes(struct.pack("<Q", size) + header + bytes(4))
-        assert judge(safetensors.read, path, {})[0] == "error"
+        assert judge(_safetensors.read, path, {})[0] == "error"
 
 
 # Shards.
@@ -144,7 +144,7 @@ def write_shards(folder: Path, suffix: str = "safetensors") -> Path:
         if suffix == "safetensors":
             save_file(part, folder / file)
         else:
-            torch_pickle.write(part, folder / file.replace("safetensors", suffix))
+            _torch_pickle.write(part, folder / file.replace("safetensors", suffix))
     files = {name: file.replace("safetensors", suffix) for name, file in SHARDS.items()}
     index = folder / f"model.{suffix}.index.json"
     content = {"metadata": {"total_size": 42}, "weight_map": files}
@@ -162,8 +162,8 @@ def change(index: Path, **names: Any) -> None:
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards_are_one_checkpoint(suffix: str, tmp_path: Path) -> None:
     index = write_shards(tmp_path, suffix)
-    assert safetensors.can_read(index)
-    found = safetensors.read(index)
+    assert _safetensors.can_read(index)
+    found = _safetensors.read(index)
     assert same(dict(found), WANTED)
     assert list(found) == list(SHARDS)
     assert found.format.endswith(", 2 shards")
@@ -177,7 +177,7 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
     write_shards(blobs)
     for file in blobs.iterdir():
         (snapshot / file.name).symlink_to(Path("..") / ".." / "blobs" / file.name)
-    assert same(dict(safetensors.read(snapshot / "model.safetensors.index.json")), WANTED)
+    assert same(dict(_safetensors.read(snapshot / "model.safetensors.index.json")), WANTED)
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_paths_out_of_the_folder_are_refused(file: Any, tmp_path: Path) -> None:
     for name in ("other", "w"):
         change(index, **{name: file})
         with nothing_runs():
-            assert judge(safetensors.read, index, {})[0] == "error"
+            assert judge(_safetensors.read, index, {})[0] == "error"
 
 
 @pytest.mark.parametrize(
@@ -221,27 +221,27 @@ def test_errors_in_an_index_are_named(names: dict[str, Any], message: str, tmp_p
     (tmp_path / "model" / "link.safetensors").symlink_to(tmp_path / "other.safetensors")
     change(index, **names)
     with pytest.raises(ValueError, match=message):
-        safetensors.read(index)
+        _safetensors.read(index)
 
 
 def test_missing_shards_are_named(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     (tmp_path / "model-2.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="not beside it: model-2.safetensors; download"):
-        safetensors.read(index)
+        _safetensors.read(index)
     with pytest.raises(FileNotFoundError):
-        safetensors.read(tmp_path / "other.index.json")
+        _safetensors.read(tmp_path / "other.index.json")
     with pytest.raises(FileNotFoundError):
-        safetensors.read(tmp_path / "other.safetensors")
+        _safetensors.read(tmp_path / "other.safetensors")
 
 
 def test_every_byte_of_an_index(tmp_path: Path, tally: Tally) -> None:
     """What an index tells of tensors, the shards tell too: nothing else is ever read."""
     index = write_shards(tmp_path)
     content = index.read_bytes()
-    counts = try_all(safetensors.read, index, flips(content), WANTED)
-    counts += try_all(safetensors.read, index, cuts(content), WANTED)
-    counts += try_all(safetensors.read, index, edits(content, [range(len(content))], 300), WANTED)
+    counts = try_all(_safetensors.read, index, flips(content), WANTED)
+    counts += try_all(_safetensors.read, index, cuts(content), WANTED)
+    counts += try_all(_safetensors.read, index, edits(content, [range(len(content))], 300), WANTED)
     tally("index of shards, bytes changed and cut", counts)
     assert set(counts) == {"error", "same tensors"}
 
@@ -267,10 +267,10 @@ def test_invalid_indexes_are_errors(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "w.index.json"
     path.write_bytes(content)
     with nothing_runs():
-        assert judge(safetensors.read, path, WANTED)[0] == "error"
+        assert judge(_safetensors.read, path, WANTED)[0] == "error"
 
 
 def test_values_that_are_not_finite_are_the_same_bits(tmp_path: Path) -> None:
     wanted = {"x": torch.tensor([0x7FC00001, -1, 0x7F800000, 0x7F800001]).int().view(torch.float32)}
     save_file(wanted, tmp_path / "w.safetensors")
-    assert judge(safetensors.read, tmp_path / "w.safetensors", wanted)[0] == "same tensors"
+    assert judge(_safetensors.read, tmp_path / "w.safetensors", wanted)[0] == "same tensors"

@@ -16,7 +16,7 @@ from peers import hf, quiet
 from safetensors.torch import load_file, save_file
 
 from fnlm import checkpoints, gpt2, random, tree
-from fnlm.files import folder, hub
+from fnlm.files import _folder, hub
 
 FULL = os.environ.get("FNLM_TEST_FULL", "0") != "0"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -242,7 +242,7 @@ def test_a_kill_leaves_the_old_model_or_the_new(
         number = int("heads" in loaded)
         assert_loads(place, GPT2, (old, new)[number], "transformers")
         if way == "convert":
-            words = folder.current(place, "tokenizer")
+            words = _folder.current(place, "tokenizer")
             texts = {n: (words / n).read_text() for n in ("vocab.json", "merges.txt", "vocab.txt")
                      if (words / n).is_file()}  # fmt: skip
             assert texts == WORDS[number], f"killed at operation {operation}"

@@ -18,7 +18,7 @@ from torch import Tensor
 from fnlm import bert, gpt, gpt2, random, transfo_xl, tree
 from fnlm.families import FAMILIES as RECORDS
 from fnlm.params.config import Rate
-from fnlm.params.rename import Family
+from fnlm.params.names import Family
 
 TABLES: dict[str, Family] = {name: record.names for name, record in RECORDS.items()}
 CONFIGS: dict[str, Any] = {name: record.module.Config for name, record in RECORDS.items()}

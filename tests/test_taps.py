@@ -18,8 +18,8 @@ from torch.utils.checkpoint import checkpoint
 
 from fnlm import bert, gpt2, random, taps, transfo_xl, tree
 from fnlm.generate import generate
+from fnlm.layers._tap import is_read
 from fnlm.layers.attention import SLICE
-from fnlm.layers.tap import is_read
 from fnlm.train import adamw, init_state, train_step
 from fnlm.transforms import per_example_grads
 

@@ -25,9 +25,9 @@ from hostile import bits, cuts, edits, flips, little_memory, same, try_all
 from numpy.typing import NDArray
 from tensorflow_writer import CODES, Entries, Stored, bundle, field, header, varint
 
-from fnlm.files import tensorflow
+from fnlm.files import _tensorflow
+from fnlm.files._checkpoint import Checkpoint
 from fnlm.files._sstable import Table, crc32c, uncompress
-from fnlm.files.checkpoint import Checkpoint
 
 HERE = ROOT / "tests" / "fixtures" / "tensorflow"
 GOLDEN: dict[str, dict[str, tuple[str, list[int], str]]] = json.loads(
@@ -44,7 +44,7 @@ def fixture(name: str) -> Path:
 
 def numbers(path: Path) -> Checkpoint:
     """Read a checkpoint without its texts."""
-    file = tensorflow.read(path)
+    file = _tensorflow.read(path)
     entries = {name: e for name, e in file.entries.items() if e.dtype != "string"}
     return Checkpoint(file.path, file.format, entries)
 
@@ -59,7 +59,7 @@ def copied(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("name", GOLDEN)
 def test_all_is_as_tensorflow_reads_it(name: str) -> None:
-    file = tensorflow.read(fixture(name))
+    file = _tensorflow.read(fixture(name))
     assert file.format == ("TensorFlow V1 checkpoint" if "_v1" in name else "TensorFlow bundle")
     assert sorted(file) == sorted(GOLDEN[name])
     for key, (dtype, shape, digest) in GOLDEN[name].items():
@@ -75,20 +75,20 @@ def test_all_is_as_tensorflow_reads_it(name: str) -> None:
 
 def test_every_file_of_a_checkpoint_stands_for_it(tmp_path: Path) -> None:
     for name in ("sharded", "sharded.index", "sharded.data-00001-of-00002"):
-        file = tensorflow.read(HERE / name)
+        file = _tensorflow.read(HERE / name)
         assert file.path == HERE / "sharded" and sorted(file) == sorted(GOLDEN["sharded"])
-        assert tensorflow.can_read(HERE / name)
-    assert tensorflow.can_read(str(HERE / "adam_v1"))
+        assert _tensorflow.can_read(HERE / name)
+    assert _tensorflow.can_read(str(HERE / "adam_v1"))
     for other in (HERE / "make.py", HERE / "no-file", HERE, tmp_path):
-        assert not tensorflow.can_read(other)
+        assert not _tensorflow.can_read(other)
     (tmp_path / "empty").touch()
-    assert not tensorflow.can_read(tmp_path / "empty")
+    assert not _tensorflow.can_read(tmp_path / "empty")
 
 
 def test_what_is_read_is_the_callers_own(tmp_path: Path) -> None:
     path = copied("adam", tmp_path)
     before = (tmp_path / "adam.data-00000-of-00001").read_bytes()
-    file = tensorflow.read(path)
+    file = _tensorflow.read(path)
     wanted = file["layer/kernel"].clone()
     file["layer/kernel"].zero_()
     assert torch.equal(file["layer/kernel"], wanted)
@@ -102,7 +102,7 @@ def test_opening_a_large_file_costs_its_headers(tmp_path: Path) -> None:
     with open(tmp_path / "x.data-00000-of-00001", "r+b") as data:
         data.truncate(size)
     with little_memory(1 << 20):
-        assert tensorflow.read(path).entries["w"].shape == (size // 4,)
+        assert _tensorflow.read(path).entries["w"].shape == (size // 4,)
 
 
 @pytest.mark.parametrize(("offset", "least", "most"), [(4, 0, 4), (5, 16, 20)])
@@ -113,7 +113,7 @@ def test_aligned_tensors_are_mapped(offset: int, least: int, most: int, tmp_path
     stored = Stored(shape=[4 << 20], size=16 << 20, offset=offset, extra=right)
     bundle(tmp_path / "x", {"w": stored}, [b""])
     (tmp_path / "x.data-00000-of-00001").write_bytes(bytes(offset) + data.tobytes())
-    file = tensorflow.read(tmp_path / "x")
+    file = _tensorflow.read(tmp_path / "x")
     tracemalloc.start()
     x = file["w"]
     peak = tracemalloc.get_traced_memory()[1]
@@ -215,12 +215,12 @@ def test_bundles_of_any_content(seed: int, tmp_path: Path) -> None:
         else:
             store(name, array)
     bundle(tmp_path / "any", stored, [bytes(x) for x in shards], pack=packing(rng))
-    assert_holds(tensorflow.read(tmp_path / "any"), arrays)
+    assert_holds(_tensorflow.read(tmp_path / "any"), arrays)
 
 
 def proto(rng: random.Random, array: NDArray[Any]) -> bytes:
     """A TensorProto: bytes, or typed values, packed or one by one."""
-    number = tensorflow._VALUES[array.dtype.name]
+    number = _tensorflow._VALUES[array.dtype.name]
     if rng.random() < 0.2 and array.size:
         return field(4, array.tobytes())
     if array.dtype.kind in "fc" and array.dtype != np.float16:
@@ -244,7 +244,7 @@ def test_v1_files_of_any_content(seed: int, tmp_path: Path) -> None:
             part = part_of(array, place) if places else array
             rows.append(writer.values(name, place, proto(rng, np.ascontiguousarray(part))))
     writer.single(tmp_path / "any", listed, rows, packing(rng))
-    assert_holds(tensorflow.read(tmp_path / "any"), arrays)
+    assert_holds(_tensorflow.read(tmp_path / "any"), arrays)
 
 
 FULL = [[(0, -1)]]
@@ -257,7 +257,7 @@ def test_v1_files_are_read_block_by_block(tmp_path: Path, monkeypatch: pytest.Mo
     listed = [writer.listing(name, 1, [3], FULL) for name in [*names[::2], *names[1::2]]]
     rows = [writer.values(name, FULL[0], THREE) for name in names]
     writer.single(tmp_path / "x", listed, rows, partial(writer.table, each=50))
-    file, block, read = tensorflow.read(tmp_path / "x"), Table._block, list[int]()
+    file, block, read = _tensorflow.read(tmp_path / "x"), Table._block, list[int]()
 
     def watched(table: Table, start: int, size: int) -> memoryview:
         read.append(start)
@@ -275,7 +275,7 @@ def test_blocks_that_are_read_in_turns_are_read_once(
     listed = [writer.listing(name, 1, [3], FULL) for name in names]
     rows = [writer.values(name, FULL[0], THREE) for name in names]
     writer.single(tmp_path / "x", listed, rows, partial(writer.table, each=51))
-    file, block, read = tensorflow.read(tmp_path / "x"), Table._block, list[int]()
+    file, block, read = _tensorflow.read(tmp_path / "x"), Table._block, list[int]()
 
     def watched(table: Table, start: int, size: int) -> memoryview:
         read.append(start)
@@ -352,7 +352,7 @@ HOSTILE: dict[str, tuple[Entries, str]] = {
 def test_hostile_entries(stored: Entries, said: str, tmp_path: Path) -> None:
     bundle(tmp_path / "x", stored)
     with little_memory(1 << 20), pytest.raises(ValueError, match=f"x.index.*{said}"):
-        dict(tensorflow.read(tmp_path / "x"))
+        dict(_tensorflow.read(tmp_path / "x"))
 
 
 @pytest.mark.parametrize(
@@ -372,19 +372,19 @@ def test_hostile_headers(
 ) -> None:
     bundle(tmp_path / "x", {"w": Stored()}, head=head)
     with pytest.raises(error, match=said):
-        tensorflow.read(tmp_path / "x")
+        _tensorflow.read(tmp_path / "x")
 
 
 def test_missing_files(tmp_path: Path) -> None:
     path = copied("sharded", tmp_path)
     (tmp_path / "sharded.data-00001-of-00002").unlink()
     with pytest.raises(FileNotFoundError, match="sharded.data-00001-of-00002 is not there"):
-        tensorflow.read(path)
+        _tensorflow.read(path)
     (tmp_path / "sharded.index").unlink()
     with pytest.raises(FileNotFoundError, match="sharded.index is not there"):
-        tensorflow.read(path)
+        _tensorflow.read(path)
     with pytest.raises(FileNotFoundError, match="sharded.index is not there"):
-        tensorflow.read(tmp_path / "sharded.data-00000-of-00002")
+        _tensorflow.read(tmp_path / "sharded.data-00000-of-00002")
 
 
 def pointed(handles: list[tuple[int, int]]) -> bytes:
@@ -467,7 +467,7 @@ def test_hostile_v1_files(
 ) -> None:
     writer.single(tmp_path / "x", listed, rows)
     with little_memory(1 << 20), pytest.raises(ValueError, match=f"x: .*{said}"):
-        dict(tensorflow.read(tmp_path / "x"))
+        dict(_tensorflow.read(tmp_path / "x"))
 
 
 DAMAGED = ("adam.index", "sharded.index", "sharded.data-00000-of-00002", "adam_v1")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fnlm.tokenize import bpe
+from fnlm.tokenize import _bpe
 
 
-def merge_slowly(ids: list[int], rules: bpe.Merges) -> list[int]:
+def merge_slowly(ids: list[int], rules: _bpe.Merges) -> list[int]:
     """The definition: one pair at a time, the lowest rank, of those the leftmost."""
     ids = list(ids)
     while True:
@@ -24,7 +24,7 @@ def merge_slowly(ids: list[int], rules: bpe.Merges) -> list[int]:
 
 
 @st.composite
-def rule_sets(draw: st.DrawFn) -> bpe.Merges:
+def rule_sets(draw: st.DrawFn) -> _bpe.Merges:
     """Rules over the symbols 0 and 1 and what they make, in any order.
 
     A rule may come before the rule that makes its parts, and two rules may make one symbol:
@@ -33,16 +33,16 @@ def rule_sets(draw: st.DrawFn) -> bpe.Merges:
     pairs = draw(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), unique=True))
     # A symbol is not made of itself: a word of such might have no end of merges.
     made = [draw(st.integers(max(1, *pair) + 1, 7)) for pair in pairs]
-    return bpe.Merges({pair: at for at, pair in enumerate(pairs)}, tuple(pairs), tuple(made))
+    return _bpe.Merges({pair: at for at, pair in enumerate(pairs)}, tuple(pairs), tuple(made))
 
 
 @settings(max_examples=300, deadline=None)
 @given(rule_sets(), st.lists(st.integers(0, 1), max_size=40))
-def test_merging_keeps_to_the_definition(rules: bpe.Merges, ids: list[int]) -> None:
+def test_merging_keeps_to_the_definition(rules: _bpe.Merges, ids: list[int]) -> None:
     given_ids = list(ids)
     expected = merge_slowly(ids, rules)
-    assert bpe.merge(ids, rules) == expected
-    assert bpe._merge_long(ids, rules) == expected
+    assert _bpe.merge(ids, rules) == expected
+    assert _bpe._merge_long(ids, rules) == expected
     assert ids == given_ids, "the argument was changed"
 
 
@@ -58,25 +58,25 @@ def test_merging_keeps_to_the_definition(rules: bpe.Merges, ids: list[int]) -> N
     ids=["lower", "left", "odd"],
 )
 def test_which_of_two_merges_comes_first(
-    pairs: tuple[bpe.Pair, ...], made: tuple[int, ...], ids: list[int], expected: list[int]
+    pairs: tuple[_bpe.Pair, ...], made: tuple[int, ...], ids: list[int], expected: list[int]
 ) -> None:
-    rules = bpe.Merges({pair: at for at, pair in enumerate(pairs)}, pairs, made)
+    rules = _bpe.Merges({pair: at for at, pair in enumerate(pairs)}, pairs, made)
     assert merge_slowly(ids, rules) == expected
-    assert bpe.merge(ids, rules) == expected
-    assert bpe._merge_long(ids, rules) == expected
+    assert _bpe.merge(ids, rules) == expected
+    assert _bpe._merge_long(ids, rules) == expected
 
 
-def learn(text: str, vocab_size: int) -> tuple[list[tuple[bytes, bytes]], bpe.Merges]:
-    pairs = bpe.train([text], vocab_size, r"\S+")
+def learn(text: str, vocab_size: int) -> tuple[list[tuple[bytes, bytes]], _bpe.Merges]:
+    pairs = _bpe.train([text], vocab_size, r"\S+")
     vocab = {bytes([byte]).decode("latin-1"): byte for byte in range(256)}
     names = [(left.decode("latin-1"), right.decode("latin-1")) for left, right in pairs]
     for left, right in names:
         vocab.setdefault(left + right, len(vocab))
-    return pairs, bpe.merges(names, vocab)
+    return pairs, _bpe.merges(names, vocab)
 
 
 @pytest.fixture(scope="module")
-def english() -> bpe.Merges:
+def english() -> _bpe.Merges:
     """Rules learned from words of random letters of uneven frequency."""
     draw = random.Random(0)
     letters = "etaoinshrdlucmfwypvbgkjqxz"
@@ -86,15 +86,15 @@ def english() -> bpe.Merges:
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 127, 128, 129, 130, 517])
-def test_long_and_short_words_are_merged_alike(english: bpe.Merges, length: int) -> None:
+def test_long_and_short_words_are_merged_alike(english: _bpe.Merges, length: int) -> None:
     draw = random.Random(length)
     for letters in (b"a", b"ab", b"etaoin", bytes(range(97, 123))):
         ids = draw.choices(letters, k=length)
-        assert bpe.merge(ids, english) == merge_slowly(ids, english)
+        assert _bpe.merge(ids, english) == merge_slowly(ids, english)
 
 
 @pytest.mark.parametrize("letters", [b"a", b"et", b"etaoinshrdlucmfwypvbgkjqxz"])
-def test_a_long_word_takes_time_in_proportion(english: bpe.Merges, letters: bytes) -> None:
+def test_a_long_word_takes_time_in_proportion(english: _bpe.Merges, letters: bytes) -> None:
     """Eight times the length takes at most 32 times the time: n log n gives 9.4, n squared 64.
 
     What no longer fits the processor's cache takes twice as long on some machines.
@@ -104,7 +104,7 @@ def test_a_long_word_takes_time_in_proportion(english: bpe.Merges, letters: byte
     def seconds(length: int) -> float:
         ids = draw.choices(letters, k=length)
         start = time.process_time()
-        bpe.merge(ids, english)
+        _bpe.merge(ids, english)
         return time.process_time() - start
 
     short = min(seconds(25_000) for _ in range(5))
@@ -114,16 +114,16 @@ def test_a_long_word_takes_time_in_proportion(english: bpe.Merges, letters: byte
 
 def test_rules_that_do_not_fit_the_vocabulary_are_refused() -> None:
     with pytest.raises(ValueError, match="merge 'a' 'b' needs 'ab'"):
-        bpe.merges([("a", "b")], {"a": 0, "b": 1})
+        _bpe.merges([("a", "b")], {"a": 0, "b": 1})
     with pytest.raises(ValueError, match="merge 'x' 'b' needs 'x'"):
-        bpe.merges([("x", "b")], {"a": 0, "b": 1, "xb": 2})
+        _bpe.merges([("x", "b")], {"a": 0, "b": 1, "xb": 2})
 
 
 def test_of_a_rule_given_twice_the_first_counts() -> None:
     vocab = {"a": 0, "b": 1, "c": 2, "ab": 3, "bc": 4}
-    rules = bpe.merges([("a", "b"), ("b", "c"), ("a", "b")], vocab)
-    assert rules == bpe.merges([("a", "b"), ("b", "c")], vocab)
-    assert bpe.merge([0, 1, 2], rules) == [3, 2]
+    rules = _bpe.merges([("a", "b"), ("b", "c"), ("a", "b")], vocab)
+    assert rules == _bpe.merges([("a", "b"), ("b", "c")], vocab)
+    assert _bpe.merge([0, 1, 2], rules) == [3, 2]
 
 
 def test_the_cache_stays_within_its_bounds() -> None:
@@ -133,7 +133,7 @@ def test_the_cache_stays_within_its_bounds() -> None:
         calls[word] += 1
         return tuple(map(ord, word))
 
-    cache = bpe.WordCache(encode, limit=10, longest=4)
+    cache = _bpe.WordCache(encode, limit=10, longest=4)
     for _ in range(3):
         for number in range(25):
             assert cache[str(number)] == tuple(map(ord, str(number)))
@@ -159,7 +159,7 @@ def test_the_cache_stays_within_its_bounds() -> None:
     ids=ascii,
 )
 def test_surrogates_are_joined_or_replaced(text: str, expected: str) -> None:
-    assert bpe.well_formed(text) == expected
+    assert _bpe.well_formed(text) == expected
 
 
 def train_slowly(text: str, vocab_size: int, min_count: int = 2) -> list[tuple[bytes, bytes]]:
@@ -191,33 +191,33 @@ def train_slowly(text: str, vocab_size: int, min_count: int = 2) -> list[tuple[b
 
 def test_training_finds_the_pairs_of_the_textbook_example() -> None:
     """Gage's string: `aa` is most frequent, then `ab`, then both together, then once more."""
-    assert bpe.train(["aaabdaaabac"], 259, r"\S+") == [(b"a", b"a"), (b"a", b"b"), (b"aa", b"ab")]
+    assert _bpe.train(["aaabdaaabac"], 259, r"\S+") == [(b"a", b"a"), (b"a", b"b"), (b"aa", b"ab")]
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.text(st.sampled_from("aab é\n"), max_size=150), st.integers(256, 290))
 def test_training_keeps_to_the_definition(text: str, vocab_size: int) -> None:
-    assert bpe.train([text], vocab_size, r"\S+") == train_slowly(text, vocab_size)
+    assert _bpe.train([text], vocab_size, r"\S+") == train_slowly(text, vocab_size)
 
 
 def test_training_does_not_depend_on_the_order_of_the_texts() -> None:
     draw = random.Random(3)
     texts = ["".join(draw.choices("abcde fgh", k=40)) for _ in range(60)]
-    expected = bpe.train(texts, 330, r"\S+")
+    expected = _bpe.train(texts, 330, r"\S+")
     draw.shuffle(texts)
-    assert bpe.train(texts, 330, r"\S+") == expected
-    assert bpe.train([" ".join(texts)], 330, r"\S+") == expected
+    assert _bpe.train(texts, 330, r"\S+") == expected
+    assert _bpe.train([" ".join(texts)], 330, r"\S+") == expected
     assert len(expected) >= 74
 
 
 def test_training_stops_when_no_pair_is_frequent_enough() -> None:
-    assert bpe.train(["ab ab cd"], 300, r"\S+") == [(b"a", b"b")]
-    assert bpe.train(["ab ab cd"], 300, r"\S+", min_count=1) == [(b"a", b"b"), (b"c", b"d")]
-    assert bpe.train([], 300, r"\S+") == []
+    assert _bpe.train(["ab ab cd"], 300, r"\S+") == [(b"a", b"b")]
+    assert _bpe.train(["ab ab cd"], 300, r"\S+", min_count=1) == [(b"a", b"b"), (b"c", b"d")]
+    assert _bpe.train([], 300, r"\S+") == []
     with pytest.raises(ValueError, match="vocab_size=255"):
-        bpe.train(["ab"], 255, r"\S+")
+        _bpe.train(["ab"], 255, r"\S+")
 
 
 def test_training_takes_any_string() -> None:
-    merges = bpe.train(["\ud800\ud800"], 258, r"(?s).+")
+    merges = _bpe.train(["\ud800\ud800"], 258, r"(?s).+")
     assert merges == [(b"\xbf", b"\xbd"), (b"\xef", b"\xbf\xbd")]

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
-from fnlm.tokenize import _batch, _byte_level, bpe, gpt2
+from fnlm.tokenize import _batch, _bpe, _byte_level, gpt2
 
 EXAMPLES = int(os.environ.get("FNLM_EXAMPLES", "300"))
 END = gpt2.END_OF_TEXT
@@ -247,18 +247,18 @@ def test_surrogates(case: Case, text: str, expected: str) -> None:
     assert found == ids
     assert (offsets[0][0], offsets[-1][1]) == (0, len(text))
     for at, (start, end) in zip(ids, offsets, strict=True):
-        assert case.tokenizer.decode_bytes([at]) in bpe.well_formed(text[start:end]).encode()
+        assert case.tokenizer.decode_bytes([at]) in _bpe.well_formed(text[start:end]).encode()
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
 @given(text=st.text(st.one_of(st.characters(categories=["Cs"]), st.sampled_from(" a\U0001f44d"))))
 def test_any_mixture_with_surrogates(small: gpt2.Tokenizer, text: str) -> None:
     ids = small.encode(text)
-    assert small.decode(ids) == bpe.well_formed(text)
+    assert small.decode(ids) == _bpe.well_formed(text)
     found, offsets = small.encode_with_offsets(text)
     assert found == ids
     for at, (start, end) in zip(ids, offsets, strict=True):
-        assert small.decode_bytes([at]) in bpe.well_formed(text[start:end]).encode()
+        assert small.decode_bytes([at]) in _bpe.well_formed(text[start:end]).encode()
 
 
 # Decoding.

@@ -22,7 +22,7 @@ from fnlm.layers.relative_attention import (
     causal_window_mask,
     sinusoids,
 )
-from fnlm.params import io, rename, spec
+from fnlm.params import _rename, io, spec
 from fnlm.params.names.transfo_xl import FAMILY
 from fnlm.transfo_xl import Mems, apply, init_mems, negative_log_likelihood, reset_mems
 
@@ -303,7 +303,7 @@ def test_stacked_biases_are_cut_into_layers() -> None:
     pairs = {"transformer/r_w_bias": "content_bias", "transformer/r_r_bias": "position_bias"}
     flat = tree.named_leaves({name: leaf for name, leaf in PARAMS.items() if name != "config"})
     others = {path: x for path, x in flat if not path.endswith(tuple(pairs.values()))}
-    tensors = rename.to_foreign(rename.nest(others), FAMILY.dialects[2])
+    tensors = _rename.to_foreign(_rename.nest(others), FAMILY.dialects[2])
     for name, leaf in pairs.items():
         tensors[name] = torch.stack([block["attention"][leaf] for block in PARAMS["blocks"]])
     tensors["global_step"] = torch.tensor(7)

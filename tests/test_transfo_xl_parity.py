@@ -18,7 +18,7 @@ from torch.func import grad
 
 from fnlm import transfo_xl, tree
 from fnlm._adaptive_vocabulary import tied_projections
-from fnlm.params import io, rename
+from fnlm.params import _rename, io
 from fnlm.params.names.transfo_xl import FAMILY
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -56,7 +56,7 @@ def make_pair(config: transfo_xl.Config, dtype: torch.dtype, **options: Any) -> 
     params = make_params(TRANSFO_XL._replace(config=config), dtype=dtype)
     module = ppb_transfo_xl(config.to_dict(), **options).to(dtype)
     leaves = {name: leaf for name, leaf in params.items() if name != "config"}
-    foreign = rename.to_foreign(leaves, FAMILY.dialects[1])
+    foreign = _rename.to_foreign(leaves, FAMILY.dialects[1])
     missing, unexpected = module.load_state_dict(foreign, strict=False)
     assert not unexpected
     copies = ("crit.out_", "transformer.layers.", "transformer.pos_emb.")
@@ -141,7 +141,7 @@ def test_gradients_equal_pytorch_pretrained_bert(
     loss_of(theirs, *text).backward()
     gradients = {name: p.grad for name, p in module.named_parameters()}
     assert all(g is not None for g in gradients.values())
-    found, _ = rename.from_foreign(gradients, FAMILY, "pytorch-pretrained-bert")
+    found, _ = _rename.from_foreign(gradients, FAMILY, "pytorch-pretrained-bert")
     for sparse in (False, True):
         mine = dict(tree.named_leaves(grad(ours)(params, sparse)))
         assert found.keys() == mine.keys()

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from fnlm.distributed import collectives
 from fnlm.distributed.groups import rank, size
-from fnlm.layers.values import extremes
+from fnlm.layers._values import extremes
 from fnlm.leaves import Leaf
 from fnlm.leaves._leaf import dense
 from fnlm.tree import register_leaf

@@ -21,7 +21,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
-from fnlm.files import _hub_client, folder
+from fnlm.files import _folder, _hub_client
 from fnlm.files._text import printable_errors
 
 __all__ = ["BUNDLED", "CONFIGS", "PUBLISHED", "WEIGHTS", "NameOrPath", "Source", "find", "locate"]
@@ -74,7 +74,7 @@ class Source(NamedTuple):
     @property
     def directory(self) -> Path | None:
         """Where the other files of the model are; None if they are on the hub."""
-        return None if self.repository else folder.directory_of(self.weights)
+        return None if self.repository else _folder.directory_of(self.weights)
 
 
 NameOrPath = str | Path | Source  # what names a model
@@ -148,8 +148,8 @@ def _on_hub(name: str, configs: Sequence[str], config_required: bool) -> Source:
 def _weights(path: Path) -> Path:
     """Return the weights in a directory, or the file of weights itself."""
     if path.is_dir():
-        path = _weights_in(folder.current(path, "model"))
-    elif (saved := folder.current(path.parent, "model") / path.name).is_file():
+        path = _weights_in(_folder.current(path, "model"))
+    elif (saved := _folder.current(path.parent, "model") / path.name).is_file():
         path = saved
     if not path.is_file():
         raise ValueError(
@@ -194,7 +194,7 @@ def find(
         check_unpacked(path)
         directory = path.parent
         choices, single = _sets_of(path, choices, expected)
-    directory = folder.current(directory, "tokenizer")
+    directory = _folder.current(directory, "tokenizer")
     for names in choices:
         files = [single or directory / name for name in names]
         if all(file.is_file() for file in files):

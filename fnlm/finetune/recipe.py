@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fnlm import random, tree
-from fnlm.files.checkpoint import replace
+from fnlm.files._checkpoint import replace
 from fnlm.finetune.data import Arrays, Epochs, batches, length_sorted_batches
 from fnlm.train import loss_scale
 from fnlm.train._log import read_log

@@ -6,10 +6,10 @@ best of several. All are short loops over `start`, `advance` and `sample`; write
 way.
 """
 
+from fnlm.generate._state import State, advance, start, take_rows
 from fnlm.generate.beam import beam_search
 from fnlm.generate.logits import repetition_penalty, temperature, top_k, top_p
 from fnlm.generate.sampling import generate, row_keys, sample, scan, stream
-from fnlm.generate.state import State, advance, start, take_rows
 
 __all__ = [
     "State",

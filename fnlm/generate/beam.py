@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fnlm import _former
-from fnlm.generate.state import (
+from fnlm.generate._state import (
     Apply,
     State,
     advance,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fnlm import _former, random
 from fnlm.generate import logits as processors
-from fnlm.generate.state import (
+from fnlm.generate._state import (
     Apply,
     State,
     advance,

@@ -16,9 +16,9 @@ from einops import rearrange
 from torch import Tensor
 
 from fnlm.layers import _fused_attention as fused
+from fnlm.layers._tap import Taps, is_wanted, tap
 from fnlm.layers.dropout import apply_mask, keep_mask
 from fnlm.layers.mask import check_mask
-from fnlm.layers.tap import Taps, is_wanted, tap
 
 __all__ = ["attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fnlm.layers.values import extremes
+from fnlm.layers._values import extremes
 
 __all__ = ["check_range", "lookup"]
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fnlm import tree
-from fnlm.layers.values import extremes
+from fnlm.layers._values import extremes
 from fnlm.tree import register_value
 
 __all__ = [

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from fnlm.layers._tap import Taps, tap
 from fnlm.layers.dropout import dropout
 from fnlm.layers.linear import linear
-from fnlm.layers.tap import Taps, tap
 
 __all__ = ["mlp"]
 

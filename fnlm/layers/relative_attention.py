@@ -19,8 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fnlm.layers._tap import Taps, tap
 from fnlm.layers.dropout import dropout
-from fnlm.layers.tap import Taps, tap
 
 __all__ = ["attend_relative", "attention_bias", "causal_window_mask", "relative_shift", "sinusoids"]
 

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from fnlm import tree
+from fnlm.files._checkpoint import Checkpoint
 from fnlm.files._text import printable_errors
-from fnlm.files.checkpoint import Checkpoint
-from fnlm.params import _settings, rename
+from fnlm.params import _rename, _settings
 from fnlm.params import spec as describe
 from fnlm.params._path import head_of, part_of
 from fnlm.params.config import BaseConfig
-from fnlm.params.rename import Dialect, Family
+from fnlm.params.names import Dialect, Family
 from fnlm.tree import Tree
 
 __all__ = ["SpecOf", "assemble", "without_absent"]
@@ -75,15 +75,15 @@ def assemble(
 def _assembled(tensors: Mapping[str, Tensor], request: _Request) -> Tree:
     """Return the parameters, by one step after the other."""
     family, source = request.family, request.source
-    dialect = rename.dialect_of(tensors, family)
+    dialect = _rename.dialect_of(tensors, family)
     leaves = _renamed(tensors, dialect, request)
     expected = _expected(leaves, request)
     paths = [path for path, _ in tree.named_leaves(expected)]
-    leaves = rename.fit(leaves, paths, family, source)
+    leaves = _rename.fit(leaves, paths, family, source)
     leaves |= _new_parts(expected, leaves, request)
     describe.check(expected, leaves, source, _names(expected, dialect))
     ordered = {path: leaves[path] for path in paths}
-    return {"config": request.config, **rename.nest(ordered)}
+    return {"config": request.config, **_rename.nest(ordered)}
 
 
 def _renamed(tensors: Mapping[str, Tensor], dialect: Dialect, request: _Request) -> Leaves:
@@ -94,9 +94,9 @@ def _renamed(tensors: Mapping[str, Tensor], dialect: Dialect, request: _Request)
     """
     config, family, heads, source = request.config, request.family, request.heads, request.source
     # Names that several heads share are those of the heads that the config or the caller names.
-    tables = rename.for_heads(family, _settings.heads_of(config.to_dict(), family) or heads or ())
-    tables = tables if getattr(config, "tie_word_embeddings", True) else rename.untied(tables)
-    leaves, unexpected = rename.from_foreign(tensors, tables, source)
+    tables = _rename.for_heads(family, _settings.heads_of(config.to_dict(), family) or heads or ())
+    tables = tables if getattr(config, "tie_word_embeddings", True) else _rename.untied(tables)
+    leaves, unexpected = _rename.from_foreign(tensors, tables, source)
     if heads is not None:  # tensors of other heads are left out, whichever head that is
         owners = {name: {*_owners(name, family)} for name in unexpected}
         unexpected = [name for name in unexpected if not owners[name] or owners[name] & {*heads}]
@@ -169,7 +169,7 @@ def _report_unexpected(
             "use the module of its own family"
         )
     foreign = [name for path, name in _names(expected, dialect).items() if path not in leaves]
-    problems = [f"unexpected {name}{rename.nearest(name, foreign)}" for name in names]
+    problems = [f"unexpected {name}{_rename.nearest(name, foreign)}" for name in names]
     heads = _names({"heads": expected.get("heads", {})}, dialect).values()
     problems += [f"missing {name}" for name in foreign if name not in heads]
     text = describe.listed(problems)
@@ -188,7 +188,7 @@ def _without_ignored(
     ignored: set[str] = set()
     for pattern in (ignore,) if isinstance(ignore, str) else ignore or ():
         if not (matching := [name for name in tensors if fnmatch.fnmatchcase(name, pattern)]):
-            near = rename.nearest(pattern, list(tensors))
+            near = _rename.nearest(pattern, list(tensors))
             raise ValueError(f"{source} holds no tensor that ignore={pattern!r} matches{near}")
         ignored.update(matching)
     if not ignored:
@@ -201,12 +201,12 @@ def _without_ignored(
 def _names(expected: Tree, dialect: Dialect) -> dict[str, str]:
     """Return the foreign name of each leaf that the dialect has one for, by our path."""
     paths = [path for path, _ in tree.named_leaves(expected)]
-    return {path: name for path in paths if (name := rename.foreign_name(path, dialect))}
+    return {path: name for path in paths if (name := _rename.foreign_name(path, dialect))}
 
 
 def _owners(name: str, family: Family) -> list[str]:
     """Return the heads that a foreign name may belong to, where it is ambiguous."""
-    if rename.classify(name, family).kind != "leaf":
+    if _rename.classify(name, family).kind != "leaf":
         return []
     rules = [rule for dialect in family.dialects for rule in dialect.rules]
     return sorted({head_of(rule.ours) for rule in rules if name.endswith(rule.theirs)} - {""})

@@ -10,7 +10,7 @@ from fnlm import tree
 from fnlm.params import spec as describe
 from fnlm.params._assembly import without_absent
 from fnlm.params.config import BaseConfig
-from fnlm.params.rename import Family
+from fnlm.params.names import Family
 from fnlm.tree import Tree
 
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

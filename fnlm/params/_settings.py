@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.config import BaseConfig, read_json, short
-from fnlm.params.rename import Family
+from fnlm.params.names import Family
 
 __all__ = ["check_use", "heads_of", "read_config"]
 
@@ -47,7 +47,7 @@ def read_config(
         )
     _refuse(values, family.required, path)
     try:
-        narrowed = rename.for_heads(family, heads_of(values, family) or heads or ())
+        narrowed = _rename.for_heads(family, heads_of(values, family) or heads or ())
         config = kind.from_dict(values, _shapes(tensors, narrowed))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
@@ -97,7 +97,7 @@ def _refuse(
 def _shapes(tensors: Mapping[str, Tensor], family: Family) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the leaves by our path, in the axis order of the file."""
     described: Mapping[str, Any] = getattr(tensors, "entries", tensors)
-    matches = {name: rename.classify(name, family) for name in tensors}
+    matches = {name: _rename.classify(name, family) for name in tensors}
     return {
         match.path: tuple(described[name].shape)
         for name, match in matches.items()

@@ -13,23 +13,23 @@ from typing import Any
 from torch import Tensor
 
 from fnlm import tree
-from fnlm.files import _archive, folder, hub, numpy, safetensors, tensorflow, torch_pickle
+from fnlm.files import _archive, _folder, _numpy, _safetensors, _tensorflow, _torch_pickle, hub
+from fnlm.files._checkpoint import Checkpoint
 from fnlm.files._text import printable_errors
-from fnlm.files.checkpoint import Checkpoint
 from fnlm.files.hub import NameOrPath
-from fnlm.params import _saving, _settings, rename
+from fnlm.params import _rename, _saving, _settings
 from fnlm.params._assembly import SpecOf, assemble
 from fnlm.params.config import BaseConfig
-from fnlm.params.rename import Family
+from fnlm.params.names import Family
 from fnlm.tree import Tree
 
 __all__ = ["NameOrPath", "assemble", "config_from", "load", "read", "save", "write"]
 
 _READERS = {
-    ".safetensors": safetensors,
-    **dict.fromkeys((".bin", ".pt", ".pth"), torch_pickle),
-    **dict.fromkeys((".npz", ".npy"), numpy),
-    ".index": tensorflow,
+    ".safetensors": _safetensors,
+    **dict.fromkeys((".bin", ".pt", ".pth"), _torch_pickle),
+    **dict.fromkeys((".npz", ".npy"), _numpy),
+    ".index": _tensorflow,
 }
 _SHARDS = re.compile(
     r"model-[0-9]{5}-of-[0-9]{5}\.safetensors|pytorch_model-[0-9]{5}-of-[0-9]{5}\.bin"
@@ -55,11 +55,11 @@ def read(path: str | Path) -> Checkpoint:
     ('safetensors', (128,))
     """
     path = Path(path)
-    path = path.parent if path.name == numpy.SHAPES else path
+    path = path.parent if path.name == _numpy.SHAPES else path
     if not path.is_dir():
         _archive.check_regular(path)
-    if not path.is_dir() or numpy.can_read(path):
-        for reader in (tensorflow, safetensors, numpy, torch_pickle):
+    if not path.is_dir() or _numpy.can_read(path):
+        for reader in (_tensorflow, _safetensors, _numpy, _torch_pickle):
             if reader.can_read(path):
                 return reader.read(path)
     if path.suffix in _READERS and path.is_file():
@@ -79,9 +79,9 @@ def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
             reads; any other means safetensors.
     """
     if Path(path).suffix == ".bin":
-        torch_pickle.write(tensors, path, legacy=True)
+        _torch_pickle.write(tensors, path, legacy=True)
     else:
-        safetensors.write(tensors, path)
+        _safetensors.write(tensors, path)
 
 
 @printable_errors()
@@ -134,7 +134,7 @@ def save(
     dialect: str,
     *,
     file: str | None = None,
-    tokenizer: folder.Files | None = None,
+    tokenizer: _folder.Files | None = None,
     owned: Iterable[str] = (),
 ) -> list[str]:
     """Write weights and config.json; the body of every family's `save`.
@@ -160,12 +160,12 @@ def save(
             floating type, or that the dialect has no name for; other weights in the directory that
             would lose their configuration to those of `file`.
     """
-    written_as = rename.dialect_named(dialect, family)
+    written_as = _rename.dialect_named(dialect, family)
     directory, heads = Path(directory), tuple(sorted(params.get("heads", {})))
     config = family.stated(params["config"], heads, dialect)
     leaves = {name: value for name, value in params.items() if name != "config"}
     paths = _saving.check(params, spec, family)
-    foreign = rename.to_foreign(leaves, written_as)
+    foreign = _rename.to_foreign(leaves, written_as)
     name = file or written_as.file
     if file is None:
         owned = {*owned, *hub.WEIGHTS, *filter(_SHARDS.fullmatch, _names_in(directory))}
@@ -182,7 +182,7 @@ def save(
             raise ValueError(f"params can't be saved: load would not give back {sorted(lost)[0]}")
 
     files = {name: lambda path: write(foreign, path), "config.json": write_config}
-    return folder.replace_files(directory, "model", files, owned, tokenizer=tokenizer)
+    return _folder.replace_files(directory, "model", files, owned, tokenizer=tokenizer)
 
 
 def _check_beside(directory: Path, file: str, config: BaseConfig, family: Family) -> None:

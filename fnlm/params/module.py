@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fnlm import tree
-from fnlm.params.rename import nest
+from fnlm.params._rename import nest
 from fnlm.tree import Tree, named_leaves
 
 __all__ = ["TreeModule", "as_module", "from_module"]

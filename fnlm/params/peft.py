@@ -21,12 +21,12 @@ from typing import Any
 from torch import Tensor
 
 from fnlm import tree
-from fnlm.files import folder, hub
+from fnlm.files import _folder, hub
 from fnlm.files._text import printable_errors
 from fnlm.leaves import Leaf, LowRank, attach
-from fnlm.params import io, rename
+from fnlm.params import _rename, io
 from fnlm.params.config import BaseConfig, read_json, short
-from fnlm.params.rename import Dialect, Family
+from fnlm.params.names import Dialect, Family
 from fnlm.tree import Predicate, Tree
 
 __all__ = ["load", "save"]
@@ -76,10 +76,10 @@ def load(params: Tree, name_or_path: str | Path, *, name: str = "") -> Tree:
     >>> tree.structure(again) == tree.structure(adapted)
     True
     """
-    place = folder.current(Path(name_or_path), "adapter")
+    place = _folder.current(Path(name_or_path), "adapter")
     path, config = hub.find(place, [(weights, CONFIG) for weights in WEIGHTS])
     settings, file = _settings(config), io.read(path)
-    family = rename.for_heads(_family(params), params.get("heads", {}))
+    family = _rename.for_heads(_family(params), params.get("heads", {}))
     leaves = dict(tree.named_leaves(params, whole=Leaf))
     factors: dict[str, dict[str, Tensor]] = {}
     modules: dict[str, str] = {}  # our path -> the module
@@ -97,7 +97,7 @@ def load(params: Tree, name_or_path: str | Path, *, name: str = "") -> Tree:
         modules[ours] = match[1]
     for foreign in others:
         _path(foreign, family, leaves, f"{path}: {foreign}")
-    replaced, _ = rename.from_foreign(others, family, str(path))
+    replaced, _ = _rename.from_foreign(others, family, str(path))
 
     def changed(at: str, leaf: Any) -> Any:
         if at in replaced:
@@ -157,7 +157,7 @@ def save(
         turned.append(layout == "")
     if not scales:
         raise ValueError(f"params have no adapter {name!r}: fnlm.leaves.lora makes adapters")
-    whole = rename.to_foreign(tree.select(params, also), dialect) if also else {}
+    whole = _rename.to_foreign(tree.select(params, also), dialect) if also else {}
     whole = {n.removeprefix(dialect.prefix) if bare else n: x for n, x in whole.items()}
     tensors |= {f"{ROOT}{foreign}": x for foreign, x in whole.items()}
     modules = sorted({foreign.rpartition(".")[0] for foreign in whole})
@@ -166,7 +166,7 @@ def save(
         WEIGHTS[0]: lambda path: io.write(tensors, path),
         CONFIG: lambda path: path.write_text(text, encoding="utf-8"),
     }
-    return folder.replace_files(directory, "adapter", files, (CONFIG, *WEIGHTS))
+    return _folder.replace_files(directory, "adapter", files, (CONFIG, *WEIGHTS))
 
 
 _LINEAR_ENDS = ("lora_A.weight", "lora_B.weight")
@@ -227,24 +227,24 @@ def _scale(settings: dict[str, Any], module: str, rank: int) -> float:
 
 def _path(name: str, family: Family, leaves: dict[str, Any], label: str) -> str:
     """Return our path of a foreign name."""
-    match = rename.classify(name, family)
+    match = _rename.classify(name, family)
     if match.kind == "leaf" and match.path in leaves:
         return match.path
-    known = [foreign for x in leaves if (foreign := rename.foreign_name(x, family.dialects[0]))]
+    known = [foreign for x in leaves if (foreign := _rename.foreign_name(x, family.dialects[0]))]
     raise ValueError(
-        f"{label} is of no leaf of these params{rename.nearest(name, known)}: adapters and params "
+        f"{label} is of no leaf of these params{_rename.nearest(name, known)}: adapters and params "
         "must be of one model, with its heads"
     )
 
 
 def _module(path: str, dialect: Dialect, bare: bool) -> tuple[str, str | None]:
     """Return the module of a weight, and the axis order in its file; None for a table."""
-    name = rename.foreign_name(path, dialect)
+    name = _rename.foreign_name(path, dialect)
     if name is None or not name.endswith(".weight"):
         raise ValueError(f"peft has no adapters of {path}: save fnlm.leaves.merge(params) instead")
     name = name.removeprefix(dialect.prefix) if bare else name
     table = path.startswith("embed.") or path.endswith(".table")
-    layout = rename.classify(name, Family("", (dialect,), {}, {})).layout
+    layout = _rename.classify(name, Family("", (dialect,), {}, {})).layout
     return name.removesuffix(".weight"), None if table else layout
 
 

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from fnlm import finetune
-from fnlm.files.checkpoint import replace
+from fnlm.files._checkpoint import replace
 from fnlm.programs._command import progress
 from fnlm.tasks import corpus
 from fnlm.tasks.features import digest

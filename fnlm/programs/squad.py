@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from fnlm import bert, finetune, random
-from fnlm.files.checkpoint import replace
+from fnlm.files._checkpoint import replace
 from fnlm.programs._command import next_command, progress
 from fnlm.tasks import squad
 from fnlm.tasks.squad_answers import Answers, recover

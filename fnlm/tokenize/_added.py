@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import regex
 
+from fnlm.tokenize._bpe import well_formed
 from fnlm.tokenize.added import Added
-from fnlm.tokenize.bpe import well_formed
 
 _SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))

@@ -8,7 +8,7 @@ from typing import Any
 from fnlm.files.hub import NameOrPath
 from fnlm.tokenize import _added, _files, _settings, _whole, wordpiece
 from fnlm.tokenize._bert_words import DEFAULT, PROFILES, SPECIAL, Special
-from fnlm.tokenize.bpe import well_formed
+from fnlm.tokenize._bpe import well_formed
 
 FAMILY = _settings.Family(
     "BERT",

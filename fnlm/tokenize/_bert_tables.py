@@ -17,10 +17,10 @@ from fnlm.tokenize._bert_words import (
     only_cut,
     words,
 )
+from fnlm.tokenize._bpe import WordCache
 from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._tokens import with_ids
 from fnlm.tokenize.added import Added
-from fnlm.tokenize.bpe import WordCache
 
 IdSpan = tuple[int, int, int]  # token id, and the offsets (start, end) of its token
 

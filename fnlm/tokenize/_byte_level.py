@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import regex
 
-from fnlm.tokenize import bpe
+from fnlm.tokenize import _bpe
 from fnlm.tokenize._tokens import SpecialTokens, in_one_pass, with_ids
 from fnlm.tokenize.added import Added
 
@@ -41,8 +41,8 @@ class Tables(NamedTuple):
     content: dict[int, bytes]  # id -> the bytes it stands for
     added: tuple[Added, ...]  # in the order of their ids
     special: SpecialTokens  # those that are no byte and that no merge makes
-    words: bpe.WordCache  # word -> ids
-    units: bpe.WordCache  # text between two cuts of `units_of` -> ids of it after a space
+    words: _bpe.WordCache  # word -> ids
+    units: _bpe.WordCache  # text between two cuts of `units_of` -> ids of it after a space
 
 
 def make_tables(
@@ -64,7 +64,7 @@ def make_tables(
             f"vocab lacks {len(missing)} of the 256 symbols that stand for bytes, {missing[0]!r} "
             "among them; it is not a byte-level vocabulary"
         )
-    rules = bpe.merges(merges, vocab)
+    rules = _bpe.merges(merges, vocab)
     ids, tokens = with_ids(vocab, added)
     bytes_ids = [ids[symbol] for symbol in ALPHABET]
     ordinary = {*rules.made, *bytes_ids}
@@ -72,9 +72,9 @@ def make_tables(
     tokens = _validated(tokens, special, vocab)
 
     def encode_word(word: str) -> tuple[int, ...]:
-        return tuple(bpe.merge([bytes_ids[byte] for byte in word.encode()], rules))
+        return tuple(_bpe.merge([bytes_ids[byte] for byte in word.encode()], rules))
 
-    words = bpe.WordCache(encode_word)
+    words = _bpe.WordCache(encode_word)
 
     def encode_unit(unit: str) -> tuple[int, ...]:
         unit_words = words_of(" " + unit)
@@ -99,7 +99,7 @@ def make_tables(
         tuple(tokens),
         SpecialTokens(dict(sorted(special.items(), key=lambda item: item[1])), tokens),
         words,
-        bpe.WordCache(encode_unit),
+        _bpe.WordCache(encode_unit),
     )
 
 
@@ -129,7 +129,7 @@ def with_origin(text: str) -> tuple[str, list[int] | None]:
         return text, None
     except UnicodeEncodeError:
         pieces = re.findall("(?s)[\ud800-\udbff][\udc00-\udfff]|.", text)
-        return bpe.well_formed(text), list(accumulate(map(len, pieces), initial=0))
+        return _bpe.well_formed(text), list(accumulate(map(len, pieces), initial=0))
 
 
 def offsets_in(word: str, start: int, sizes: Iterable[int]) -> Offsets:

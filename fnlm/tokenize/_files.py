@@ -5,9 +5,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fnlm.files import folder, hub
+from fnlm.files import _folder, hub
 from fnlm.files.hub import NameOrPath, Source
-from fnlm.tokenize.bpe import well_formed
+from fnlm.tokenize._bpe import well_formed
 
 CONFIG, MAP = "tokenizer_config.json", "special_tokens_map.json"
 ADDED, ADDED_LINES = "added_tokens.json", "special_tokens.txt"
@@ -72,7 +72,7 @@ def save(directory: str | Path, contents: Mapping[str, str]) -> None:
         return lambda path: path.write_bytes(content.encode())
 
     files = {name: writer(content) for name, content in contents.items()}
-    folder.replace_files(directory, "tokenizer", files, OWNED)
+    _folder.replace_files(directory, "tokenizer", files, OWNED)
 
 
 def shown(value: Any) -> str:

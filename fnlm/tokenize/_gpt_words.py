@@ -9,9 +9,9 @@ from itertools import accumulate, pairwise
 from typing import Literal, NamedTuple
 
 from fnlm.tokenize import _bert_words, _english
+from fnlm.tokenize._bpe import well_formed
 from fnlm.tokenize._byte_level import with_origin
 from fnlm.tokenize._fix_text import Span, clean
-from fnlm.tokenize.bpe import well_formed
 
 Mode = Literal["original", "fallback"]
 

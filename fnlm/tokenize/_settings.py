@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fnlm.tokenize import _files
+from fnlm.tokenize._bpe import well_formed
 from fnlm.tokenize._files import shown
 from fnlm.tokenize.added import Added
-from fnlm.tokenize.bpe import well_formed
 
 # In the order in which `transformers` gives new ids to those that a vocabulary lacks.
 NAMED = (

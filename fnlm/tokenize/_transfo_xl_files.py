@@ -18,10 +18,10 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from fnlm.files import _pickle, folder, hub
+from fnlm.files import _folder, _pickle, hub
 from fnlm.files._pickle import Made, Pairs, Strided
 from fnlm.files.hub import NameOrPath, Source
-from fnlm.tokenize import _files, _settings, bpe
+from fnlm.tokenize import _bpe, _files, _settings
 
 CONFIG = "tokenizer_config.json"
 CLASS = "TransfoXLTokenizer"
@@ -78,7 +78,7 @@ def write(tokenizer: Any, directory: str | Path) -> None:
     """
     symbols = tokenizer.ids_to_tokens(range(tokenizer.vocab_size))
     for symbol in symbols:
-        is_line = not {"\n", "\r"} & set(symbol) and symbol == bpe.well_formed(symbol)
+        is_line = not {"\n", "\r"} & set(symbol) and symbol == _bpe.well_formed(symbol)
         if not is_line or symbols[0].startswith("\ufeff"):
             raise ValueError(f"vocab holds {symbol!r}, which cannot be a line of vocab.txt")
     settings = {
@@ -106,7 +106,7 @@ def read_vocabulary(name_or_path: NameOrPath) -> Vocabulary:
     if not isinstance(name_or_path, Source) and Path(name_or_path).expanduser().is_file():
         path = Path(name_or_path).expanduser()
         hub.check_unpacked(path)
-        home = folder.current(path.parent, "tokenizer")
+        home = _folder.current(path.parent, "tokenizer")
         path = home / path.name if (home / path.name).is_file() else path
         if path.suffix in (".txt", ".bin", ".pkl"):
             beside = {name: home / name for name in _BESIDE if (home / name).is_file()}

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from fnlm import _former
 from fnlm.files.hub import NameOrPath
-from fnlm.tokenize import _batch, _files, _gpt_files, _settings, bpe
+from fnlm.tokenize import _batch, _bpe, _files, _gpt_files, _settings
 from fnlm.tokenize._added import simplest
 from fnlm.tokenize._byte_level import Offsets
 from fnlm.tokenize._gpt_files import END_OF_WORD
@@ -51,13 +51,15 @@ class _Tables(NamedTuple):
     tokens: tuple[str, ...]  # id -> token
     added: tuple[Added, ...]  # in the order of their ids
     special: SpecialTokens  # those that are no symbol and that no merge makes
-    rules: bpe.Merges
+    rules: _bpe.Merges
     unknown: int
-    chunks: bpe.WordCache  # chunk of a text -> ids
+    chunks: _bpe.WordCache  # chunk of a text -> ids
 
     def encode_word(self, word: str) -> list[int]:
         symbols = [*word[:-1], word[-1] + END_OF_WORD]
-        return bpe.merge([self.symbols.get(symbol, self.unknown) for symbol in symbols], self.rules)
+        return _bpe.merge(
+            [self.symbols.get(symbol, self.unknown) for symbol in symbols], self.rules
+        )
 
 
 def _long(token: str) -> bool:
@@ -109,7 +111,7 @@ class Tokenizer:
 
     def _make_tables(self) -> _Tables:
         vocab = dict(self.vocab)
-        rules = bpe.merges(self.merges, vocab)
+        rules = _bpe.merges(self.merges, vocab)
         ids, added = with_ids(vocab, self.added)
         if self.unknown not in ids:
             raise ValueError(
@@ -130,7 +132,7 @@ class Tokenizer:
         if self.unknown not in special:
             raise ValueError(f"unknown={self.unknown!r} is an ordinary token of vocab")
         special_tokens = SpecialTokens(special, added, normalized)
-        chunks = bpe.WordCache(encode_chunk)
+        chunks = _bpe.WordCache(encode_chunk)
         tables = _Tables(
             ids, vocab, tokens, tuple(added), special_tokens, rules, ids[self.unknown], chunks
         )

@@ -22,7 +22,7 @@ from typing import Any
 
 from fnlm import _former
 from fnlm.files.hub import NameOrPath
-from fnlm.tokenize import _batch, _files, _gpt2_files, _settings, bpe
+from fnlm.tokenize import _batch, _bpe, _files, _gpt2_files, _settings
 from fnlm.tokenize._added import simplest
 from fnlm.tokenize._byte_level import (
     ALPHABET,
@@ -133,7 +133,7 @@ class Tokenizer:
             ids = list(chain.from_iterable(map(tables.words.__getitem__, words_of(first))))
             ids.extend(chain.from_iterable(map(tables.units.__getitem__, rest)))
         except UnicodeEncodeError:  # surrogates
-            return self._encode(bpe.well_formed(text))
+            return self._encode(_bpe.well_formed(text))
         except TypeError:
             raise TypeError(
                 f"text is of type {type(text).__name__}, not str; decode bytes first, and give "
@@ -366,7 +366,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     documents = (part for text in texts for part in text.split(END_OF_TEXT))
     pairs = [
         ("".join(ALPHABET[byte] for byte in left), "".join(ALPHABET[byte] for byte in right))
-        for left, right in bpe.train(documents, vocab_size - 1, PATTERN)
+        for left, right in _bpe.train(documents, vocab_size - 1, PATTERN)
     ]
     tokens = [*sorted(ALPHABET), *dict.fromkeys(left + right for left, right in pairs)]
     return Tokenizer({token: i for i, token in enumerate([*tokens, END_OF_TEXT])}, pairs)

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fnlm.files.checkpoint import half_written, replace
+from fnlm.files._checkpoint import half_written, replace
 from fnlm.train.state import DamagedStateError, load_state, load_with_notes, save_state
 from fnlm.tree import Tree
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fnlm.files.checkpoint import replace
+from fnlm.files._checkpoint import replace
 
 __all__ = ["Log", "describe_run", "plot_log", "read_log", "valid_losses", "write_log"]
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from fnlm import tree
-from fnlm.files import safetensors as safe
+from fnlm.files import _safetensors as safe
 from fnlm.tree import Tree
 
 __all__ = ["DamagedStateError", "load_state", "load_with_notes", "read_notes", "save_state"]

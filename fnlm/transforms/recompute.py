@@ -11,7 +11,7 @@ from torch.func import jvp, vjp
 
 from fnlm import tree
 from fnlm.layers._levels import is_traced, is_tracked, levels
-from fnlm.layers.tap import is_read
+from fnlm.layers._tap import is_read
 from fnlm.transforms.gradient import is_recorded
 
 __all__ = ["remat"]

@@ -12,7 +12,7 @@ from fnlm import (
     gpt2,
     random,
 )
-from fnlm.files import torch_pickle
+from fnlm.files import _torch_pickle
 from fnlm.tokenize import bert as pieces
 from fnlm.tokenize import gpt as symbols
 from fnlm.tokenize import gpt2 as words
@@ -74,7 +74,7 @@ def stored(folder: Path, name: str) -> Path:
     if name.endswith(".npz"):
         np.savez(path, **{name: x.numpy() for name, x in LINEAR.items()})
     else:
-        torch_pickle.write(LINEAR, path)
+        _torch_pickle.write(LINEAR, path)
     return path
 
 

@@ -10,7 +10,7 @@ from calls.common import IDS, KEY, KEYS, LOGITS, MASK, PARAMS, Make, on
 from fnlm import (
     gpt2,
 )
-from fnlm.generate import state as reading
+from fnlm.generate import _state as reading
 
 
 def counts(params: Any, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:

@@ -15,7 +15,7 @@ from fnlm import (
     random,
 )
 from fnlm.layers import kv_cache
-from fnlm.layers.tap import Level, Visitor
+from fnlm.layers._tap import Level, Visitor
 
 
 def grown() -> Any:

@@ -30,10 +30,10 @@ from fnlm import (
     train,
     tree,
 )
-from fnlm.files import hub, numpy, safetensors, tensorflow, torch_pickle
-from fnlm.files.checkpoint import half_written, replace
-from fnlm.files.folder import replace_files
-from fnlm.params import io, layout, module, rename, spec
+from fnlm.files import _numpy, _safetensors, _tensorflow, _torch_pickle, hub
+from fnlm.files._checkpoint import half_written, replace
+from fnlm.files._folder import replace_files
+from fnlm.params import _rename, io, layout, module, spec
 from fnlm.params.config import BaseConfig, multiple_of, one_of, read_json
 from fnlm.params.names.gpt2 import FAMILY
 
@@ -64,7 +64,7 @@ TREE: dict[str, Make] = {
     "partition": lambda _: on(tree.partition, PARAMS, train.except_bias_and_norm),
     "select": lambda _: on(tree.select, PARAMS, train.except_bias_and_norm),
 }
-FOREIGN = rename.to_foreign(UNTIED, FAMILY.dialects[0])
+FOREIGN = _rename.to_foreign(UNTIED, FAMILY.dialects[0])
 NESTED = dict(tree.named_leaves(UNTIED))
 TENSORFLOW = ROOT / "tests" / "fixtures" / "tensorflow" / "partitioned"
 PARAMETERS: dict[str, Make] = {
@@ -95,29 +95,29 @@ PARAMETERS: dict[str, Make] = {
         module.as_module, gpt2.apply, PARAMS, seen=lambda made: (made.params(), made(IDS)[0])
     ),
     "module.TreeModule.forward": lambda _: on(module.TreeModule(gpt2.apply, PARAMS).forward, IDS),
-    "rename.to_foreign": lambda _: on(rename.to_foreign, UNTIED, FAMILY.dialects[1]),
-    "rename.from_foreign": lambda _: on(rename.from_foreign, FOREIGN, FAMILY, "here"),
-    "rename.dialect_named": lambda _: on(rename.dialect_named, "transformers", FAMILY),
-    "rename.dialect_of": lambda _: on(rename.dialect_of, list(FOREIGN), FAMILY),
-    "rename.foreign_name": lambda _: on(rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
-    "rename.nearest": lambda _: on(rename.nearest, "wte.wieght", list(FOREIGN)),
-    "rename.fit": lambda _: on(rename.fit, NESTED, NESTED, FAMILY, "here"),
+    "rename.to_foreign": lambda _: on(_rename.to_foreign, UNTIED, FAMILY.dialects[1]),
+    "rename.from_foreign": lambda _: on(_rename.from_foreign, FOREIGN, FAMILY, "here"),
+    "rename.dialect_named": lambda _: on(_rename.dialect_named, "transformers", FAMILY),
+    "rename.dialect_of": lambda _: on(_rename.dialect_of, list(FOREIGN), FAMILY),
+    "rename.foreign_name": lambda _: on(_rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
+    "rename.nearest": lambda _: on(_rename.nearest, "wte.wieght", list(FOREIGN)),
+    "rename.fit": lambda _: on(_rename.fit, NESTED, NESTED, FAMILY, "here"),
     "spec.linear_spec": lambda _: on(spec.linear_spec, 3, 4, 0.1),
     "spec.norm_spec": lambda _: on(spec.norm_spec, 3),
     "spec.check": lambda _: on(spec.check, SPEC, PARAMS),
 }
 FILES: dict[str, Make] = {
-    "tensorflow.read": lambda _: on(tensorflow.read, TENSORFLOW, seen=dict),
+    "tensorflow.read": lambda _: on(_tensorflow.read, TENSORFLOW, seen=dict),
     "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
     "hub.locate": lambda folder: on(hub.locate, saved(folder)),
     "hub.Source.directory": lambda folder: on(
         vars(hub.Source)["directory"].fget, hub.locate(saved(folder))
     ),
-    "torch_pickle.read": lambda folder: on(torch_pickle.read, stored(folder, "w.bin")),
-    "torch_pickle.write": writes(torch_pickle.write, FOREIGN),
-    "numpy.read": lambda folder: on(numpy.read, stored(folder, "w.npz")),
-    "safetensors.read": lambda folder: on(safetensors.read, saved(folder) / "model.safetensors"),
-    "safetensors.write": writes(safetensors.write, FOREIGN),
+    "torch_pickle.read": lambda folder: on(_torch_pickle.read, stored(folder, "w.bin")),
+    "torch_pickle.write": writes(_torch_pickle.write, FOREIGN),
+    "numpy.read": lambda folder: on(_numpy.read, stored(folder, "w.npz")),
+    "safetensors.read": lambda folder: on(_safetensors.read, saved(folder) / "model.safetensors"),
+    "safetensors.write": writes(_safetensors.write, FOREIGN),
     "checkpoint.half_written": lambda folder: on(half_written, folder, seen=list),
     "checkpoint.replace": lambda folder: on(
         replace,

@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from fnlm.params.names import Dialect, Family, Rule
 from fnlm.params.names._generic import REQUIRED, harmless
-from fnlm.params.rename import Dialect, Family, Rule
 
 # Ours, PyTorch's and TensorFlow's names of layers: a weight and a bias each, or a scale and a bias.
 _LINEAR = (

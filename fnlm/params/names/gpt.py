@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
+from fnlm.params.names import Dialect, Family, Rule
 from fnlm.params.names._generic import REQUIRED, SUMMARY, harmless
-from fnlm.params.rename import Dialect, Family, Rule
 
 # Other names of fields of the config: the published file's, and those that `transformers` has for
 # the fields of any family.

@@ -1,7 +1,7 @@
 """GPT-2's names in `transformers` and pytorch-pretrained-bert files, and in OpenAI's release."""
 
+from fnlm.params.names import Dialect, Family, Rule
 from fnlm.params.names._generic import REQUIRED, SUMMARY, harmless
-from fnlm.params.rename import Dialect, Family, Rule
 
 # Other names of fields of the config: OpenAI's and the published file's, and those that
 # `transformers` has for the fields of any family.

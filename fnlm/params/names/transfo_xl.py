@@ -3,8 +3,8 @@
 `transformers` deleted the family; its last versions used the names of pytorch-pretrained-BERT.
 """
 
+from fnlm.params.names import Dialect, Family, Rule
 from fnlm.params.names._generic import REQUIRED, harmless
-from fnlm.params.rename import Dialect, Family, Rule
 
 # Other names of fields of the config: those of pytorch-pretrained-BERT and of `transformers`.
 ALIASES = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fnlm.files import _archive
-from fnlm.files.checkpoint import Checkpoint, Entry
+from fnlm.files._checkpoint import Checkpoint, Entry
 
 __all__ = ["read", "can_read"]
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from fnlm.files import _archive, _pickle
+from fnlm.files._checkpoint import Checkpoint, Entry, replace
 from fnlm.files._pickle import Pairs, Strided
-from fnlm.files.checkpoint import Checkpoint, Entry, replace
 
 __all__ = ["read", "can_read", "write"]
 

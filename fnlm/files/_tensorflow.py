@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fnlm.files._archive import check_regular
+from fnlm.files._checkpoint import Checkpoint, Entry
 from fnlm.files._protobuf import ANY, BYTES, FIXED32, VARINT, fields, integers, varints
 from fnlm.files._sstable import MAGIC, Table, crc32c, ordered, unmask
-from fnlm.files.checkpoint import Checkpoint, Entry
 
 __all__ = ["read", "can_read"]
 

@@ -1,37 +1,29 @@
 """Renaming between foreign tensor names and our paths, both ways, with no tensor unaccounted for.
 
-A `Rule` pairs one of our dotted paths with a foreign name; `*` stands for a layer number on both
-sides. A `Dialect` is one library's way of naming a family's tensors. Nothing is matched by
-substring, and nothing is dropped silently.
+The tables are in `fnlm.params.names`. Nothing is matched by substring, and nothing is dropped
+silently.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import einops
 from torch import Tensor
 
 from fnlm.params._path import head_of
 from fnlm.params._trainers import COUNTERS, STATES, TRAINING, without_wrappers
+from fnlm.params.names import Dialect, Family, Rule
 from fnlm.tree import Tree, named_leaves
 
 __all__ = [
-    "Dialect", "Family", "Match", "Rule", "account", "classify", "dialect_named", "dialect_of",
-    "fit", "for_heads", "foreign_name", "from_foreign", "nearest", "nest", "to_foreign", "untied",
+    "Match", "account", "classify", "dialect_named", "dialect_of", "fit", "for_heads",
+    "foreign_name", "from_foreign", "nearest", "nest", "to_foreign", "untied",
 ]  # fmt: skip
 
 SMALL = 2**14  # elements
-
-
-class Rule(NamedTuple):
-    """One of our paths, its foreign name, and the axis order where it differs."""
-
-    ours: str
-    theirs: str
-    layout: str = ""  # an einops pattern from theirs to ours, such as "o i -> i o"
 
 
 class Match(NamedTuple):
@@ -40,37 +32,6 @@ class Match(NamedTuple):
     kind: str  # "leaf", "tie" (a second copy of a leaf), "buffer", "training" or "unknown"
     path: str = ""  # of the leaf; of "training", the weight whose slot it is, if it is one
     layout: str = ""  # as in `Rule`
-
-
-class Dialect(NamedTuple):
-    """One library's names for a family."""
-
-    name: str
-    file: str  # the name of its weights in a directory; "" if fnlm only reads this form
-    rules: tuple[Rule, ...]
-    prefix: str  # of every name but the unprefixed; optional when reading
-    unprefixed: tuple[str, ...]  # beginnings of names that have no prefix
-    ties: Mapping[str, str]  # foreign name of a second copy -> our path
-    buffers: tuple[str, ...]  # foreign names that hold no parameter
-    bare: bool = False  # whether a file without heads is written without the prefix
-
-
-class Family(NamedTuple):
-    """The names, configs and parts in the files of a family."""
-
-    name: str  # the `model_type` of its config.json
-    dialects: tuple[Dialect, ...]  # the first is the one written by default
-    # heads -> the class of `transformers` that reads the file
-    architectures: Mapping[tuple[str, ...], str]
-    # config keys that would change the arithmetic -> the only value that fnlm computes
-    required: Mapping[str, object]
-    required_by_head: Mapping[str, Mapping[str, object]] = {}  # the same, for some heads alone
-    harmless: Mapping[str, str] = {}  # config keys that change no number, and why
-    optional: Mapping[str, tuple[str, ...]] = {}  # part that a file may lack -> heads that need it
-    ties: Mapping[str, tuple[str, ...]] = {}  # leaf that a config may tie -> leaves that it may be
-    stacks: Mapping[str, str] = {}  # leaf of each layer -> leaf of all layers stacked [L, ...]
-    # (config, heads, dialect) -> the config as it is written
-    stated: Callable[[Any, tuple[str, ...], str], Any] = lambda config, heads, dialect: config
 
 
 def to_foreign(params: Tree, dialect: Dialect) -> dict[str, Tensor]:

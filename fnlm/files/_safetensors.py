@@ -10,8 +10,8 @@ import safetensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fnlm.files import _archive, torch_pickle
-from fnlm.files.checkpoint import Checkpoint, Entry, replace
+from fnlm.files import _archive, _torch_pickle
+from fnlm.files._checkpoint import Checkpoint, Entry, replace
 
 __all__ = ["read", "can_read", "write"]
 
@@ -154,7 +154,7 @@ def _shards(path: Path) -> Checkpoint:
 
 
 def _reader(path: Path) -> Callable[[Path], Checkpoint]:
-    return torch_pickle.read if torch_pickle.can_read(path) else _single
+    return _torch_pickle.read if _torch_pickle.can_read(path) else _single
 
 
 def _agree(path: Path, file: str, expected: set[str], actual: set[str]) -> None:
