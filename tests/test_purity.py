@@ -34,7 +34,7 @@ EXCEPTIONS = {
     "fnlm.tree.register_leaf": "its purpose is to make a class known to torch's trees and files",
     "fnlm.tree.register_value": "its purpose is to make a class known to torch's files",
     **{f"fnlm.leaves.Leaf.{name}": "each kind of leaf defines it" for name in ABSTRACT},
-    "fnlm.tokenize._bpe.WordCache": "a cache within a tokenizer: its purpose is to fill up",
+    "fnlm.params.register_functions": "its purpose is to change the functions of a module",
 }
 
 

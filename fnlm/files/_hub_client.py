@@ -13,6 +13,7 @@ import shutil
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
@@ -132,12 +133,14 @@ def _answer(repository: str, revision: str, seconds: float) -> bytes:
     url = f"{constants.ENDPOINT}/api/models/{repository}/revision/{quote(revision, safe='')}"
     headers = build_hf_headers(library_name="fnlm") | {"Accept-Encoding": "identity"}
     session: Any = get_session()
-    if callable(getattr(session, "stream", None)):  # httpx; before huggingface_hub 1.0, requests
+    to_close: Any = nullcontext()
+    if callable(getattr(session, "stream", None)):  # httpx
         answer = session.stream("GET", url, headers=headers, timeout=seconds)
-    else:
+    else:  # before huggingface_hub 1.0, requests: each thread has a session of its own
         answer = session.get(url, headers=headers, timeout=seconds, stream=True)
+        to_close = session
     content = bytearray()
-    with answer as response:
+    with to_close, answer as response:
         hf_raise_for_status(response)
         if response.headers.get("Content-Encoding", "identity") != "identity":
             raise Reason("its list of files is compressed, which was not asked for")

@@ -36,7 +36,4 @@ DECODING: dict[str, Make] = {
     "start": lambda _: on(decoding.start, *DECODING_ARGS, mask=MASK, prefill=gpt2.hidden_states),
     "advance": lambda _: on(decoding.advance, gpt2.apply, PARAMS, STARTED, IDS[:, 0]),
     "take_rows": lambda _: on(decoding.take_rows, STARTED, torch.tensor([1, 1])),
-    "state.check_prompt": lambda _: on(reading.check_prompt, PARAMS, IDS, MASK, 4),
-    "state.check_highest": lambda _: on(reading.check_highest, torch.ones(3), 4),
-    "state.pad_id": lambda _: on(reading.pad_id, torch.tensor([3, 4]), None),
 }

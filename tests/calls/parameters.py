@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import ROOT
 from families import BERT, GPT2
 from torch import nn
 
@@ -18,10 +17,8 @@ from calls.common import (
     UNTIED,
     Make,
     X,
-    files,
     on,
     saved,
-    stored,
     writes,
 )
 from fnlm import (
@@ -30,10 +27,9 @@ from fnlm import (
     train,
     tree,
 )
-from fnlm.files import _numpy, _safetensors, _tensorflow, _torch_pickle, hub
-from fnlm.files._checkpoint import half_written, replace
+from fnlm.files import hub
 from fnlm.files._folder import replace_files
-from fnlm.params import _rename, io, layout, module, spec
+from fnlm.params import _rename, check_config, config_of, io, layout, module, spec
 from fnlm.params.config import BaseConfig, multiple_of, one_of, read_json
 from fnlm.params.names.gpt2 import FAMILY
 
@@ -65,9 +61,9 @@ TREE: dict[str, Make] = {
     "select": lambda _: on(tree.select, PARAMS, train.except_bias_and_norm),
 }
 FOREIGN = _rename.to_foreign(UNTIED, FAMILY.dialects[0])
-NESTED = dict(tree.named_leaves(UNTIED))
-TENSORFLOW = ROOT / "tests" / "fixtures" / "tensorflow" / "partitioned"
 PARAMETERS: dict[str, Make] = {
+    "check_config": lambda _: on(check_config, GPT2.config, gpt2.Config),
+    "config_of": lambda _: on(config_of, PARAMS, gpt2.Config),
     "config.LabelledConfig.from_dict": lambda _: on(
         bert.Config.from_dict, {"id2label": {"0": "no"}}
     ),
@@ -95,37 +91,16 @@ PARAMETERS: dict[str, Make] = {
         module.as_module, gpt2.apply, PARAMS, seen=lambda made: (made.params(), made(IDS)[0])
     ),
     "module.TreeModule.forward": lambda _: on(module.TreeModule(gpt2.apply, PARAMS).forward, IDS),
-    "rename.to_foreign": lambda _: on(_rename.to_foreign, UNTIED, FAMILY.dialects[1]),
-    "rename.from_foreign": lambda _: on(_rename.from_foreign, FOREIGN, FAMILY, "here"),
-    "rename.dialect_named": lambda _: on(_rename.dialect_named, "transformers", FAMILY),
-    "rename.dialect_of": lambda _: on(_rename.dialect_of, list(FOREIGN), FAMILY),
-    "rename.foreign_name": lambda _: on(_rename.foreign_name, "norm.bias", FAMILY.dialects[1]),
-    "rename.nearest": lambda _: on(_rename.nearest, "wte.wieght", list(FOREIGN)),
-    "rename.fit": lambda _: on(_rename.fit, NESTED, NESTED, FAMILY, "here"),
     "spec.linear_spec": lambda _: on(spec.linear_spec, 3, 4, 0.1),
     "spec.norm_spec": lambda _: on(spec.norm_spec, 3),
     "spec.check": lambda _: on(spec.check, SPEC, PARAMS),
 }
 FILES: dict[str, Make] = {
-    "tensorflow.read": lambda _: on(_tensorflow.read, TENSORFLOW, seen=dict),
     "hub.find": lambda folder: on(hub.find, saved(folder), [("model.bin",), ("config.json",)]),
     "hub.locate": lambda folder: on(hub.locate, saved(folder)),
     "hub.Source.directory": lambda folder: on(
         vars(hub.Source)["directory"].fget, hub.locate(saved(folder))
     ),
-    "torch_pickle.read": lambda folder: on(_torch_pickle.read, stored(folder, "w.bin")),
-    "torch_pickle.write": writes(_torch_pickle.write, FOREIGN),
-    "numpy.read": lambda folder: on(_numpy.read, stored(folder, "w.npz")),
-    "safetensors.read": lambda folder: on(_safetensors.read, saved(folder) / "model.safetensors"),
-    "safetensors.write": writes(_safetensors.write, FOREIGN),
-    "checkpoint.half_written": lambda folder: on(half_written, folder, seen=list),
-    "checkpoint.replace": lambda folder: on(
-        replace,
-        folder / "made",
-        partial(Path.write_text, data="whole"),
-        seen=lambda _: files(folder),
-    ),
-    "folder.replace_files": writes(saving_two),
 }
 
 

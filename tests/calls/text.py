@@ -14,7 +14,7 @@ from vocabularies import TOKENIZERS
 from calls.common import PIECES, Example, Make, file_there, on, writes
 from fnlm.tasks import corpus, features, glue, rocstories, squad, swag
 from fnlm.tasks import language_model as texts
-from fnlm.tokenize import _bpe, added, gpt2, transfo_xl, wordpiece
+from fnlm.tokenize import added, gpt2, transfo_xl, wordpiece
 from fnlm.tokenize import words as between_spaces
 
 
@@ -53,7 +53,6 @@ def corpus_saved(folder: Path) -> Path:
     return folder
 
 
-MERGES = ([("a", "b"), ("ab", "b")], {"a": 0, "b": 1, "ab": 2, "abb": 3})
 COUNTED = transfo_xl.train(["low slow"], special=["<unk>", "<eos>"])
 BYTES = gpt2.train(["low lower"], 262)
 TOKENIZING: dict[str, Make] = {
@@ -64,7 +63,6 @@ TOKENIZING: dict[str, Make] = {
     },
     "added.Added": lambda _: on(added.Added, "<x>", True),
     "added.Added.plain": lambda _: on(lambda token: token.plain, added.Added("<x>", lstrip=True)),
-    "bpe.merge, long words": lambda _: on(_bpe.merge, [0, 1, 1] * 99, _bpe.merges(*MERGES)),
     "wordpiece.read_vocab": lambda folder: on(wordpiece.read_vocab, pieces_saved(folder)),
     "gpt2.Tokenizer.decode_stream": lambda _: on(
         gpt2.Tokenizer.decode_stream, BYTES, [64, 258], seen=list
