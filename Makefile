@@ -17,7 +17,7 @@ LOWEST_HUB := $(shell sed -n 's/.*"huggingface_hub>=\(.*\)".*/\1/p' pyproject.to
 # Two test processes with one thread each are faster on two cores than one process with two.
 WORKERS ?= 2
 
-.PHONY: demo test test-lowest format docs bench clean
+.PHONY: demo test test-lowest format docs bench bench-quick clean
 
 demo: .venv/run  ## generate text and per-example gradients with the bundled model
 	$(BIN)/python examples/demo.py
@@ -40,8 +40,11 @@ docs: .venv/test  ## write the pages that are made from the code, then the site:
 	set -e; for script in docs/*.py; do $(BIN)/python "$$script"; done
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 
-bench: .venv/bench  ## every benchmark, one after the other
-	set -e; for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+bench: .venv/bench  ## every benchmark, one after the other, in at most 40 minutes; keeps the results
+	$(BIN)/python benchmarks/_run.py
+
+bench-quick: .venv/bench  ## every benchmark with few rounds, in some minutes: does everything run?
+	$(BIN)/python benchmarks/_run.py --quick
 
 clean:  ## remove the virtual environment and all caches
 	rm -rf build .venv .venv-lowest .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

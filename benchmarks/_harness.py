@@ -1,21 +1,53 @@
 """What the benchmarks share: turns in one process, ratios of neighbours, and verdicts on bars.
 
 Whatever else a machine does slows down neighbours alike, so contenders take turns, and a claim is
-about the median of the ratios of those of one round.
+about the median of the ratios of those of one round. Where the environment variable `RECORD` names
+a file, each such number is appended to it, a JSON object a line: `make bench` names one.
 """
 
+import argparse
+import importlib.util
+import json
 import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any, Literal
 
 Call = Callable[[], object]
 Times = dict[str, list[float]]
 UNITS = {"s": 1.0, "ms": 1e3}
+RECORD = "FNLM_BENCH_RECORD"
+
+
+def arguments(doc: str | None, *, rounds: int, quick: int = 2) -> argparse.ArgumentParser:
+    """Return a parser that knows --rounds, and --quick, which makes `quick` rounds the default."""
+    made = argparse.ArgumentParser(description=(doc or "").split("\n\n")[0])
+    made.add_argument("--quick", action="store_true", help="the same rows in some seconds")
+    default = quick if "--quick" in sys.argv else rounds
+    made.add_argument("--rounds", type=int, default=default, help=f"of turns, here {default}")
+    return made
+
+
+def record(**found: object) -> None:
+    """Append what was found to the file of results, if there is one."""
+    if path := os.environ.get(RECORD):
+        with Path(path).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"script": Path(sys.argv[0]).stem, **found}) + "\n")
+
+
+def is_installed(*packages: str) -> bool:
+    """Return whether peers can be imported, and print and record which cannot."""
+    absent = [name for name in packages if importlib.util.find_spec(name) is None]
+    for name in absent:
+        print(f"{name} is not installed: not compared", flush=True)
+        record(absent=name)
+    return not absent
 
 
 def seconds(call: Call, clock: Callable[[], float] = time.perf_counter) -> float:
@@ -68,6 +100,7 @@ def peak_bytes(call: Call) -> int:
 
     They are counted, by the events of torch's profiler: what the C library keeps does not matter.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # silent
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
@@ -90,6 +123,14 @@ def bytes_per_second() -> float:
     return 3 * a.nbytes / min(seconds(lambda: a.add_(b)) for _ in range(9))
 
 
+def version(package: str) -> str:
+    """Return the version of a package, or that there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
 def environment(*packages: str) -> str:
     """Return what a time depends on: versions, cores and threads."""
     import torch
@@ -97,7 +138,7 @@ def environment(*packages: str) -> str:
     import fnlm
 
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions |= {"fnlm": fnlm.__version__} | {name: metadata.version(name) for name in packages}
+    versions |= {"fnlm": fnlm.__version__} | {name: version(name) for name in packages}
     named = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"{named}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
@@ -112,13 +153,19 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def spread(values: Sequence[float]) -> tuple[float, float]:
+    """Return the quartiles, or the extremes where there are few values."""
+    if len(values) < 4:
+        return min(values), max(values)
+    low, _, high = statistics.quantiles(values, n=4)
+    return low, high
+
+
 def quartiles(values: Sequence[float]) -> str:
-    """Return the median with the quartiles, or with the extremes where there are few values."""
-    middle, low, high = statistics.median(values), min(values), max(values)
-    if len(values) >= 4:
-        low, _, high = statistics.quantiles(values, n=4)
+    """Return the median with its spread, in words."""
+    low, high = spread(values)
     what = "quartiles " if len(values) >= 4 else ""
-    return f"{digits(middle)} ({what}{digits(low)} to {digits(high)})"
+    return f"{digits(statistics.median(values))} ({what}{digits(low)} to {digits(high)})"
 
 
 def row(name: str, times: Sequence[float], unit: str = "ms", note: str = "") -> str:
@@ -127,11 +174,17 @@ def row(name: str, times: Sequence[float], unit: str = "ms", note: str = "") -> 
     return f"{name:26} median {quartiles(scaled)} {unit}, fastest {digits(min(scaled))}{note}"
 
 
-def judge(what: str, found: Sequence[float], bar: float, *, at_most: bool = False) -> bool:
-    """Print the median of ratios beside its bar, and return whether the bar is met."""
-    ratio = statistics.median(found)
-    met = ratio <= bar if at_most else ratio >= bar
-    limit = "at most" if at_most else "at least"
-    verdict = "met" if met else "MISSED"
-    print(f"{what}: median {quartiles(found)}; bar: {limit} {bar:g}: {verdict}", flush=True)
+def judge(
+    what: str, found: Sequence[float], bar: float | None = None, *, at_most: bool = False
+) -> bool:
+    """Print and record the median of ratios beside its bar, and return whether the bar is met.
+
+    Without a bar, the ratio is told for comparison.
+    """
+    ratio, (low, high) = statistics.median(found), spread(found)
+    met = bar is None or (ratio <= bar if at_most else ratio >= bar)
+    limit = "" if bar is None else f"{'at most' if at_most else 'at least'} {bar:g}"
+    verdict = f"; bar: {limit}: {'met' if met else 'MISSED'}" if limit else ""
+    print(f"{what}: median {quartiles(found)}{verdict}", flush=True)
+    record(what=what, median=ratio, low=low, high=high, rounds=len(found), bar=limit, met=met)
     return met

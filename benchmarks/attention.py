@@ -6,14 +6,12 @@ per-example gradients. A ratio is the median of the ratios of neighbours; below 
 the kernel begins, both are the same code, and the ratio is what deciding costs.
 """
 
-import argparse
-import statistics
 import sys
-import time
+from typing import Any
 from unittest import mock
 
 import torch
-from _harness import Call, environment
+from _harness import Call, arguments, environment, judge, ratios, seconds, take_turns
 from torch import Tensor
 from torch.func import vmap
 
@@ -54,30 +52,25 @@ def calls(queries: int, causal: bool) -> dict[str, Call]:
     return found
 
 
-def seconds(call: Call, repeat: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeat):
-        call()
-    return time.perf_counter() - start
-
-
-def ratios(call: Call, rounds: int) -> list[float]:
+def compare(call: Call, rounds: int) -> list[float]:
     """Time both in turns, and in both orders."""
-    repeat = max(1, int(0.01 / (min(seconds(call, 1) for _ in range(3)) + 1e-9)))
-    found = []
-    for turn in range(rounds):
-        times = {}
-        for ours in (True, False)[:: 1 if turn % 2 else -1]:
-            one = fused.can_attend if ours else lambda *given: False
-            with mock.patch.object(fused, "can_attend", one):
-                times[ours] = seconds(call, repeat)
-        found.append(times[True] / times[False])
-    return found
+    repeat = max(1, int(0.01 / (min(seconds(call) for _ in range(3)) + 1e-9)))
+
+    def repeated() -> None:
+        for _ in range(repeat):
+            call()
+
+    def timer(can_attend: Any) -> float:
+        with mock.patch.object(fused, "can_attend", can_attend):
+            return seconds(repeated)
+
+    both = {"ours": fused.can_attend, "plain": lambda *given: False}
+    taken = take_turns(both, rounds, warm_up=0, timer=timer, order="both")
+    return ratios(taken["ours"], taken["plain"])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=20)
+    parser = arguments(__doc__, rounds=20)
     parser.add_argument("--smallest", type=int, help="queries and keys from which to fuse")
     flags = parser.parse_args()
     smallest = flags.smallest or fused.QUERIES
@@ -90,14 +83,8 @@ def main() -> int:
         for queries in QUERIES:
             for what, call in calls(queries, causal).items():
                 with mock.patch.multiple(fused, QUERIES=smallest, KEYS=smallest):
-                    low, ratio, high = statistics.quantiles(ratios(call, flags.rounds), n=4)
-                met &= ratio <= BAR
-                print(
-                    f"{name}, T {queries:4}, {what:11} {ratio:.3f} "
-                    f"(quartiles {low:.3f} to {high:.3f})",
-                    flush=True,
-                )
-    print(f"bar: at most {BAR}: {'met' if met else 'MISSED'}")
+                    found = compare(call, flags.rounds)
+                met &= judge(f"{name}, T {queries}, {what}", found, BAR, at_most=True)
     return not met
 
 

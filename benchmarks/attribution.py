@@ -7,26 +7,23 @@ it), over the start of the call, in sizes of the state; time of the processor is
 plain training.
 """
 
-import argparse
-import os
-import platform
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
+from _harness import arguments, environment, judge, peak_bytes, ratios, seconds, take_turns
 from torch import Tensor
 from torch.func import vmap
 from torch.nn import functional as F
-from torch.profiler import ProfilerActivity, profile
 
 from fnlm import gpt2, random, train, tree
 from fnlm.transforms import attribute
 from fnlm.tree import Tree
 
 BAR = 1e-6
+STEP = 10  # in states, what a differentiated step may hold beside 2 sqrt(N) of them
 EXAMPLES, ROWS, H = 20, 4, 1e-7  # as the first steps of Adam bend sharply where gradients are small
 CONFIG = gpt2.Config(vocab_size=61, n_positions=16, n_ctx=16, n_embd=24, n_layer=1, n_head=3)
 KEYS = random.split(random.key(0), 5)
@@ -65,23 +62,6 @@ def trained(state: Tree, weights: Tensor, batches: list[tuple[Any, ...]]) -> Tre
     return state
 
 
-def measure(call: Callable[[], object]) -> tuple[int, float]:
-    """Return the peak memory of a call, and seconds of the processor without the counting."""
-    begin = time.process_time()
-    call()
-    seconds = time.process_time() - begin
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
-    del result
-    now = most = 0
-    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
-    for event in profiler.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            now += event.nbytes()
-            most = max(most, now)
-    return most, seconds
-
-
 def worst_difference(start: Tree, ones: Tensor, steps: int, examples: int) -> float:
     """Return the largest relative distance from differences, of the scores of some examples."""
     found = attribute(step, query, start, ones, order(steps))
@@ -98,33 +78,36 @@ def worst_difference(start: Tree, ones: Tensor, steps: int, examples: int) -> fl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--steps", type=int, default=50)
+    parser = arguments(__doc__, rounds=3, quick=1)
+    parser.add_argument("--steps", type=int, help="default: 50")
     parser.add_argument("--examples", type=int, default=5, help="of which differences are taken")
     args = parser.parse_args()
+    args.steps = args.steps or (16 if args.quick else 50)
     params = tree.cast(gpt2.init(CONFIG, KEYS[0]), torch.float64)
     start = train.init_state(params, OPTIMIZER, KEYS[2])
     ones = torch.ones(EXAMPLES, dtype=torch.float64)
     size = sum(leaf.nbytes for leaf in tree.leaves(start))
     print(
-        f"python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, {tree.count(params)} parameters, a state of "
-        f"{size / 1e6:.2f} MB, {args.steps} steps"
+        f"{environment()}, {tree.count(params)} parameters, a state of {size / 1e6:.2f} MB, "
+        f"{args.steps} steps"
     )
     worst = worst_difference(start, ones, args.steps, args.examples)
-    _, plain = measure(partial(trained, start, ones, order(args.steps)))
+    met = judge("largest relative distance from differences", [worst], BAR, at_most=True)
     for steps, every in ((args.steps // 2, None), (args.steps, None), (args.steps, 1)):
         run = partial(attribute, step, query, start, ones, order(steps), every=every)
-        peak, seconds = measure(run)
-        print(
-            f"{steps} steps, {'every state' if every else 'sqrt(N) states'} kept: peak "
-            f"{peak / size:.1f} states, 2 sqrt(N) is {2 * steps**0.5:.1f}; "
-            f"{seconds / plain * args.steps / steps:.1f} times plain training"
+        what = f"{steps} steps, {'every state' if every else 'sqrt(N) states'} kept"
+        states = [peak_bytes(run) / size]
+        met &= judge(
+            f"{what}: peak, in states",
+            states,
+            None if every else 2 * steps**0.5 + STEP,
+            at_most=True,
         )
-    print(
-        f"largest distance {worst:.1e}; bar: at most {BAR}: {'met' if worst <= BAR else 'MISSED'}"
-    )
-    return worst > BAR
+        calls = {"attribute": run, "train": partial(trained, start, ones, order(steps))}
+        clock = partial(seconds, clock=time.process_time)
+        taken = take_turns(calls, args.rounds, warm_up=0, timer=clock)
+        judge(f"{what}: time / plain training", ratios(taken["attribute"], taken["train"]))
+    return not met
 
 
 if __name__ == "__main__":

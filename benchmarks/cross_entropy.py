@@ -5,13 +5,11 @@ process: the gradient by hidden states and table, and a Hessian-vector product. 
 the median of the ratios of neighbours; memory is the most bytes allocated at once.
 """
 
-import argparse
-import statistics
 import sys
 from functools import partial
 
 import torch
-from _harness import Call, environment, peak_bytes, ratios, take_turns
+from _harness import Call, arguments, environment, judge, peak_bytes, ratios, take_turns
 from torch.func import jvp
 
 from fnlm import random, transforms
@@ -46,25 +44,18 @@ def calls(tokens: int, width: int, vocabulary: int) -> dict[str, tuple[Call, Cal
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    rounds = parser.parse_args().rounds
+    rounds = arguments(__doc__, rounds=5, quick=1).parse_args().rounds
     print(f"{environment()}, float32; in chunks / at once")
     met = True
     for name, size in {**SIZES, **SMALL}.items():
         print(f"{name}: tokens, width, vocabulary {size}")
         for what, (chunked, whole) in calls(*size).items():
             taken = take_turns({"chunked": chunked, "whole": whole}, rounds)
-            ratio = statistics.median(ratios(taken["chunked"], taken["whole"]))
-            ours, theirs = peak_bytes(chunked), peak_bytes(whole)
-            bar = ratio <= BAR_SMALL if name in SMALL else ours <= BAR_BYTES * theirs
-            met &= bar
-            print(
-                f"  {what:16} time {ratio:.2f}, memory {ours / 1e6:.0f} / {theirs / 1e6:.0f} MB "
-                f"= {ours / theirs:.2f}{'' if bar else ', MISSED'}",
-                flush=True,
-            )
-    print(f"bars: memory {BAR_BYTES}, time where one chunk holds all {BAR_SMALL}")
+            found = ratios(taken["chunked"], taken["whole"])
+            time_bar, memory_bar = (BAR_SMALL, None) if name in SMALL else (None, BAR_BYTES)
+            met &= judge(f"{name}, {what}: time", found, time_bar, at_most=True)
+            memory = [peak_bytes(chunked) / peak_bytes(whole)]
+            met &= judge(f"{name}, {what}: memory", memory, memory_bar, at_most=True)
     return not met
 
 

@@ -9,11 +9,20 @@ Physical limit: reading the input and writing the output, at the memory bandwidt
 as `a.add_(b)` on large tensors reaches it (what fits a cache may be faster).
 """
 
-import argparse
 import sys
 
 import torch
-from _harness import Call, Times, bytes_per_second, environment, judge, ratios, row, take_turns
+from _harness import (
+    Call,
+    Times,
+    arguments,
+    bytes_per_second,
+    environment,
+    judge,
+    ratios,
+    row,
+    take_turns,
+)
 from torch.nn import functional as F
 
 from fnlm import random
@@ -47,9 +56,8 @@ def report(taken: Times) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = arguments(__doc__, rounds=101, quick=11)
     parser.add_argument("--rate", type=float, default=0.1)
-    parser.add_argument("--rounds", type=int, default=101)
     args = parser.parse_args()
     with torch.no_grad():
         return not report(take_turns(make_calls(args.rate), args.rounds, warm_up=5))

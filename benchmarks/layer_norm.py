@@ -7,14 +7,12 @@ ratios of neighbours. Shapes: one block of BERT base, and a whole small BERT of 
 [8, 128]. What it costs where levels meet is told, not barred.
 """
 
-import argparse
-import statistics
 import sys
 from typing import Any
 from unittest import mock
 
 import torch
-from _harness import Call, environment, quartiles, ratios, seconds, take_turns
+from _harness import Call, arguments, environment, judge, ratios, seconds, take_turns
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
@@ -78,22 +76,16 @@ def compare(call: Call, rounds: int) -> list[float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=60)
-    rounds = parser.parse_args().rounds
+    rounds = arguments(__doc__, rounds=31).parse_args().rounds
     print(
         f"{environment()}, float32 [{ROWS}, {TOKENS}], {rounds} rounds; "
         "time with layer_norm / with F.layer_norm"
     )
     met = True
     for name, shape in SHAPES.items():
-        print(name)
         for what, (call, barred) in calls(shape).items():
-            found = compare(call, rounds)
-            met &= statistics.median(found) <= BAR or not barred
-            note = "" if barred else ", no bar: levels meet"
-            print(f"  {what:20} {quartiles(found)}{note}", flush=True)
-    print(f"bar: at most {BAR} where one level differentiates: {'met' if met else 'MISSED'}")
+            bar = BAR if barred else None
+            met &= judge(f"{name}, {what}", compare(call, rounds), bar, at_most=True)
     return not met
 
 

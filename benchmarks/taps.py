@@ -6,14 +6,13 @@ Read sites: a step that reads all sites alternates with one that reads none, in 
 difference over the number of sites. For comparison, a step with a written site.
 """
 
-import argparse
 import statistics
 import sys
 import timeit
 from typing import Any
 
 import torch
-from _harness import Call, Times, environment, judge, ratios, row, take_turns
+from _harness import Call, Times, arguments, environment, judge, ratios, row, take_turns
 
 from fnlm import gpt2, taps, tree
 from fnlm.layers._tap import tap
@@ -59,9 +58,7 @@ def report(taken: Times, sites: int) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=301)
-    args = parser.parse_args()
+    args = arguments(__doc__, rounds=301, quick=21).parse_args()
     names = taps.sites(gpt2, gpt2.load("tiny")["config"])
     reached = tuple(name for name in names if not name.startswith("heads."))
     with torch.no_grad():
