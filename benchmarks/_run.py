@@ -103,7 +103,7 @@ def run(path: Path, record: Path, *flags: str, limit: float = 600.0) -> str:
         return f"failed: stopped after {limit:.0f} s"
     print(done.stderr, end="", file=sys.stderr)
     if done.returncode not in (0, 1) or TRACEBACK in done.stderr:
-        return f"failed: {(done.stderr.strip().splitlines() or [done.returncode])[-1]}"
+        return f"failed: {(done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}"
     missed = done.returncode or not all(found.get("met", True) for found in rows(record)[begin:])
     return "missed" if missed else "met"
 

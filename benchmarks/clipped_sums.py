@@ -19,6 +19,7 @@ pay less, and short texts: the rows of other widths, lengths and batches, of 2 l
 import argparse
 import sys
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -48,7 +49,7 @@ LARGE_BAR = 1 / 3  # of the memory that materialized gradients need, GPT-2 small
 EXACT = {"float64": 1e-9, "float32": 1e-3}  # relative errors of norms
 MAX_NORM = 1.0
 WIDTH, LENGTH, ROWS = 384, 128, 16
-SIZES = {"width": (96, 192, 384, 768), "length": (32, 64, 128, 256), "rows": (4, 8, 16, 32)}
+SIZES = {"width": (96, 192, 384, 768), "length": (32, 64, 128, 256), "rows": (2, 4, 8, 16)}
 
 
 def materialize(loss: Any, params: Tree, *batch: Tensor) -> Tree:
@@ -131,7 +132,7 @@ def measure(params: Tree, batch: Batch, rounds: int, *, opacus: bool, materializ
     if opacus:
         made = make_opacus(params)
         peers = {OPACUS: lambda: run_opacus(made, batch)}
-    taken = take_turns(calls | peers, rounds)
+    taken = take_turns(calls | peers, rounds, few={MATERIALIZED: 1})
     return taken, {name: peak_bytes(call) for name, call in calls.items()}
 
 
@@ -152,7 +153,7 @@ def judge_all(what: str, taken: Any, memory: dict[str, int], *, barred: bool) ->
 
 def show_sizes(args: argparse.Namespace, *, opacus: bool) -> None:
     """Tell the same of other widths, lengths and batches."""
-    usual = {"width": WIDTH, "length": LENGTH, "rows": ROWS}
+    usual = {"width": WIDTH, "length": LENGTH, "rows": ROWS // 2}
     for axis, values in SIZES.items():
         for value in values[:1] if args.quick else values:
             size = usual | {axis: value}
@@ -161,7 +162,7 @@ def show_sizes(args: argparse.Namespace, *, opacus: bool) -> None:
             params = make_params(size["width"], 1 if args.quick else 2)
             batch = make_batch(size["rows"], size["length"])
             taken, memory = measure(
-                params, batch, min(3, args.rounds), opacus=opacus, materialized=False
+                params, batch, min(2, args.rounds), opacus=opacus, materialized=False
             )
             what = "2 layers of {width}, {rows} rows of {length}".format(**size)
             judge_all(what, taken, memory, barred=False)
@@ -178,9 +179,7 @@ def judge_large(quick: bool) -> bool:
     params = gpt2.init(config, random.key(0))
     ids = (random.uniform(random.key(1), (rows, length)) * config.vocab_size).long()
     ours = peak_bytes(lambda: clipped_grad_sum(language_model, params, ids, max_norm=MAX_NORM))
-    one, two = (
-        peak_bytes(lambda n=n: materialize(language_model, params, ids[:n])) for n in (1, 2)
-    )
+    one, two = (peak_bytes(partial(materialize, language_model, params, ids[:n])) for n in (1, 2))
     needed = one + (rows - 1) * (two - one)
     print(f"GPT-2 small: clipped sum {ours / 1e9:.2f} GB, materialized {needed / 1e9:.2f} GB")
     what = f"GPT-2 small, {rows} rows of {length}: memory / that of materialized gradients"

@@ -208,8 +208,8 @@ def training() -> list[Row]:
         Row("Hessian product by depth", 1, lambda n: hessian_product(model(n), draw(2, 64)), 1, 1),
         Row("Lanczos by steps", 2, spectrum, 1, 1),
         Row("attribution by steps", 4, attribution, 1, 0.5),
-        Row("AdamW by parameters", 2**16, partial(update, train.adamw(1e-3)), 1, 1),
-        Row("BertAdam by parameters", 2**16, partial(update, train.bert_adam(1e-3)), 1, 1),
+        Row("AdamW by parameters", 2**14, partial(update, train.adamw(1e-3)), 1, 1),
+        Row("BertAdam by parameters", 2**14, partial(update, train.bert_adam(1e-3)), 1, 1),
         Row("clipped sum by batch", 1, partial(examples, clipped_grad_sum, max_norm=1.0), 1, 1),
         Row(
             "clipped sum, an example at a time, by batch", 2,

@@ -4,7 +4,6 @@ Run as `python docs/benchmarks.py`. Nothing is measured: `make bench` does that.
 """
 
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ def machine(about: dict[str, Any], found: Found) -> list[str]:
     barred = [row for row in found if row.get("bar")]
     met = sum(row["met"] for row in barred)
     peers = [f"{name} {version}" for name, version in about["peers"].items() if version != "absent"]
-    minutes = statistics.fsum(row["seconds"] for row in found if "state" in row) / 60
+    minutes = sum(row["seconds"] for row in found if "state" in row) / 60
     return [
         "",
         f"## {about['processor']}, {about['cores']} cores, {about['date']}",
