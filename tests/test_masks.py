@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from allocations import peak_bytes
 from families import FAMILIES, Family, make_batch, make_params
 from torch import Tensor
 from torch.func import grad, jvp
@@ -119,3 +120,20 @@ def test_models_with_large_weights_do_not_look_ahead(family: Family) -> None:
     found, again = (tree.leaves(task(params, x, masked))[-1] for x in (ids, other))
     assert found[:, :4].equal(again[:, :4])
     assert not found[:, 4:].equal(again[:, 4:])
+
+
+def test_a_mask_of_a_long_text_stays_one_of_bits() -> None:
+    """Through two layers and back, in the fused kernel: no [T, S] floats, where one bool serves all.
+
+    The numbers that are added to the scores are made of a chunk of queries at a time.
+    """
+    tokens = 1024
+    q, k, v = random.normal(random.key(0), (3, 1, 1, tokens, 4))
+    mask = causal_mask(torch.ones(1, tokens, dtype=torch.bool), tokens)
+
+    def loss(q: Tensor) -> Tensor:
+        for _ in range(2):
+            q = attend(q, (k,), (v,), mask, causal=True)
+        return q.square().sum()
+
+    assert peak_bytes(lambda: grad(loss)(q)) < 4 * tokens**2

@@ -9,6 +9,7 @@ Dimensions: B all leading axes as one, H heads, T queries, S keys, Dh width of a
 """
 
 import math
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -67,53 +68,59 @@ def attend(
     Returns:
         [..., H, T, Dh].
     """
-    lead, bias = q.shape[:-3], None
+    lead = q.shape[:-3]
     k, v = (xs[0] if len(xs) == 1 else torch.cat(xs, -2) for xs in (keys, values))
     if mask is not None and mask.dtype == torch.bool:
-        some = mask.any(-1, keepdim=True)  # [..., T, 1]
-        bias = torch.where(mask | ~some, 0.0, -math.inf).to(q.dtype)
-        q = torch.where(some, q, 0.0)  # a query without keys attends uniformly: its scores are 0
+        # A query without keys attends uniformly: its scores are 0, and `_added` leaves them so.
+        q = torch.where(mask.any(-1, keepdim=True), q, 0.0)
     elif mask is not None:
-        bias = mask - mask.amax(-1, keepdim=True)  # NaN in a row of -inf, where the kernel gives 0
+        mask = mask - mask.amax(-1, keepdim=True)  # NaN in a row of -inf, where the kernel gives 0
     q, k, v = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v))  # [B, H, T, Dh], [B, H, S, Dh]
-    if bias is not None:
-        bias = bias[(None,) * (3 - bias.ndim)]  # [..., 1 or H, 1 or T, 1 or S]
-        if bias.shape[:-3].numel() > 1:
-            bias = bias.expand(*lead, *bias.shape[-3:])
-        bias = bias.reshape(-1, *bias.shape[-3:])  # [1 or B, ...]
-    active = levels(q, k, v, *([] if bias is None else [bias]))
+    if mask is not None:
+        mask = mask[(None,) * (3 - mask.ndim)]  # [..., 1 or H, 1 or T, 1 or S]
+        if mask.shape[:-3].numel() > 1:
+            mask = mask.expand(*lead, *mask.shape[-3:])
+        mask = mask.reshape(-1, *mask.shape[-3:])  # [1 or B, ...]
+    active = levels(q, k, v, *([] if mask is None else [mask]))
     if active.order or active.transforms:
-        out, _ = _Attend.apply(chunk, q, k, v, bias)
+        out, _ = _Attend.apply(chunk, q, k, v, mask)
     else:
-        out, _ = _forward(q, k, v, bias, chunk=chunk)
+        out, _ = _forward(q, k, v, mask, chunk=chunk)
     return out.reshape(*lead, *q.shape[-3:])
 
 
 def _parts(
-    q: Tensor, k: Tensor, bias: Tensor | None, chunk: int | None
-) -> list[tuple[slice, slice, Tensor | None]]:
-    """Return the queries, keys and bias of each chunk."""
+    q: Tensor, k: Tensor, mask: Tensor | None, chunk: int | None
+) -> Iterator[tuple[slice, slice, Tensor | None]]:
+    """Yield the queries and keys of each chunk, and what is added to their scores."""
     queries, total = q.shape[-2], k.shape[-2]
     if chunk is None:
-        return [(slice(queries), slice(total), bias)]
-    if bias is not None:
-        bias = bias.expand(*bias.shape[:2], queries, total)
-    found = []
+        yield slice(queries), slice(total), _added(mask, q.dtype)
+        return
+    if mask is not None:
+        mask = mask.expand(*mask.shape[:2], queries, total)
     for start in range(0, queries, chunk):
         end = min(start + chunk, queries)
         of_q, of_k = slice(start, end), slice(total - queries + end)
-        found.append((of_q, of_k, None if bias is None else bias[..., of_q, of_k]))
-    return found
+        yield of_q, of_k, _added(None if mask is None else mask[..., of_q, of_k], q.dtype)
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return what is added to the scores: of a chunk alone, so that no [T, S] floats are kept."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    hidden = ~mask & mask.any(-1, keepdim=True)  # nothing, in a row without keys
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(hidden, -math.inf)
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, chunk: int | None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, chunk: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return the kernel's result [B, H, T, Dh], and the logsumexp of the scores [B, H, T]."""
-    q, k, v, bias = map(_dense, (q, k, v, bias))
+    q, k, v, mask = map(_dense, (q, k, v, mask))
     found = [
         _kernel(q[..., of_q, :], k[..., of_k, :], v[..., of_k, :], 0.0, False, attn_mask=part)
-        for of_q, of_k, part in _parts(q, k, bias, chunk)
+        for of_q, of_k, part in _parts(q, k, mask, chunk)
     ]
     if len(found) == 1:
         return found[0]
@@ -121,10 +128,10 @@ def _forward(
     return torch.cat(outs, -2), torch.cat(sums, -1)
 
 
-def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, chunk: int | None) -> Tensor:
+def _plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, chunk: int | None) -> Tensor:
     """Return the result in plain operations, which are differentiable to any order."""
     scaled, outs = q / math.sqrt(q.shape[-1]), []
-    for of_q, of_k, part in _parts(q, k, bias, chunk):
+    for of_q, of_k, part in _parts(q, k, mask, chunk):
         scores = scaled[..., of_q, :] @ k[..., of_k, :].mT
         weights = (scores if part is None else scores + part).softmax(-1)
         outs.append(weights @ v[..., of_k, :])
@@ -132,12 +139,12 @@ def _plain(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, chunk: int |
 
 
 def _gradients(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *, chunk: int | None
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, chunk: int | None
 ) -> tuple[Tensor, ...]:
-    """Return the gradients by q, k, v and, where there is one, bias, in plain operations."""
-    if bias is None:
-        return vjp(partial(_plain, bias=None, chunk=chunk), q, k, v)[1](grad_out)
-    return vjp(partial(_plain, chunk=chunk), q, k, v, bias)[1](grad_out)
+    """Return the gradients by q, k, v and a mask of numbers, in plain operations."""
+    if mask is None or mask.dtype == torch.bool:
+        return vjp(partial(_plain, mask=mask, chunk=chunk), q, k, v)[1](grad_out)
+    return vjp(partial(_plain, chunk=chunk), q, k, v, mask)[1](grad_out)
 
 
 class _Attend(torch.autograd.Function):
@@ -155,17 +162,17 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        q, k, v, bias, out, sums = _saved(ctx)
-        # The kernel has no gradient by the bias, and what follows no rule for forward mode.
+        q, k, v, mask, out, sums = _saved(ctx)
+        # The kernel has no gradient by a mask, and what follows no rule for forward mode.
         if ctx.needs_input_grad[4] or levels(grad_out, q, k, v).forward:
-            found = _gradients(grad_out, q, k, v, bias, chunk=ctx.chunk)
+            found = _gradients(grad_out, q, k, v, mask, chunk=ctx.chunk)
         else:
-            found = _AttendBackward.apply(ctx.chunk, grad_out, q, k, v, bias, out, sums)
+            found = _AttendBackward.apply(ctx.chunk, grad_out, q, k, v, mask, out, sums)
         return None, *found, *(None,) * (4 - len(found))
 
     @staticmethod
     def vmap(info: Any, dims: Any, chunk: int | None, *inputs: Any) -> Any:
-        folded = _fold(info.batch_size, dims[1:], inputs, bias=3)
+        folded = _fold(info.batch_size, dims[1:], inputs, mask=3)
         return _unfold(info.batch_size, _Attend.apply(chunk, *folded))
 
 
@@ -183,44 +190,44 @@ class _AttendBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        *given, bias = _saved(ctx)
-        found = vjp(partial(_gradients_by_qkv, bias=bias, chunk=ctx.chunk), *given)[1](grads)
+        *given, mask = _saved(ctx)
+        found = vjp(partial(_gradients_by_qkv, mask=mask, chunk=ctx.chunk), *given)[1](grads)
         return None, *found, None, None, None
 
     @staticmethod
     def vmap(info: Any, dims: Any, chunk: int | None, *inputs: Any) -> Any:
-        folded = _fold(info.batch_size, dims[1:], inputs, bias=4)
+        folded = _fold(info.batch_size, dims[1:], inputs, mask=4)
         return _unfold(info.batch_size, _AttendBackward.apply(chunk, *folded))
 
 
 def _gradients_by_qkv(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *, bias: Tensor | None, chunk: int | None
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None, chunk: int | None
 ) -> tuple[Tensor, ...]:
-    return _gradients(grad_out, q, k, v, bias, chunk=chunk)[:3]
+    return _gradients(grad_out, q, k, v, mask, chunk=chunk)[:3]
 
 
 def _backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, *kept: Tensor,
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *kept: Tensor,
     chunk: int | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """Return the kernel's gradients by q, k and v; a chunk adds to those of the keys before."""
     out, sums = kept
-    grad_out, q, k, v, bias = map(_dense, (grad_out, q, k, v, bias))
+    grad_out, q, k, v, mask = map(_dense, (grad_out, q, k, v, mask))
 
     def one(of_q: slice, of_k: slice, part: Tensor | None) -> tuple[Tensor, ...]:
         new, old, result = (x[..., of_q, :] for x in (grad_out, q, out))
         given = new, old, k[..., of_k, :], v[..., of_k, :], result, sums[..., of_q]
         return _kernel_backward(*given, 0.0, False, attn_mask=part)
 
-    parts = _parts(q, k, bias, chunk)
-    if len(parts) == 1:
-        return one(*parts[0])
+    parts = _parts(q, k, mask, chunk)
+    if chunk is None:
+        return one(*next(parts))
     grads_q, grad_k, grad_v = [], torch.zeros_like(k), torch.zeros_like(v)
-    for part in parts:
-        grad_q, of_k, of_v = one(*part)
+    for of_q, of_k, part in parts:
+        grad_q, to_k, to_v = one(of_q, of_k, part)
         grads_q.append(grad_q)
-        grad_k[..., part[1], :] += of_k
-        grad_v[..., part[1], :] += of_v
+        grad_k[..., of_k, :] += to_k
+        grad_v[..., of_k, :] += to_v
     return torch.cat(grads_q, -2), grad_k, grad_v
 
 
@@ -234,15 +241,15 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
     return tuple(None if x is None else unwrap_if_dead(x) for x in ctx.saved_tensors)
 
 
-def _fold(size: int, dims: Any, inputs: Any, *, bias: int) -> list[Any]:
-    """Fold the mapped axis into the first one, B; a bias of one for all stays so."""
+def _fold(size: int, dims: Any, inputs: Any, *, mask: int) -> list[Any]:
+    """Fold the mapped axis into the first one, B; a mask of one for all stays so."""
     folded = []
     for place, (x, dim) in enumerate(zip(inputs, dims, strict=True)):
-        if x is None or (place == bias and dim is None and x.shape[0] == 1):
+        if x is None or (place == mask and dim is None and x.shape[0] == 1):
             folded.append(x)
             continue
         x = x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)  # [n, B, ...]
-        if place == bias:
+        if place == mask:
             x = x.expand(size, folded[0].shape[0] // size, *x.shape[2:])
         folded.append(x.flatten(0, 1))
     return folded
