@@ -32,7 +32,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "Per-example gradients": ("clipped_sums", "per_example_grads"),
     "Second order and attribution": ("curvature", "attribution"),
     "Decoding": ("decode_gpt2", "generate_gpt2", "speculative", "quantized"),
-    "Transformer-XL": ("transfo_xl", "memory_length"),
+    "Transformer-XL": ("transfo_xl",),
     "Layers, losses, sites": ("attention", "layer_norm", "dropout", "cross_entropy", "taps"),
     "Text": (
         "tokenize_bert", "tokenize_gpt2", "tokenize_gpt", "tokenize_transfo_xl", "squad_features",
@@ -40,8 +40,8 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "Start": ("start", "import_time", "open_checkpoint"),
     "Growth": ("growth",),
 }  # fmt: skip
-# Runs of hours, and what is not about time: started by hand.
-BY_HAND = ("finetune_minilm", "kills", "padding_row", "private_glue")
+# Long runs that ask for a corpus, and what is not about time: started by hand.
+BY_HAND = ("finetune_minilm", "kills", "memory_length", "padding_row", "private_glue")
 PEERS = ("transformers", "pytorch-pretrained-bert", "tokenizers", "tiktoken", "opacus", "torchopt")
 SECONDS = {True: 120, False: 600}  # after which a script is stopped, quick or not
 TRACEBACK = "Traceback (most recent call last)"

@@ -1,12 +1,11 @@
 """What the memory of Transformer-XL is worth: perplexity by the length of the memory.
 
-    python benchmarks/memory_length.py --work_dir runs/memory
+    python benchmarks/memory_length.py --data shared/data/wikitext/wikitext-2 --work_dir runs/memory
 
 A small model is trained from scratch for some minutes, on three fifths of the validation text of
 WikiText-2, and evaluated on its test text with memories of several lengths. Claim: perplexity
-falls from no memory to 64 tokens, and from 64 to 256. Texts are looked for in the folder --data,
-both steps are done by `fnlm wikitext103`, and docs/memory_length.png is drawn. With
---work_dir, a run that was killed goes on.
+falls from no memory to 64 tokens, and from 64 to 256. Both steps are done by `fnlm wikitext103`,
+and docs/memory_length.png is drawn. With --work_dir, a run that was killed goes on.
 """
 
 import argparse
@@ -17,12 +16,13 @@ import tempfile
 from pathlib import Path
 
 import torch
+from _harness import judge
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = ROOT.parent / "shared" / "data" / "wikitext" / "wikitext-2"
 LENGTHS = (0, 16, 64, 128, 256)
-CLAIMED = (0, 64, 256)
+CLAIMED = ((0, 64), (64, 256))
+BAR = 1.0
 TRAINING = (
     "--tgt_len 128 --mem_len 256 --d_model 160 --n_layer 2 --n_head 4 --d_inner 320 "
     "--cutoffs [1500] --dropout 0.3 --min_freq 1 --train_batch_size 4 --steps 2500 "
@@ -60,17 +60,14 @@ def draw(found: dict[int, dict[str, float]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, default=DATA)
+    parser.add_argument("--data", type=Path, required=True, help="folder of WikiText-2")
     parser.add_argument("--work_dir", type=Path, help="keeps the run; without, nothing is kept")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "memory_length.png")
     args = parser.parse_args()
-    if not args.data.is_dir():
-        print(f"nothing measured: there are no texts in {args.data}")
-        return
     with tempfile.TemporaryDirectory() as folder:
         found = measure(args.work_dir or Path(folder), args.data)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
@@ -78,11 +75,13 @@ def main() -> None:
     print("| memory | perplexity | tokens/s |\n| ---: | ---: | ---: |")
     for length, row in found.items():
         print(f"| {length} | {row['ppl']:.2f} | {row['tokens_per_second']:.0f} |")
-    first, second, third = (found[length]["ppl"] for length in CLAIMED)
-    falls = first > second > third
-    print("perplexity falls with memory" if falls else "MISSES: perplexity does not fall")
     draw(found, args.plot)
+    met = True
+    for few, many in CLAIMED:
+        ratio = found[few]["ppl"] / found[many]["ppl"]
+        met &= judge(f"perplexity with {few} tokens / with {many}", [ratio], BAR)
+    return not met
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
