@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fnlm import bert, random
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.names.bert import FAMILY
 from fnlm.train import losses
 from fnlm.tree import Tree
@@ -52,5 +52,5 @@ def make_peer(params: Tree, kind: str = "BertForSequenceClassification") -> Any:
     config = params["config"]
     module = getattr(transformers, kind)(transformers.BertConfig(**config.to_dict()))
     leaves = {name: leaf for name, leaf in params.items() if name != "config"}
-    module.load_state_dict(rename.to_foreign(leaves, FAMILY.dialects[0]), strict=False)
+    module.load_state_dict(_rename.to_foreign(leaves, FAMILY.dialects[0]), strict=False)
     return module.train()

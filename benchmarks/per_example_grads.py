@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from fnlm import bert, gpt2, random, transforms, tree
-from fnlm.params import rename
+from fnlm.params import _rename
 from fnlm.params.names.bert import FAMILY
 from fnlm.train import losses
 from fnlm.transforms import per_example_grads
@@ -98,7 +98,7 @@ def difference(kind: str, head: str, batch: Batch, *, positions: bool) -> str:
     params = make_params(96, 2, 0.0, head)
     ours = per_example_grads(masked_lm if head == "masked_lm" else plain_loss, params, *batch)
     leaves = {name: value for name, value in ours.items() if name != "config"}
-    mine = vmap(lambda one: rename.to_foreign(one, FAMILY.dialects[0]))(leaves)
+    mine = vmap(lambda one: _rename.to_foreign(one, FAMILY.dialects[0]))(leaves)
     try:
         found = theirs(hooks_of(params, kind), batch, positions=positions)
     except RuntimeError as error:
