@@ -7,23 +7,38 @@ way.
 """
 
 from fnlm.generate.beam import beam_search
-from fnlm.generate.logits import repetition_penalty, temperature, top_k, top_p
+from fnlm.generate.drafting import Round, speculative, speculative_stream
+from fnlm.generate.logits import (
+    contrast,
+    min_p,
+    repetition_penalty,
+    temperature,
+    top_k,
+    top_p,
+    typical,
+)
 from fnlm.generate.sampling import generate, row_keys, sample, scan, stream
 from fnlm.generate.state import State, advance, start, take_rows
 
 __all__ = [
+    "Round",
     "State",
     "advance",
     "beam_search",
+    "contrast",
     "generate",
+    "min_p",
     "repetition_penalty",
     "row_keys",
     "sample",
     "scan",
+    "speculative",
+    "speculative_stream",
     "start",
     "stream",
     "take_rows",
     "temperature",
     "top_k",
     "top_p",
+    "typical",
 ]

@@ -26,8 +26,10 @@ __all__ = [
     "check_highest",
     "check_prompt",
     "eos_ids",
+    "num_embeddings",
     "pad_id",
     "pad_left",
+    "select_rows",
     "start",
     "take_rows",
     "whole",
@@ -99,10 +101,16 @@ def take_rows(state: State, rows: Tensor) -> State:
             are shared by all.
         rows: int64 [n], rows may repeat.
     """
-    logits = state.logits.index_select(0, rows)
-    if isinstance(state.cache, kv_cache.Cache):
-        return State(kv_cache.take_rows(state.cache, rows), logits)
-    return State(tree.map(lambda x: x.index_select(0, rows) if x.ndim else x, state.cache), logits)
+    return State(select_rows(state.cache, rows), state.logits.index_select(0, rows))
+
+
+def select_rows(cache: Any, rows: Tensor) -> Any:
+    """Return a model's state, of any kind, of the selected rows: see `take_rows`."""
+    if isinstance(cache, kv_cache.Cache):
+        return kv_cache.take_rows(cache, rows)
+    if cache is None:
+        return None
+    return tree.map(lambda x: x.index_select(0, rows) if x.ndim else x, cache)
 
 
 def pad_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -213,11 +221,11 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
             f"{length + max_new_tokens}, more than n_positions={limit}: "
             f"ask for at most {max(limit - length, 0)}, or shorten the prompt"
         )
-    if (num_embeddings := _num_embeddings(params)) is not None:
-        check_range((ids if mask is None else ids[mask != 0]).cpu(), num_embeddings)
+    if (known := num_embeddings(params)) is not None:
+        check_range((ids if mask is None else ids[mask != 0]).cpu(), known)
 
 
-def _num_embeddings(params: Tree) -> int | None:
+def num_embeddings(params: Tree) -> int | None:
     """Return the number of token embeddings: those of added special tokens, too."""
     if not isinstance(params, Mapping):
         return None
