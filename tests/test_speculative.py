@@ -16,6 +16,8 @@ from fnlm.generate import generate, sample, speculative, speculative_stream
 from fnlm.layers.kv_cache import FixedCache
 
 KEY = random.key(0)
+speculate: Any = speculative  # called with tuples of arguments
+rounds_of: Any = speculative_stream
 SETTINGS: list[dict[str, Any]] = [
     {},
     {"key": KEY},
@@ -53,8 +55,8 @@ def test_tokens_are_those_of_generate(
     ids = prompts(5, 6)
     wanted = generate(family.apply, params, ids, 20, **settings)
     both = (family.apply, params, family.apply, draft, ids, 20)
-    assert torch.equal(speculative(*both, draft_tokens=draft_tokens, **settings), wanted)
-    rounds = list(speculative_stream(*both, draft_tokens=draft_tokens, **settings))
+    assert torch.equal(speculate(*both, draft_tokens=draft_tokens, **settings), wanted)
+    rounds = list(rounds_of(*both, draft_tokens=draft_tokens, **settings))
     accepted = torch.stack([each.accepted for each in rounds]).sum(0)  # [B]
     gained = torch.stack([each.gained for each in rounds])
     assert gained.sum(0).tolist() == [20] * 5
@@ -74,8 +76,8 @@ def test_a_memory_is_taken_back_row_by_row(
     wanted = generate(family.apply, params, ids, 17, **settings)
     both = (family.apply, params, family.apply, draft, ids, 17)
     for draft_tokens in (1, 4, 8):
-        assert torch.equal(speculative(*both, draft_tokens=draft_tokens, **settings), wanted)
-    rounds = list(speculative_stream(*both, **settings))
+        assert torch.equal(speculate(*both, draft_tokens=draft_tokens, **settings), wanted)
+    rounds = list(rounds_of(*both, **settings))
     assert sum(each.accepted.sum() for each in rounds) > 0
 
 
@@ -89,15 +91,16 @@ def test_padded_prompts_and_eos(side: str, settings: dict[str, Any]) -> None:
     ids = prompts(4, 13)
     free = generate(family.apply, params, ids, 20, mask=mask, **settings)
     ends = [int(free[0, 4]), int(free[2, 9])]
+    hows: list[dict[str, Any]] = [{}, {"eos": ends}, {"eos": ends[0], "pad": 7}]
     for new in (20, 29):  # 11 and 29 make all 40 positions
-        for how in ({}, {"eos": ends}, {"eos": ends[0], "pad": 7}):
-            given: dict[str, Any] = settings | how | {"mask": mask}
+        for how in hows:
+            given = settings | how | {"mask": mask}
             wanted = generate(family.apply, params, ids, new, **given)
             both = (family.apply, params, family.apply, draft, ids, new)
-            assert torch.equal(speculative(*both, **given), wanted)
+            assert torch.equal(speculate(*both, **given), wanted)
             prefills = dict.fromkeys(("prefill", "draft_prefill"), family.hidden_states)
-            assert torch.equal(speculative(*both, **given, **prefills), wanted)
-            rounds = list(speculative_stream(*both, **given))
+            assert torch.equal(speculate(*both, **given, **prefills), wanted)
+            rounds = list(rounds_of(*both, **given))
             for row in range(4):
                 tokens = [t for each in rounds for t in each.tokens[row, : each.gained[row]]]
                 assert wanted[row, : len(tokens)].tolist() == [int(t) for t in tokens]
@@ -110,11 +113,11 @@ def test_no_row_no_token_one_token() -> None:
     both = (family.apply, params, family.apply, draft)
     for lead in ((0,), (2, 0)):
         ids = torch.zeros(*lead, 5, dtype=torch.int64)
-        assert speculative(*both, ids, 3).shape == (*lead, 3)
-    assert speculative(*both, prompts(2, 3), 0).shape == (2, 0)
+        assert speculate(*both, ids, 3).shape == (*lead, 3)
+    assert speculate(*both, prompts(2, 3), 0).shape == (2, 0)
     for ids in (prompts(1, 1), prompts(2, 4), prompts(1, 3)[0]):
         for new in (1, 2):
-            found = speculative(*both, ids, new, key=KEY)
+            found = speculate(*both, ids, new, key=KEY)
             assert torch.equal(found, generate(family.apply, params, ids, new, key=KEY))
 
 
@@ -126,7 +129,7 @@ def test_the_model_is_called_less_often_and_a_perfect_draft_is_always_right() ->
         calls.append(ids.shape[-1])
         return gpt2.apply(params, ids, cache, mask)
 
-    out = speculative(counted, params, gpt2.apply, params, prompts(2, 4), 20, draft_tokens=4)
+    out = speculate(counted, params, gpt2.apply, params, prompts(2, 4), 20, draft_tokens=4)
     assert torch.equal(out, generate(gpt2.apply, params, prompts(2, 4), 20))
     assert calls == [3, 5, 5, 5, 5]
 
@@ -141,7 +144,7 @@ def test_texts_are_distributed_as_the_model_says() -> None:
         return params[ids], None
 
     ids = torch.zeros(rows, 1, dtype=torch.int64)
-    found = speculative(apply, logits, apply, rough, ids, new, key=KEY, draft_tokens=2)
+    found = speculate(apply, logits, apply, rough, ids, new, key=KEY, draft_tokens=2)
     assert torch.equal(found, generate(apply, logits, ids, new, key=KEY))
     p = logits.double().softmax(-1)
     expected = []
@@ -230,19 +233,19 @@ def test_logits_without_a_distribution_are_named(what: str) -> None:
         message = rf"of new token 3 .* rows \[1\].*{what}.*tree\.named_leaves"
         for draft in (good, counting(11, -INF)):
             with pytest.raises(ValueError, match=message):
-                speculative(bad, {}, draft, {}, ids, 5, **settings)
+                speculate(bad, {}, draft, {}, ids, 5, **settings)
         if what != "-inf":
             with pytest.raises(ValueError, match=r"draft's logits hold NaN .*draft_params"):
-                speculative(good, {}, bad, {}, ids, 5, **settings)
+                speculate(good, {}, bad, {}, ids, 5, **settings)
     # What a draft excludes is no guess, and what follows a wrong guess does not matter.
     wanted = torch.stack([torch.arange(2, 7), torch.arange(10, 15)])
-    assert torch.equal(speculative(good, {}, counting(12, -INF), {}, ids, 5), wanted)
+    assert torch.equal(speculate(good, {}, counting(12, -INF), {}, ids, 5), wanted)
 
     def wrong(params: Any, ids: Tensor, cache: Any = None) -> tuple[Tensor, Any]:
         return 9 * torch.nn.functional.one_hot(ids * 0 + 19, 20).float(), None
 
     bad = counting(19, value)
-    assert torch.equal(speculative(bad, {}, wrong, {}, ids, 5), wanted)
+    assert torch.equal(speculate(bad, {}, wrong, {}, ids, 5), wanted)
 
 
 def test_mistakes_are_named() -> None:
@@ -262,10 +265,10 @@ def test_mistakes_are_named() -> None:
     ]
     for models_, given, error, message in cases:
         with pytest.raises(error, match=message):
-            speculative(*models_, ids, 8, **given)
+            speculate(*models_, ids, 8, **given)
     larger = family.init(dataclasses.replace(params["config"], vocab_size=99), KEY)
     with pytest.raises(ValueError, match="logits of 99 tokens, the model knows 41"):
-        speculative(*both[:3], larger, ids, 8)
+        speculate(*both[:3], larger, ids, 8)
 
 
 def test_states_that_cannot_be_taken_back_are_refused() -> None:
@@ -277,7 +280,7 @@ def test_states_that_cannot_be_taken_back_are_refused() -> None:
         name, value = next(iter(change.items()))
         for models_, word in ((both * 2, "params"), ((gpt2.apply, make_params(GPT2), *both), "dr")):
             with pytest.raises(ValueError, match=rf"^{word}.*{name}={value}.*dataclasses"):
-                speculative(*models_, ids, 8)
+                speculate(*models_, ids, 8)
 
     params = make_params(GPT2)
 
@@ -285,7 +288,7 @@ def test_states_that_cannot_be_taken_back_are_refused() -> None:
         return gpt2.apply(params, ids, cache or gpt2.init_cache(params, len(ids), 24))
 
     with pytest.raises(TypeError, match="from a Cache or Mems.*got FixedCache"):
-        speculative(fixed, params, gpt2.apply, params, ids, 8)
+        speculate(fixed, params, gpt2.apply, params, ids, 8)
 
 
 def test_nothing_is_changed() -> None:
@@ -294,7 +297,7 @@ def test_nothing_is_changed() -> None:
     inputs = {"params": params, "draft": draft, "ids": prompts(2, 4), "mask": mask, "key": KEY}
     before, seed = tree.map(torch.clone, inputs), torch.get_rng_state()
     both = (family.apply, params, family.apply, draft, inputs["ids"], 9)
-    for each in speculative_stream(*both, mask=mask, key=KEY):
+    for each in rounds_of(*both, mask=mask, key=KEY):
         assert torch.is_grad_enabled(), "nothing is switched off between the rounds"
         assert each.tokens.dtype == each.gained.dtype == each.accepted.dtype == torch.int64
     for (path, a), b in zip(tree.named_leaves(before), tree.leaves(inputs), strict=True):

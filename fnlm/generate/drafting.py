@@ -135,7 +135,7 @@ def speculative(
     tensor([[1, 2, 3, 4, 0],
             [3, 4, 0, 1, 2]])
     """
-    filler = pad_id(eos_ids(eos, "cpu"), pad)
+    ends = eos_ids(eos, "cpu")
     rounds = speculative_stream(
         apply,
         params,
@@ -150,13 +150,14 @@ def speculative(
         min_p=min_p,
         typical=typical,
         mask=mask,
-        eos=eos,
+        eos=ends,
         pad=pad,
         draft_tokens=draft_tokens,
         prefill=prefill,
         draft_prefill=draft_prefill,
     )
-    tokens = ids.new_full((*ids.shape[:-1], max_new_tokens), filler, dtype=torch.int64)
+    shape = (*ids.shape[:-1], max_new_tokens)
+    tokens = ids.new_full(shape, pad_id(ends, pad), dtype=torch.int64)
     made = ids.new_zeros((*ids.shape[:-1], 1), dtype=torch.int64)
     for each in rounds:
         index = torch.arange(each.tokens.shape[-1], device=ids.device)
@@ -218,7 +219,8 @@ def speculative_stream(
     check_settings(key, **settings)
     lead, (ids, mask) = ids.shape[:-1], pad_left(ids, mask)
     keys = None if key is None else row_keys(key, tuple(lead)).flatten()
-    eos_tokens, filler = eos_ids(eos, ids.device), pad_id(eos_ids(eos, "cpu"), pad)
+    eos_tokens = eos_ids(eos, ids.device)
+    filler = pad_id(eos_tokens, pad)
     limit, prefills = int(max_new_tokens), (prefill or apply, draft_prefill or draft_apply)
 
     def choose(logits: Tensor, rows: Tensor, n: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ __all__ = [
     "Apply",
     "State",
     "advance",
+    "call",
     "check_causal",
     "check_highest",
     "check_prompt",
@@ -74,9 +75,9 @@ def start(
     """
     if prefill is not None and ids.shape[-1] > 1:
         first = None if mask is None else mask[..., :-1]
-        _, cache = _call(prefill, params, ids[..., :-1], cache, first)
+        _, cache = call(prefill, params, ids[..., :-1], cache, first)
         ids, mask = ids[..., -1:], None
-    logits, cache = _call(apply, params, ids, cache, mask)
+    logits, cache = call(apply, params, ids, cache, mask)
     return State(cache, logits[..., -1, :])
 
 
@@ -310,10 +311,21 @@ def check_highest(highest: Tensor, step: int) -> None:
     )
 
 
-def _call(
+def call(
     apply: Apply, params: Tree, ids: Tensor, cache: Any, mask: Tensor | None
 ) -> tuple[Tensor, Any]:
-    """Call the model, with a mask only where there is one: not every model takes padding."""
+    """Call the model, with a mask only where there is one: not every model takes padding.
+
+    Args:
+        apply: the model.
+        params: its parameters.
+        ids: int64 [*lead, T].
+        cache: of the tokens before.
+        mask: [*lead, T], nonzero for real tokens.
+
+    Raises:
+        TypeError: there is a mask, and the model takes none.
+    """
     if mask is None:
         return apply(params, ids, cache)
     parameters = signature(apply).parameters.values()
