@@ -29,13 +29,14 @@ from fnlm.generate.state import (
     start,
     whole,
 )
-from fnlm.tree import Tree
+from fnlm.tree import Tree, register_value
 
 __all__ = ["Round", "speculative", "speculative_stream"]
 
 Choose = Callable[[Tensor, Tensor, Tensor], Tensor]  # (logits, rows, numbers of tokens) -> tokens
 
 
+@register_value
 class Round(NamedTuple):
     """What the rows gained by one call of the model."""
 

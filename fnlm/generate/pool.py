@@ -32,6 +32,7 @@ from fnlm.tree import Tree, register_value
 __all__ = ["Completion", "Pool", "Request", "admit", "serve", "step"]
 
 
+@register_value
 class Request(NamedTuple):
     """A prompt, and how much text is wanted."""
 
@@ -39,6 +40,7 @@ class Request(NamedTuple):
     max_new_tokens: int
 
 
+@register_value
 class Completion(NamedTuple):
     """The text of a request."""
 
