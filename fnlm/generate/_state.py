@@ -22,12 +22,15 @@ __all__ = [
     "Apply",
     "State",
     "advance",
+    "call",
     "check_causal",
     "check_highest",
     "check_prompt",
     "eos_ids",
+    "num_embeddings",
     "pad_id",
     "pad_left",
+    "select_rows",
     "start",
     "take_rows",
     "whole",
@@ -72,9 +75,9 @@ def start(
     """
     if prefill is not None and ids.shape[-1] > 1:
         first = None if mask is None else mask[..., :-1]
-        _, cache = _call(prefill, params, ids[..., :-1], cache, first)
+        _, cache = call(prefill, params, ids[..., :-1], cache, first)
         ids, mask = ids[..., -1:], None
-    logits, cache = _call(apply, params, ids, cache, mask)
+    logits, cache = call(apply, params, ids, cache, mask)
     return State(cache, logits[..., -1, :])
 
 
@@ -99,10 +102,16 @@ def take_rows(state: State, rows: Tensor) -> State:
             are shared by all.
         rows: int64 [n], rows may repeat.
     """
-    logits = state.logits.index_select(0, rows)
-    if isinstance(state.cache, kv_cache.Cache):
-        return State(kv_cache.take_rows(state.cache, rows), logits)
-    return State(tree.map(lambda x: x.index_select(0, rows) if x.ndim else x, state.cache), logits)
+    return State(select_rows(state.cache, rows), state.logits.index_select(0, rows))
+
+
+def select_rows(cache: Any, rows: Tensor) -> Any:
+    """Return a model's state, of any kind, of the selected rows: see `take_rows`."""
+    if isinstance(cache, kv_cache.Cache):
+        return kv_cache.take_rows(cache, rows)
+    if cache is None:
+        return None
+    return tree.map(lambda x: x.index_select(0, rows) if x.ndim else x, cache)
 
 
 def pad_left(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -213,11 +222,11 @@ def check_prompt(params: Tree, ids: Tensor, mask: Tensor | None, max_new_tokens:
             f"{length + max_new_tokens}, more than n_positions={limit}: "
             f"ask for at most {max(limit - length, 0)}, or shorten the prompt"
         )
-    if (num_embeddings := _num_embeddings(params)) is not None:
-        check_range((ids if mask is None else ids[mask != 0]).cpu(), num_embeddings)
+    if (known := num_embeddings(params)) is not None:
+        check_range((ids if mask is None else ids[mask != 0]).cpu(), known)
 
 
-def _num_embeddings(params: Tree) -> int | None:
+def num_embeddings(params: Tree) -> int | None:
     """Return the number of token embeddings: those of added special tokens, too."""
     if not isinstance(params, Mapping):
         return None
@@ -302,10 +311,21 @@ def check_highest(highest: Tensor, step: int) -> None:
     )
 
 
-def _call(
+def call(
     apply: Apply, params: Tree, ids: Tensor, cache: Any, mask: Tensor | None
 ) -> tuple[Tensor, Any]:
-    """Call the model, with a mask only where there is one: not every model takes padding."""
+    """Call the model, with a mask only where there is one: not every model takes padding.
+
+    Args:
+        apply: the model.
+        params: its parameters.
+        ids: int64 [*lead, T].
+        cache: of the tokens before.
+        mask: [*lead, T], nonzero for real tokens.
+
+    Raises:
+        TypeError: there is a mask, and the model takes none.
+    """
     if mask is None:
         return apply(params, ids, cache)
     parameters = signature(apply).parameters.values()

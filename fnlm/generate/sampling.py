@@ -7,7 +7,7 @@ only where two tokens are all but tied.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ from fnlm.generate._state import (
 from fnlm.layers.precision import at_least_float32
 from fnlm.tree import Tree
 
-__all__ = ["generate", "row_keys", "sample", "scan", "stream"]
+__all__ = ["check_settings", "generate", "row_keys", "sample", "scan", "stream"]
 
 
 def sample(
@@ -39,13 +39,16 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical: float = 1.0,
 ) -> Tensor:
     """Sample one token per row.
 
     Args:
         logits: [*lead, V].
         key: [*lead] keys; None takes the most likely token.
-        temperature: see `fnlm.generate.logits`, as for `top_k` and `top_p`. Without a key, 0 or 1.
+        temperature: see `fnlm.generate.logits`, as for `top_k`, `top_p`, `min_p` and `typical`.
+            Without a key, 0 or 1.
 
     Returns:
         int64 [*lead]; -1, which is no token, where the logits are no distribution: they hold NaN or
@@ -61,11 +64,12 @@ def sample(
     logits = at_least_float32(logits)
     highest = logits.amax(-1, keepdim=True)  # [*lead, 1]
     if key is None:
-        _check_greedy(temperature, top_k, top_p)
+        _check_greedy(temperature, top_k, top_p, min_p, typical)
         return torch.where(highest.squeeze(-1).isfinite(), logits.argmax(-1), -1)
     # Subtracting the maximum changes no probability and keeps a low temperature from overflowing.
     logits = processors.temperature(logits - highest, temperature)
-    return random.categorical(key, processors.top_p(processors.top_k(logits, top_k), top_p))
+    logits = processors.top_p(processors.top_k(logits, top_k), top_p)
+    return random.categorical(key, processors.typical(processors.min_p(logits, min_p), typical))
 
 
 def row_keys(key: Tensor, rows: tuple[int, ...]) -> Tensor:
@@ -108,6 +112,8 @@ def scan(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical: float = 1.0,
 ) -> tuple[State, Tensor]:
     """Decode a fixed number of tokens without reading any value: for use inside `vmap` or `grad`.
 
@@ -117,16 +123,17 @@ def scan(
         state: from `start`.
         steps: how many tokens.
         key: [*lead] keys, or None for the most likely tokens.
-        temperature: see `sample`, as for `top_k` and `top_p`.
+        temperature: see `sample`, as for `top_k`, `top_p`, `min_p` and `typical`.
 
     Returns:
         the state after all the tokens, and the tokens, int64 [*lead, steps]. Where the logits are
         no distribution the token is -1, see `sample`, and so are those after it.
     """
+    settings = _settings(temperature, top_k, top_p, min_p, typical)
     tokens: list[Tensor] = []
     for n in range(steps):
         step_key = None if key is None else random.fold_in(key, n)
-        token = sample(state.logits, step_key, temperature=temperature, top_k=top_k, top_p=top_p)
+        token = sample(state.logits, step_key, **settings)
         # A row without a distribution stays at -1, whatever the model makes of the tokens after.
         tokens.append(token if n == 0 else torch.where(tokens[-1] < 0, -1, token))
         state = advance(apply, params, state, tokens[-1].clamp_min(0))  # -1 has no embedding
@@ -146,6 +153,8 @@ def stream(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical: float = 1.0,
     repetition_penalty: float = 1.0,
     mask: Tensor | None = None,
     eos: SupportsIndex | Iterable[SupportsIndex] | None = None,
@@ -168,10 +177,8 @@ def stream(
     check_causal(apply)
     check_prompt(params, ids, mask, max_new_tokens)
     ids, mask = pad_left(ids, mask)
-    if key is not None or temperature != 0:
-        _check_settings(temperature, top_k, top_p, repetition_penalty)
-    if key is None:
-        _check_greedy(temperature, top_k, top_p)
+    settings = _settings(temperature, top_k, top_p, min_p, typical)
+    check_settings(key, **settings, repetition_penalty=repetition_penalty)
     keys = None if key is None else row_keys(key, tuple(ids.shape[:-1]))
     eos_tokens = eos_ids(eos, ids.device)
     filler = pad_id(eos_tokens, pad)
@@ -181,7 +188,7 @@ def stream(
             logits = processors.repetition_penalty(logits, seen, repetition_penalty)
         check_highest(logits.amax(-1), n)
         step_keys = None if keys is None else random.fold_in(keys, n)
-        return sample(logits, step_keys, temperature=temperature, top_k=top_k, top_p=top_p)
+        return sample(logits, step_keys, **settings)
 
     def run() -> Iterator[Tensor]:
         with torch.no_grad():  # left before every yield
@@ -215,6 +222,8 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical: float = 1.0,
     repetition_penalty: float = 1.0,
     mask: Tensor | None = None,
     eos: SupportsIndex | Iterable[SupportsIndex] | None = None,
@@ -232,10 +241,14 @@ def generate(
         key: None takes the most likely token each time. One key (row i then uses
             `fold_in(key, i)`), or keys [*lead], sample: a row's tokens depend on its own key and
             logits alone.
-        temperature: more than 0; see `fnlm.generate.logits` for this and the next three. Without a
+        temperature: more than 0; see `fnlm.generate.logits` for this and the next five. Without a
             key, 0 or 1.
         top_k: sample among the k most likely tokens; 0 for all.
         top_p: sample among the fewest tokens that have this probability together; 1 for all.
+        min_p: sample among the tokens that are at least this times as likely as the most likely
+            one; 0 for all.
+        typical: sample among the tokens of typical surprise that have this probability together; 1
+            for all.
         repetition_penalty: more than 1 makes the tokens of the prompt and of the text so far less
             likely.
         mask: [*lead, T], nonzero for real tokens, 0 for padding on either side.
@@ -269,6 +282,8 @@ def generate(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
+            min_p=min_p,
+            typical=typical,
             repetition_penalty=repetition_penalty,
             mask=mask,
             eos=eos,
@@ -283,27 +298,59 @@ def generate(
     return torch.cat([torch.stack(steps, -1), padding], -1) if steps else padding
 
 
-def _check_greedy(temperature: float, top_k: int, top_p: float) -> None:
+def _settings(
+    temperature: float, top_k: int, top_p: float, min_p: float, typical: float
+) -> dict[str, Any]:
+    """Return the settings of `sample` by their names."""
+    return {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "typical": typical,
+    }  # fmt: skip
+
+
+def check_settings(
+    key: Tensor | None, *, temperature: float, repetition_penalty: float = 1.0, **others: Any
+) -> None:
+    """Raise an error unless the settings of sampling are in their ranges, and need no absent key.
+
+    They are applied to a dummy.
+
+    Args:
+        key: of `sample`, like the others.
+        temperature: without a key, 0 or 1.
+        repetition_penalty: of `generate`.
+        **others: `top_k`, `top_p`, `min_p`, `typical`.
+
+    Raises:
+        TypeError: one is not a number.
+        ValueError: one is out of range, or samples without a key.
+    """
+    logits = torch.zeros(1)
+    if key is not None or temperature != 0:
+        processors.temperature(logits, temperature)
+    for name, value in others.items():
+        getattr(processors, name)(logits, value)
+    processors.repetition_penalty(logits, logits > 0, repetition_penalty)
+    if key is None:
+        _check_greedy(temperature, **others)
+
+
+def _check_greedy(
+    temperature: float, top_k: int, top_p: float, min_p: float, typical: float
+) -> None:
     """Validate that no setting asks for sampling where there is no key."""
     for name, value, neutral in (
         ("temperature", temperature, (0, 1)),
         ("top_k", top_k, (0,)),
         ("top_p", top_p, (1,)),
+        ("min_p", min_p, (0,)),
+        ("typical", typical, (1,)),
     ):
         if value not in neutral:
             raise ValueError(
                 f"{name}={value} needs a key to sample with: give key=random.key(seed), or leave "
                 f"{name} out for the most likely token"
             )
-
-
-def _check_settings(
-    temperature: float, top_k: int, top_p: float, repetition_penalty: float
-) -> None:
-    """Validate the settings, by applying the logits processors to a dummy."""
-    logits = torch.zeros(1)
-    processors.top_p(processors.top_k(processors.temperature(logits, temperature), top_k), top_p)
-    processors.repetition_penalty(logits, logits > 0, repetition_penalty)
 
 
 def _seen(logits: Tensor, ids: Tensor, mask: Tensor | None) -> Tensor:
