@@ -27,7 +27,9 @@ from torch.func import grad, jvp, vjp, vmap
 
 from fnlm import distributed, random, tree
 from fnlm.distributed import fully_sharded, gather, own_rows, rank, replicated, shard, size
+from fnlm.distributed import _buckets
 from fnlm.distributed import tensor_parallel as tensor_parallel_plan
+from fnlm.distributed.plans import use_copies
 from fnlm.heads import output_table
 from fnlm.leaves import is_adapter, lora
 from fnlm.train import adamw, bert_adam, init_state, losses, openai_adam, train_step
@@ -87,6 +89,8 @@ class Case:
     def together(self, params: Tree, *batch: Tensor) -> Tensor:
         if self.plan_name == "gathered":
             params = gather(params)
+        if self.plan_name == "bucketed":
+            params = use_copies(params)
         value = self.whole(params, *batch)
         return value if self.data is None else distributed.sum(value, self.data)
 
@@ -99,7 +103,7 @@ class Case:
 
 def plan_of(name: str) -> tuple[distributed.plans.Plan, Any]:
     """A plan, and the group that the batch is spread over; None where all compute the same."""
-    if name == "replicated":
+    if name in ("replicated", "bucketed"):
         return replicated(), ""
     if name in ("fully_sharded", "gathered"):
         return fully_sharded(), ""
@@ -271,6 +275,33 @@ def uneven_counts() -> None:
         assert_close(found.params, case.place(state.params), 1e-7)  # Adam divides by small roots
 
 
+def buckets() -> None:
+    """Sums in buckets have every derivative, the numbers of sums one by one, and few messages."""
+    case = Case(GPT2, "bucketed")
+    for name in TRANSFORMS if FULL else (*CORE, "forward over forward", "vmap of vjp"):
+        every_transform(case, name)
+    vmap_of_grad(case)
+    torch.manual_seed(rank())
+    things = {
+        "a": torch.randn(3, 5, dtype=torch.float64), "b": torch.randn(7),
+        "c": (torch.randn(4, 6).mT, torch.tensor(3 + rank()), torch.randn(())),
+        "d": torch.randn(0, 3), "e": torch.randn(2, 3, dtype=torch.float64),
+    }  # fmt: skip
+    wanted = tree.map(distributed.sum, things)
+    before, counts = _buckets.BUCKET, []
+    for nbytes in (before, 150, 1):
+        _buckets.BUCKET = nbytes
+        with distributed.messages() as sent:
+            assert_close(distributed.sum(things), wanted, 1e-12)
+        counts.append(len(sent))
+        moved, rest = tree.partition(things, lambda path, x: path in ("a", "b"))
+        found = grad(lambda x, rest=rest: distributed.sum({**rest, **x})["a"].square().sum())(moved)
+        assert_close(found["a"], 2 * wanted["a"], 1e-12)
+        assert not found["b"].any()
+    _buckets.BUCKET = before
+    assert counts == [3, 4, 7], counts  # of three types; the last ones one by one
+
+
 def bytes_of_a_rank() -> None:
     """A rank holds 1/N of parameters and moments, and not the memory of the whole."""
     params = make_params(GPT2)
@@ -432,6 +463,7 @@ def checks(ranks: int, folder: Path) -> dict[str, Callable[[], None]]:
     """Every check by its name."""
     found: dict[str, Callable[[], None]] = {
         "uneven counts": uneven_counts,
+        "buckets": buckets,
         "bytes of a rank": bytes_of_a_rank,
         "round trips": round_trips,
         "other leaves": other_leaves,
@@ -440,7 +472,7 @@ def checks(ranks: int, folder: Path) -> dict[str, Callable[[], None]]:
     }
     if ranks == 4 and not FULL:
         del found["solver"], found["other leaves"]
-    for plan in PLANS:
+    for plan in (*PLANS, "bucketed"):
         found[f"messages, {plan}"] = lambda p=plan: messages_of(p)  # type: ignore[misc]
     for family in (GPT2, BERT, TRANSFO_XL):
         for plan in PLANS:

@@ -6,12 +6,11 @@ its process groups, `torch.distributed.checkpoint`. Everything runs in one proce
 nothing is communicated.
 """
 
+from fnlm.distributed._messages import Message, messages
 from fnlm.distributed.batch import data_parallel, own_rows
 from fnlm.distributed.collectives import (
-    Message,
     gather_own,
     gather_same,
-    messages,
     own_part,
     replicate,
     scatter_sum,
