@@ -26,8 +26,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.func import grad, jvp, vjp, vmap
 
 from fnlm import distributed, random, tree
-from fnlm.distributed import fully_sharded, gather, own_rows, rank, replicated, shard, size
-from fnlm.distributed import _buckets
+from fnlm.distributed import (
+    _buckets,
+    fully_sharded,
+    gather,
+    own_rows,
+    rank,
+    replicated,
+    shard,
+    size,
+)
 from fnlm.distributed import tensor_parallel as tensor_parallel_plan
 from fnlm.distributed.plans import use_copies
 from fnlm.heads import output_table

@@ -29,10 +29,12 @@ from fnlm.distributed.plans import (
     where,
 )
 from fnlm.distributed.saving import load_state, save_state
+from fnlm.distributed.together import collect, distribute, every, on_first, processes
 
 __all__ = [
-    "Message", "Placed", "Placement", "Replicated", "Sharded", "Split", "data_parallel",
-    "fully_sharded", "gather", "gather_own", "gather_same", "load_state", "messages", "own_part",
-    "own_rows", "rank", "replicate", "replicated", "save_state", "scatter", "scatter_sum",
-    "session", "shard", "size", "sum", "tensor_parallel", "where",
+    "Message", "Placed", "Placement", "Replicated", "Sharded", "Split", "collect", "data_parallel",
+    "distribute", "every", "fully_sharded", "gather", "gather_own", "gather_same", "load_state",
+    "messages", "on_first", "own_part", "own_rows", "processes", "rank", "replicate", "replicated",
+    "save_state", "scatter", "scatter_sum", "session", "shard", "size", "sum", "tensor_parallel",
+    "where",
 ]  # fmt: skip

@@ -247,3 +247,18 @@ def _scattered(x: Tensor, like: Any) -> Any:
     reduce = collectives.scatter_sum if isinstance(like, Sharded) else collectives.own_part
     part = _scattered(reduce(rows, like.group), like.part)
     return type(like)(part, like.axis, like.length, like.group)
+
+
+def like(x: Tensor, leaf: Any) -> Any:
+    """Return a whole tensor, the same on every rank, placed as another leaf.
+
+    >>> like(torch.ones(2), shard({"w": torch.zeros(2)}, fully_sharded())["w"])
+    Sharded([2], 1/1 of axis -1, torch.float32)
+    """
+    if not isinstance(leaf, Placed):
+        return torch.empty_like(leaf).copy_(x)  # in the memory order of the leaf
+    if isinstance(leaf, Replicated):
+        return Replicated(like(x, leaf.part), leaf.group)
+    assert isinstance(leaf, Sharded | Split)
+    own = cut(x, leaf.axis, size(leaf.group))[rank(leaf.group)]
+    return type(leaf)(like(own, leaf.part), leaf.axis, leaf.length, leaf.group)
