@@ -20,6 +20,7 @@ from fnlm.tree import Tree
 __all__ = ["collect", "distribute", "every", "on_first", "processes"]
 
 T = TypeVar("T")
+_at_work: list[Callable[[], Any]] = []  # what the first rank does at the moment, by itself
 
 
 def on_first(work: Callable[[], T]) -> T:
@@ -29,21 +30,27 @@ def on_first(work: Callable[[], T]) -> T:
         work: it communicates nothing, and what it returns can be pickled.
 
     Raises:
-        Exception: what the function raised on the first rank is raised on every rank.
+        Exception: what the function raised on the first rank is raised on every rank, on the
+            others with a note that says so.
 
     >>> on_first(lambda: 3)
     3
     """
-    if size() == 1:
+    if size() == 1 or _at_work:  # what is done there may have parts that are
         return work()
     answer: list[Any] = [None, None]  # what is returned, what is raised
     if rank() == 0:
+        _at_work.append(work)
         try:
             answer[0] = work()
         except Exception as error:
             answer[1] = error
+        finally:
+            _at_work.clear()
     dist.broadcast_object_list(answer, src=0)
     if answer[1] is not None:
+        if rank() > 0:
+            answer[1].add_note("raised on rank 0")
         raise answer[1]
     return answer[0]
 
