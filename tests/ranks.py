@@ -40,7 +40,7 @@ from fnlm.distributed import tensor_parallel as tensor_parallel_plan
 from fnlm.distributed.plans import use_copies
 from fnlm.heads import output_table
 from fnlm.leaves import is_adapter, lora
-from fnlm.train import adamw, bert_adam, init_state, losses, openai_adam, train_step
+from fnlm.train import adamw, bert_adam, init_state, losses, mask_rows, openai_adam, train_step
 from fnlm.transforms import (
     clipped_grad_sum,
     hessian,
@@ -310,6 +310,36 @@ def buckets() -> None:
     assert counts == [3, 4, 7], counts  # of three types; the last ones one by one
 
 
+def masked_rows() -> None:
+    """A row of a table is masked on the rank that has it, and files are the first rank's."""
+    whole = make_params(GPT2, dtype=torch.float64)
+    last = whole["embed"]["token"].shape[0] - 1
+    for name in PLANS:
+        placed, gradients = (shard(x, plan_of(name)[0]) for x in (whole, tree.map(abs, whole)))
+        for row in (0, 1, last):
+            for donate in (False, True):
+                rule = mask_rows(adamw(0.1, weight_decay=0.0), {"embed.token": row})
+                params = tree.map(torch.clone, placed)
+                grads = tree.map(torch.clone, gradients)
+                found, _ = rule.update(grads, rule.init(params), params, donate=donate)
+                table = gather(found)["embed"]["token"]
+                same = (table == whole["embed"]["token"]).all(-1)
+                assert same.nonzero().flatten().tolist() == [row], (name, row)
+        collected = distributed.collect(placed)
+        assert_close(collected, whole if rank() == 0 else {}, 0.0)
+        blank = tree.map(torch.zeros_like, placed)
+        assert_close(distributed.distribute(collected, blank), placed, 0.0)
+    nested = distributed.on_first(lambda: distributed.on_first(lambda: rank()))
+    assert (nested, distributed.every(rank())) == (0, [*range(size())])
+    try:
+        distributed.on_first(lambda: {}["none"])
+    except KeyError as error:
+        assert error.args == ("none",)
+        assert getattr(error, "__notes__", []) == (["raised on rank 0"] if rank() else [])
+    else:
+        raise AssertionError("an error of the first rank was lost")
+
+
 def bytes_of_a_rank() -> None:
     """A rank holds 1/N of parameters and moments, and not the memory of the whole."""
     params = make_params(GPT2)
@@ -472,6 +502,7 @@ def checks(ranks: int, folder: Path) -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {
         "uneven counts": uneven_counts,
         "buckets": buckets,
+        "masked rows": masked_rows,
         "bytes of a rank": bytes_of_a_rank,
         "round trips": round_trips,
         "other leaves": other_leaves,
