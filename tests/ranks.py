@@ -332,7 +332,7 @@ def masked_rows() -> None:
     nested = distributed.on_first(lambda: distributed.on_first(lambda: rank()))
     assert (nested, distributed.every(rank())) == (0, [*range(size())])
     try:
-        distributed.on_first(lambda: {}["none"])
+        distributed.on_first(lambda: whole["none"])
     except KeyError as error:
         assert error.args == ("none",)
         assert getattr(error, "__notes__", []) == (["raised on rank 0"] if rank() else [])
