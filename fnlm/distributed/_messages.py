@@ -35,6 +35,7 @@ _lock = threading.Lock()
 def messages() -> Iterator[list[Message]]:
     """Collect what this process communicates in the block, backward passes included.
 
+    >>> import torch
     >>> from fnlm import distributed
     >>> with messages() as sent:
     ...     _ = distributed.sum(torch.ones(3))
