@@ -182,8 +182,8 @@ def over_ranks(
         shown: from an iterator over this process's share to an iterable, such as a progress bar.
         xs: the same on every process.
 
-    >>> over_ranks(lambda x: 2 * x, iter, [1, 2, 3])
-    [2, 4, 6]
+    >>> over_ranks(abs, iter, [1, -2, 3])
+    [1, 2, 3]
     """
     own = islice(iter(xs), distributed.rank(), None, distributed.size())
     shares = distributed.every([work(x) for x in shown(own)])
