@@ -176,6 +176,23 @@ def test_any_number_of_processes_goes_on(name: str, size: int, tmp_path: Path) -
     assert_same(Path("one", name), there)
 
 
+def test_half_precision_is_near_that_of_one_process(tmp_path: Path) -> None:
+    """Sums over processes are in half precision there, and of scaled gradients in float16."""
+    kinds = {"bfloat16": "replicate", "float16": "shard"}
+    how = "--optimize_on_cpu --dtype"
+    lines = [
+        f"{LINES['pretrain']} {tmp_path}/two-{dtype} {how} {dtype} --plan {plan}"
+        for dtype, plan in kinds.items()
+    ]
+    assert [said[0] for both in together(*lines) for said in both] == [0] * 4
+    for dtype in kinds:
+        line = f"{LINES['pretrain']} {tmp_path}/one-{dtype} {how} {dtype}"
+        assert cli.main(shlex.split(line)) == 0
+        one, two = numbers(tmp_path / f"one-{dtype}"), numbers(tmp_path / f"two-{dtype}")
+        for a, b in zip(one, two, strict=True):
+            assert a == pytest.approx(b, rel=2e-3)
+
+
 def test_errors_are_said_once(tmp_path: Path) -> None:
     """By the first process, whichever reads the file; a command that does not train is alone."""
     lines = (
