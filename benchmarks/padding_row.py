@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from finetune_minilm import ANSWER, PLANS, WARMUP, WEIGHT_DECAY, Work, orders, start, weights
+from _minilm import ANSWER, PLANS, WARMUP, WEIGHT_DECAY, Work, orders, start, weights
 from torch import Tensor
 from tqdm import tqdm
 

@@ -28,7 +28,7 @@ from opacus.optimizers.optimizer_fast_gradient_clipping import DPOptimizerFastGr
 from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping
 from torch import Tensor
 
-from fnlm import bert, finetune, random, train
+from fnlm import bert, finetune, random, train, tree
 from fnlm.params import _rename, io, spec
 from fnlm.params.names.bert import FAMILY
 from fnlm.tasks import glue
@@ -68,11 +68,12 @@ def loss(params: bert.Params, *example: Tensor, key: Tensor) -> Tensor:
 def ours(params: bert.Params, flags: argparse.Namespace, key: Tensor) -> Steps:
     """Take steps with the batches that are sent; the parameters after each come back."""
     optimizer = train.adamw(flags.learning_rate)
+    precision, _ = finetune.mixed_precision(flags.dtype)
     step = train.private_step(
-        loss, optimizer, max_norm=flags.max_norm, noise_multiplier=flags.noise,
-        expected_batch_size=flags.batch, chunk_size=flags.chunk,
+        precision.wrap(loss, arguments=1), optimizer, max_norm=flags.max_norm,
+        noise_multiplier=flags.noise, expected_batch_size=flags.batch, chunk_size=flags.chunk,
     )  # fmt: skip
-    state = train.init_state(params, optimizer, key)
+    state = train.init_state(params, optimizer, key.to(flags.device))
     while True:
         batch = yield state.params
         state, _ = step(state, *batch)
@@ -85,7 +86,9 @@ def theirs(params: bert.Params, flags: argparse.Namespace, seed: int) -> Steps:
     leaves = {name: leaf for name, leaf in params.items() if name != "config"}
     missing = module.load_state_dict(_rename.to_foreign(leaves, FAMILY.dialects[0]), strict=False)
     assert not missing.missing_keys, missing
-    hooked = Hooked(module.train(), max_grad_norm=flags.max_norm, use_ghost_clipping=True)
+    hooked = Hooked(
+        module.to(flags.device).train(), max_grad_norm=flags.max_norm, use_ghost_clipping=True
+    )
     adamw: Any = torch.optim.AdamW(hooked.parameters(), flags.learning_rate, weight_decay=0.01)
     optimizer = DPOptimizerFastGradientClipping(
         adamw, noise_multiplier=flags.noise, max_grad_norm=flags.max_norm,
@@ -95,11 +98,12 @@ def theirs(params: bert.Params, flags: argparse.Namespace, seed: int) -> Steps:
     while True:
         ids, types, mask, labels = yield bert_params(module, params)
         # Its hooks need positions for each row, and one memory order.
-        positions = torch.arange(ids.shape[1]).expand(ids.shape).contiguous()
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(ids.shape).contiguous()
         optimizer.zero_grad()
-        logits = hooked(
-            input_ids=ids, token_type_ids=types, attention_mask=mask, position_ids=positions
-        ).logits
+        with torch.autocast(ids.device.type, torch.bfloat16, flags.dtype == "bfloat16"):
+            logits = hooked(
+                input_ids=ids, token_type_ids=types, attention_mask=mask, position_ids=positions
+            ).logits.float()
         criterion(logits, labels).backward()
         optimizer.step()
 
@@ -126,17 +130,18 @@ def one_seed(
     config = replace(base["config"], num_labels=2)
     new = {"heads": bert.spec(config, [HEAD])["heads"]}
     params = {**spec.initialize(new, head_key), **base, "config": config}
+    params = tree.to(params, flags.device)
     sides: dict[str, Any] = {
         OURS: ours(params, flags, state_key),
         PEER: theirs(params, flags, seed),
     }
     last = {name: next(side) for name, side in sides.items()}
-    rows = finetune.tensors(taught, "cpu")
+    rows = finetune.tensors(taught, flags.device)
     taken: dict[str, list[float]] = {name: [] for name in sides}
     size = len(taught.labels)
     for number in range(flags.steps):
         sample = train.poisson_sample(random.fold_in(sample_key, number), flags.batch / size, size)
-        batch = tuple(x[sample] for x in rows)
+        batch = tuple(x[sample.to(flags.device)] for x in rows)
         for name, side in sides.items():
             start = time.perf_counter()
             last[name] = side.send(batch)
@@ -152,7 +157,12 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=int, default=value)
     for name, rate in {"learning_rate": 5e-4, "max_norm": 0.1, "noise": 0.02}.items():
         parser.add_argument(f"--{name}", type=float, default=rate)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     flags = parser.parse_args()
+    if not flags.data_dir.exists():
+        print(f"{flags.data_dir} is not there: give --data_dir, a folder of SST-2")
+        return 0
     warnings.filterwarnings("ignore", "Full backward hook is firing")
     print(environment("opacus", "transformers"))
     data, found = read(flags), []

@@ -14,14 +14,15 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from fnlm import bert, distributed, gpt2, random, tree
 from fnlm.distributed import Message
-from fnlm.distributed.plans import Plan, axis_to_cut
+from fnlm.distributed._buckets import BUCKET
+from fnlm.distributed.plans import Plan, axis_to_cut, use_copies
 from fnlm.leaves._leaf import is_table
 from fnlm.transforms import grad
 
 PAGE = Path(__file__).with_name("scaling.md")
 MARK = "<!-- the table is written by scaling.py -->\n"
 GPUS, NODE = (8, 64, 1024), 8  # a node's GPUs are those of the tensor-parallel group
-PLANS = ("replicated", "fully_sharded", "gathered", "tensor_parallel", "mesh")
+PLANS = ("replicated", "bucketed", "fully_sharded", "gathered", "tensor_parallel", "mesh")
 Shapes = dict[str, tuple[int, ...]]
 
 
@@ -74,6 +75,7 @@ def messages(shapes: Shapes, plan: str, ranks: Ranks, step: Step, itemsize: int)
     """Return what each rank takes part in, in a gradient of a language model with a tied output."""
     found: list[Message] = []
     together = 0  # elements of all parts, where they are gathered at once
+    buckets: list[int] = []  # bytes of each, where gradients are summed in them
     for path, shape in shapes.items():
         uses = 2 if path == "embed.token" else 1
         part = shape
@@ -82,6 +84,12 @@ def messages(shapes: Shapes, plan: str, ranks: Ranks, step: Step, itemsize: int)
             part = padded(shape, axis, ranks.tensor)
             found += products(path, shape, part, ranks.tensor, step, itemsize)
         if ranks.data == 1:
+            continue
+        if plan == "bucketed":
+            nbytes = math.prod(part) * itemsize
+            if not buckets or buckets[-1] + nbytes > BUCKET:
+                buckets.append(0)
+            buckets[-1] += nbytes
             continue
         if plan == "replicated":
             found += uses * [Message("all_reduce", math.prod(part) * itemsize, ranks.data)]
@@ -92,6 +100,7 @@ def messages(shapes: Shapes, plan: str, ranks: Ranks, step: Step, itemsize: int)
             nbytes = own * ranks.data * itemsize
             for kind in ("all_gather", "reduce_scatter"):
                 found += uses * [Message(kind, nbytes, ranks.data)]
+    found += [Message("all_reduce", nbytes, ranks.data) for nbytes in buckets]
     if plan == "gathered" and ranks.data > 1:
         nbytes = together * ranks.data * itemsize
         found += [Message(kind, nbytes, ranks.data) for kind in ("all_gather", "reduce_scatter")]
@@ -133,7 +142,7 @@ def held(shapes: Shapes, plan: str, ranks: Ranks) -> int:
         part = shape
         if ranks.tensor > 1 and is_split(path, shape):
             part = padded(shape, -2 if is_table(path) else -1, ranks.tensor)
-        if plan != "replicated" and ranks.data > 1:
+        if plan not in ("replicated", "bucketed") and ranks.data > 1:
             part = padded(part, axis_to_cut(part, ranks.data), ranks.data)
         total += math.prod(part)
     return total
@@ -141,7 +150,7 @@ def held(shapes: Shapes, plan: str, ranks: Ranks) -> int:
 
 def plan_of(plan: str, tensor: int) -> tuple[Plan, Any]:
     """Return the plan, and the group that the batch is spread over; None for the same examples."""
-    if plan == "replicated":
+    if plan in ("replicated", "bucketed"):
         return distributed.replicated(), ""
     if plan == "tensor_parallel":
         return distributed.tensor_parallel(), None
@@ -164,6 +173,7 @@ def check(module: Any, config: Any, plan: str) -> None:
 
     def loss(params: Any) -> Tensor:
         params = distributed.gather(params) if plan == "gathered" else params
+        params = use_copies(params) if plan == "bucketed" else params
         logits = bert.masked_lm(params, ids) if module is bert else gpt2.apply(params, ids)[0]
         return logits.square().mean()
 

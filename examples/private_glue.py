@@ -3,25 +3,25 @@
     python examples/private_glue.py --task_name SST-2 --data_dir glue/SST-2 \
         --bert_model bert-base-uncased --epsilon 3 --output_dir private/sst-2
 
-Every step takes a Poisson sample of the examples, clips the gradient of each and adds noise; all
-parameters are trained. The noise is what an accountant (of the package opacus) says is needed for
-the privacy asked for, or it is given by --noise_multiplier, and none is asked. The output directory
-then holds the model, its tokenizer, and the results, eval_results.json and eval_results.txt.
+Every step takes a Poisson sample of the examples, clips the gradient of each and adds noise. The
+noise is what an accountant (of the package opacus) says is needed for the privacy asked for, or it
+is given by --noise_multiplier. The output directory then holds model, tokenizer and results.
 """
 
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from fnlm import bert, cli, finetune, random
+from fnlm import bert, cli, finetune, random, tree
 from fnlm.params import spec
 from fnlm.tasks import glue
 from fnlm.tokenize.bert import Tokenizer
 from fnlm.tokenize.bert import load as load_tokenizer
-from fnlm.train import adamw, init_state, losses, poisson_sample, private_step
+from fnlm.train import adamw, choose_device, init_state, losses, poisson_sample, private_step
 
 HEAD = "sequence_classification"
 
@@ -47,7 +47,8 @@ class Flags:
         max_seq_length: maximum number of tokens per row.
         eval_batch_size: rows to evaluate together.
         seed: of a new head, samples, dropout and noise: keep it to yourself.
-        device: torch device, such as cpu or cuda.
+        device: cpu, cuda, or auto for CUDA where there is a GPU.
+        dtype: of the computation; float16 needs a loss scale, which clipping has not.
     """
 
     task_name: str
@@ -65,7 +66,8 @@ class Flags:
     max_seq_length: int = 128
     eval_batch_size: int = 64
     seed: int = 42
-    device: str = "cpu"
+    device: str = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 def read(flags: Flags, tokenizer: Tokenizer, split: str) -> glue.Features:
@@ -110,16 +112,16 @@ def train(flags: Flags, params: bert.Params, data: glue.Features, key: Tensor) -
     noise = noise_for(flags, rate, steps, delta)
     told = "" if flags.noise_multiplier is not None else f", epsilon {flags.epsilon}, delta {delta}"
     print(f"{size} examples, {steps} steps of {rate:.2%}, noise multiplier {noise:.3f}{told}")
-    optimizer = adamw(flags.learning_rate)
+    optimizer, (precision, _) = adamw(flags.learning_rate), finetune.mixed_precision(flags.dtype)
     step = private_step(
-        loss, optimizer, max_norm=flags.max_norm, noise_multiplier=noise,
-        expected_batch_size=rate * size, chunk_size=flags.chunk_size,
+        precision.wrap(loss, arguments=1), optimizer, max_norm=flags.max_norm,
+        noise_multiplier=noise, expected_batch_size=rate * size, chunk_size=flags.chunk_size,
     )  # fmt: skip
-    sample_key, state_key = random.split(key, 2)
-    state = init_state(params, optimizer, state_key)
-    rows, show = finetune.tensors(data, flags.device), cli.progress("steps")
+    device, (sample_key, state_key) = choose_device(flags.device), random.split(key, 2)
+    state = init_state(tree.to(params, device), optimizer, state_key.to(device))
+    rows, show = finetune.tensors(data, device), cli.progress("steps")
     for number in range(steps):
-        sample = poisson_sample(random.fold_in(sample_key, number), rate, size)
+        sample = poisson_sample(random.fold_in(sample_key, number), rate, size).to(device)
         state, _ = step(state, *(x[sample] for x in rows))
         show(number + 1, steps)
     return state.params

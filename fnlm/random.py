@@ -231,9 +231,15 @@ def _bits(key: Tensor, shape: tuple[int, ...]) -> Tensor:
     hashed = _mix64(key ^ _DRAW).unsqueeze(-1)  # [..., 1]
     low, high = hashed.to(torch.int32), (hashed >> 32).to(torch.int32)
     bits = torch.arange(size, dtype=torch.int32, device=key.device) ^ low  # [..., size]
-    blocked = size > _BLOCK and key.device.type == "cpu" and not torch.compiler.is_compiling()
-    for block in bits.split(_BLOCK, -1) if blocked else (bits,):
-        _mix32_(_mix32_(block).bitwise_xor_(high))
+    blocked = key.device.type == "cpu" and not torch.compiler.is_compiling()
+    if not blocked or bits.numel() <= _BLOCK:
+        _mix32_(_mix32_(bits).bitwise_xor_(high))
+        return bits.reshape((*key.shape, *shape))
+    rows = max(1, _BLOCK // size)  # keys that are drawn from at a time
+    pairs = (x.reshape(-1, x.shape[-1]).split(rows) for x in (bits, high))
+    for numbers, halves in zip(*pairs, strict=True):
+        for block in numbers.split(_BLOCK, -1):
+            _mix32_(_mix32_(block).bitwise_xor_(halves))
     return bits.reshape((*key.shape, *shape))
 
 

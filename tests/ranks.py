@@ -26,11 +26,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.func import grad, jvp, vjp, vmap
 
 from fnlm import distributed, random, tree
-from fnlm.distributed import fully_sharded, gather, own_rows, rank, replicated, shard, size
+from fnlm.distributed import (
+    _buckets,
+    fully_sharded,
+    gather,
+    own_rows,
+    rank,
+    replicated,
+    shard,
+    size,
+)
 from fnlm.distributed import tensor_parallel as tensor_parallel_plan
+from fnlm.distributed.plans import use_copies
 from fnlm.heads import output_table
 from fnlm.leaves import is_adapter, lora
-from fnlm.train import adamw, bert_adam, init_state, losses, openai_adam, train_step
+from fnlm.train import adamw, bert_adam, init_state, losses, mask_rows, openai_adam, train_step
 from fnlm.transforms import (
     clipped_grad_sum,
     hessian,
@@ -87,6 +97,8 @@ class Case:
     def together(self, params: Tree, *batch: Tensor) -> Tensor:
         if self.plan_name == "gathered":
             params = gather(params)
+        if self.plan_name == "bucketed":
+            params = use_copies(params)
         value = self.whole(params, *batch)
         return value if self.data is None else distributed.sum(value, self.data)
 
@@ -99,7 +111,7 @@ class Case:
 
 def plan_of(name: str) -> tuple[distributed.plans.Plan, Any]:
     """A plan, and the group that the batch is spread over; None where all compute the same."""
-    if name == "replicated":
+    if name in ("replicated", "bucketed"):
         return replicated(), ""
     if name in ("fully_sharded", "gathered"):
         return fully_sharded(), ""
@@ -271,6 +283,63 @@ def uneven_counts() -> None:
         assert_close(found.params, case.place(state.params), 1e-7)  # Adam divides by small roots
 
 
+def buckets() -> None:
+    """Sums in buckets have every derivative, the numbers of sums one by one, and few messages."""
+    case = Case(GPT2, "bucketed")
+    for name in TRANSFORMS if FULL else (*CORE, "forward over forward", "vmap of vjp"):
+        every_transform(case, name)
+    vmap_of_grad(case)
+    torch.manual_seed(rank())
+    things = {
+        "a": torch.randn(3, 5, dtype=torch.float64), "b": torch.randn(7),
+        "c": (torch.randn(4, 6).mT, torch.tensor(3 + rank()), torch.randn(())),
+        "d": torch.randn(0, 3), "e": torch.randn(2, 3, dtype=torch.float64),
+    }  # fmt: skip
+    wanted = tree.map(distributed.sum, things)
+    before, counts = _buckets.BUCKET, []
+    for nbytes in (before, 150, 1):
+        _buckets.BUCKET = nbytes
+        with distributed.messages() as sent:
+            assert_close(distributed.sum(things), wanted, 1e-12)
+        counts.append(len(sent))
+        moved, rest = tree.partition(things, lambda path, x: path in ("a", "b"))
+        found = grad(lambda x, rest=rest: distributed.sum({**rest, **x})["a"].square().sum())(moved)
+        assert_close(found["a"], 2 * wanted["a"], 1e-12)
+        assert not found["b"].any()
+    _buckets.BUCKET = before
+    assert counts == [3, 4, 7], counts  # of three types; the last ones one by one
+
+
+def masked_rows() -> None:
+    """A row of a table is masked on the rank that has it, and files are the first rank's."""
+    whole = make_params(GPT2, dtype=torch.float64)
+    last = whole["embed"]["token"].shape[0] - 1
+    for name in PLANS:
+        placed, gradients = (shard(x, plan_of(name)[0]) for x in (whole, tree.map(abs, whole)))
+        for row in (0, 1, last):
+            for donate in (False, True):
+                rule = mask_rows(adamw(0.1, weight_decay=0.0), {"embed.token": row})
+                params = tree.map(torch.clone, placed)
+                grads = tree.map(torch.clone, gradients)
+                found, _ = rule.update(grads, rule.init(params), params, donate=donate)
+                table = gather(found)["embed"]["token"]
+                same = (table == whole["embed"]["token"]).all(-1)
+                assert same.nonzero().flatten().tolist() == [row], (name, row)
+        collected = distributed.collect(placed)
+        assert_close(collected, whole if rank() == 0 else {}, 0.0)
+        blank = tree.map(torch.zeros_like, placed)
+        assert_close(distributed.distribute(collected, blank), placed, 0.0)
+    nested = distributed.on_first(lambda: distributed.on_first(lambda: rank()))
+    assert (nested, distributed.every(rank())) == (0, [*range(size())])
+    try:
+        distributed.on_first(lambda: whole["none"])
+    except KeyError as error:
+        assert error.args == ("none",)
+        assert getattr(error, "__notes__", []) == (["raised on rank 0"] if rank() else [])
+    else:
+        raise AssertionError("an error of the first rank was lost")
+
+
 def bytes_of_a_rank() -> None:
     """A rank holds 1/N of parameters and moments, and not the memory of the whole."""
     params = make_params(GPT2)
@@ -432,6 +501,8 @@ def checks(ranks: int, folder: Path) -> dict[str, Callable[[], None]]:
     """Every check by its name."""
     found: dict[str, Callable[[], None]] = {
         "uneven counts": uneven_counts,
+        "buckets": buckets,
+        "masked rows": masked_rows,
         "bytes of a rank": bytes_of_a_rank,
         "round trips": round_trips,
         "other leaves": other_leaves,
@@ -440,7 +511,7 @@ def checks(ranks: int, folder: Path) -> dict[str, Callable[[], None]]:
     }
     if ranks == 4 and not FULL:
         del found["solver"], found["other leaves"]
-    for plan in PLANS:
+    for plan in (*PLANS, "bucketed"):
         found[f"messages, {plan}"] = lambda p=plan: messages_of(p)  # type: ignore[misc]
     for family in (GPT2, BERT, TRANSFO_XL):
         for plan in PLANS:

@@ -10,9 +10,11 @@ from typing import Any
 import docstring_parser
 import jsonargparse
 import pytest
+import torch
 from conftest import ROOT
 
-from fnlm import __version__, cli, programs
+from fnlm import __version__, cli, finetune, programs
+from fnlm.programs import _training
 from fnlm.programs._command import RETIRED
 
 # The scripts of pytorch-pretrained-bert 0.6.2: the command, the flags that do what they did, under
@@ -167,10 +169,35 @@ def test_a_renamed_switch_may_stand_before_its_new_name(monkeypatch: pytest.Monk
 @each_program
 def test_all_take_device_and_precision(command: str) -> None:
     names = {field.name for field in dataclasses.fields(programs.find(command).Flags)}
-    wanted = {"device", "dtype", "loss_scale", "optimize_on_cpu"}
+    wanted = {"device", "dtype", "loss_scale", "optimize_on_cpu", "plan"}
     if command == "extract-features":
-        wanted -= {"loss_scale", "optimize_on_cpu"}
+        wanted -= {"loss_scale", "optimize_on_cpu", "plan"}
     assert wanted <= names if command != "lm-rows" else not wanted & names
+
+
+def test_flags_that_commands_share_are_declared_once() -> None:
+    """Those of `Computation` alone: a program may give another default, and no other type."""
+    shared = {field.name: field.type for field in dataclasses.fields(finetune.Computation)}
+    for command in programs.PROGRAMS:
+        flags = programs.find(command).Flags
+        if issubclass(flags, finetune.Computation):
+            assert not shared.keys() & flags.__annotations__.keys()
+        else:
+            assert command in ("extract-features", "lm-rows")
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    _training._check_device("cpu")
+    with pytest.raises(ValueError, match="--device cuda:1 is one GPU for 2 processes: give --dev"):
+        _training._check_device("cuda:1")
+    with pytest.raises(ValueError, match="2 processes on a machine with 1 GPUs: start at most 1"):
+        _training._check_device("auto")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    _training._check_device("cuda")
 
 
 @each_program

@@ -41,8 +41,10 @@ def model(tmp_path: Path) -> Path:
 def test_a_model_learns_rows_in_memory(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert load("finetune").main(str(model), tmp_path / "run") == 0
+    program, line = load("finetune"), f"--model {model} --directory {tmp_path}/run --dtype bfloat16"
+    assert cli.run(program.main, program.Flags, shlex.split(line)) == 0
     assert "accuracy = 1.0" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["dtype"] == "bfloat16"
 
 
 def test_a_model_learns_in_private(
@@ -65,3 +67,7 @@ def test_a_model_learns_in_private(
     assert json.loads((tmp_path / "run" / "eval_results.json").read_text())["accuracy"] > 0.9
     assert bert.load(tmp_path / "run")["heads"].keys() == {"sequence_classification"}
     assert cli.run(program.main, program.Flags, shlex.split(line.replace("SST-2", "STS-B"))) == 2
+    few = [*shlex.split(line), "--num_train_epochs", "0.5", "--dtype"]
+    assert cli.run(program.main, program.Flags, [*few, "bfloat16"]) == 0
+    with pytest.raises(SystemExit):
+        cli.run(program.main, program.Flags, [*few, "float16"])

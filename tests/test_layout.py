@@ -40,8 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {"random", "tree", "layers"},
     "transforms": {"random", "tree", "layers._levels", "layers._tap"},
     "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"},
-    "distributed": {"tree", "layers._values", "leaves", "train._means"},
-    "finetune": {"random", "tree", "files", "train"},
+    "distributed": {"tree", "layers._values", "leaves", "train._means", "train._processes"},
+    "finetune": {"random", "tree", "files", "train", "distributed"},
     "tokenize": {"files"},
     "tasks": _TASKS,
     "taps": {"tree", "params", "layers", "protocols"},
@@ -50,7 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pipeline": {"tree", "files", "params", "families", "checkpoints"},
     "bridges": {"random", "generate", "pipeline"},
     "programs": {"random", "tree", "files", "params", "layers", "heads", "train", "finetune"}
-    | {"tokenize", "tasks", "checkpoints", *FAMILIES},
+    | {"distributed", "tokenize", "tasks", "checkpoints", *FAMILIES},
     "cli": {"random", "generate", "families", "checkpoints", "pipeline", "programs"},
     "__main__": {"cli"},
 }

@@ -13,6 +13,7 @@ from pytorch_pretrained_bert.optimization import BertAdam
 from torch import Tensor
 
 from fnlm import finetune, random, train, tree
+from fnlm.layers import dropout
 from fnlm.train import device, losses
 
 
@@ -129,6 +130,26 @@ def test_the_recipe_matches_pytorch_pretrained_bert(tmp_path: Path, parts: int) 
     assert results["global_step"] == steps == 9
     for (path, a), b in zip(named, tree.leaves(found), strict=True):
         torch.testing.assert_close(b, a.detach(), rtol=1e-5, atol=1e-6, msg=path)
+
+
+def test_dropout_does_not_depend_on_micro_batches(tmp_path: Path) -> None:
+    def dropped(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
+        x = dropout(batch[0] / 11, 0.5, key)
+        return losses.mean((x @ params["up"]["weight"][: x.shape[1]]).square().sum(-1))
+
+    rows = numbered(11)
+    recipes = [replace(RECIPE, gradient_accumulation_steps=parts) for parts in (1, 2, 4)]
+    found = [
+        finetune.finetune(dropped, PARAMS, rows, recipe, tmp_path / str(i), held_out=rows)
+        for i, recipe in enumerate(recipes)
+    ]
+    for params, results in found[1:]:
+        assert results == pytest.approx(found[0][1], rel=1e-5)
+        for a, b in zip(tree.leaves(params), tree.leaves(found[0][0]), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert found[0][1]["loss"] != train.read_log(tmp_path / "0")[-1]["valid_loss"]
+    with pytest.raises(ValueError, match="plan must be one of replicate, shard, tensor, got 'x'"):
+        finetune.Spread("x").check(4)
 
 
 def test_a_directory_keeps_to_its_run(tmp_path: Path) -> None:

@@ -6,12 +6,11 @@ its process groups, `torch.distributed.checkpoint`. Everything runs in one proce
 nothing is communicated.
 """
 
+from fnlm.distributed._messages import Message, messages
 from fnlm.distributed.batch import data_parallel, own_rows
 from fnlm.distributed.collectives import (
-    Message,
     gather_own,
     gather_same,
-    messages,
     own_part,
     replicate,
     scatter_sum,
@@ -30,10 +29,12 @@ from fnlm.distributed.plans import (
     where,
 )
 from fnlm.distributed.saving import load_state, save_state
+from fnlm.distributed.together import collect, distribute, every, on_first, processes
 
 __all__ = [
-    "Message", "Placed", "Placement", "Replicated", "Sharded", "Split", "data_parallel",
-    "fully_sharded", "gather", "gather_own", "gather_same", "load_state", "messages", "own_part",
-    "own_rows", "rank", "replicate", "replicated", "save_state", "scatter", "scatter_sum",
-    "session", "shard", "size", "sum", "tensor_parallel", "where",
+    "Message", "Placed", "Placement", "Replicated", "Sharded", "Split", "collect", "data_parallel",
+    "distribute", "every", "fully_sharded", "gather", "gather_own", "gather_same", "load_state",
+    "messages", "on_first", "own_part", "own_rows", "processes", "rank", "replicate", "replicated",
+    "save_state", "scatter", "scatter_sum", "session", "shard", "size", "sum", "tensor_parallel",
+    "where",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor
 from fnlm import tree
 from fnlm.distributed import collectives
 from fnlm.distributed.groups import Group, name_of, rank, size
+from fnlm.distributed.plans import use_copies
 from fnlm.train import _means
 from fnlm.tree import Tree
 
@@ -45,19 +46,21 @@ def own_rows(batch: Tree, group: Group = None) -> Tree:
     return tree.map_with_path(rows, batch)
 
 
-def data_parallel(loss: Callable[..., Tensor], group: Group = None) -> Callable[..., Tensor]:
+def data_parallel(loss: Callable[..., Any], group: Group = None) -> Callable[..., Any]:
     """Return the loss of a batch that is spread over ranks, the same number on each.
 
     Means of `fnlm.train.losses`, its `mean` included, are over all ranks' rows, however many each
     of them counts. Everything else, such as `x.mean()` or a penalty on weights, is the mean over
-    ranks. Gradients are those of this loss, where params are placed by `shard`.
+    ranks. Gradients are those of this loss, where params are placed by `shard`; those of leaves
+    that each rank has whole are summed in buckets of 25 MB.
 
     Args:
-        loss: `loss(params, *batch, **kwargs) -> []`, of this rank's rows.
+        loss: `loss(params, *batch, **kwargs) -> []`, of this rank's rows; or `-> ([], aux)`.
         group: the ranks that the batch is spread over.
 
     Returns:
-        the loss, of the same arguments. `fnlm.train.train_step` takes it as it is.
+        the loss, of the same arguments; what it returns beside, aux, stays that of this rank.
+        `fnlm.train.train_step` and `carry_step` take it as it is.
 
     >>> import torch
     >>> from fnlm.train.losses import mean
@@ -68,12 +71,14 @@ def data_parallel(loss: Callable[..., Tensor], group: Group = None) -> Callable[
     name = name_of(group)
 
     @wraps(loss)
-    def whole(*args: Any, **kwargs: Any) -> Tensor:
+    def whole(params: Tree, *args: Any, **kwargs: Any) -> Any:
         ranks = size(name)
         if ranks == 1:
-            return loss(*args, **kwargs)
+            return loss(params, *args, **kwargs)
         with _means.over_ranks(_means.Ranks(ranks, lambda x: collectives.sum(x, name))):
-            value = loss(*args, **kwargs)
+            value: Any = loss(use_copies(params), *args, **kwargs)
+        if isinstance(value, tuple):
+            return collectives.sum(value[0] / ranks, name), *value[1:]
         return collectives.sum(value / ranks, name)
 
     return whole

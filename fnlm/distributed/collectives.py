@@ -18,9 +18,7 @@ Deviation: `torch.distributed`'s own functional collectives have rules for autog
 `vmap`, `jvp` and nested transforms hold as well.
 """
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -29,82 +27,50 @@ from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import Function, forward_ad
 
+from fnlm import tree
+from fnlm.distributed._buckets import replicate_all, sum_all
+from fnlm.distributed._messages import all_reduce_, note
 from fnlm.distributed.groups import Group, name_of, process_group, rank, size
+from fnlm.tree import Tree
 
-__all__ = [
-    "Message", "gather_own", "gather_same", "messages", "own_part", "replicate", "scatter_sum",
-    "sum",
-]  # fmt: skip
+__all__ = ["gather_own", "gather_same", "own_part", "replicate", "scatter_sum", "sum"]
 
 
-class Message(NamedTuple):
-    """One collective, as `messages` notes it."""
-
-    kind: str  # "all_reduce", "all_gather" or "reduce_scatter"
-    nbytes: int  # of the whole tensor: of the sum, of what was gathered, of what was scattered
-    ranks: int  # of the group
-
-    @property
-    def sent(self) -> float:
-        """Bytes that each rank must send: no algorithm needs fewer."""
-        share = self.nbytes * (self.ranks - 1) / self.ranks
-        return 2 * share if self.kind == "all_reduce" else share
-
-
-_listening: list[list[Message]] = []
-_lock = threading.Lock()
-
-
-@contextmanager
-def messages() -> Iterator[list[Message]]:
-    """Collect what this process communicates in the block, backward passes included.
-
-    >>> with messages() as sent:
-    ...     _ = sum(torch.ones(3))
-    >>> sent  # one process sends nothing
-    []
-    """
-    found: list[Message] = []
-    with _lock:
-        _listening.append(found)
-    try:
-        yield found
-    finally:
-        with _lock:
-            _listening[:] = [other for other in _listening if other is not found]
-
-
-def _note(kind: str, whole: Tensor, group: str) -> None:
-    for found in _listening:
-        found.append(Message(kind, whole.nbytes, size(group)))
-
-
-def sum(x: Tensor, group: Group = None) -> Tensor:
+def sum(x: Tree, group: Group = None) -> Any:
     """Return the sum of x over ranks, the same on each.
 
     Args:
-        x: [...], of each rank's own, of one shape and type.
+        x: a tensor [...] of each rank's own, of one shape and type; or a tree of such tensors,
+            which are sent in buckets of 25 MB, one collective each.
         group: the ranks: a process group, a mesh of one dimension, a name; all of them by default.
 
     Returns:
-        [...], bit-equal on all ranks.
+        what x is, bit-equal on all ranks.
 
     >>> sum(torch.tensor([1.0, 2.0]))  # in one process
     tensor([1., 2.])
     """
-    return _call(x, "sum", name_of(group))
+    return _of_tree(x, "sum", name_of(group))
 
 
-def replicate(x: Tensor, group: Group = None) -> Tensor:
+def replicate(x: Tree, group: Group = None) -> Any:
     """Return x, which is the same on every rank, for what each rank computes of its own.
 
-    The gradient is summed over ranks. A loss that uses a parameter without it has the gradient of
-    this rank's part alone.
+    The gradient is summed over ranks, that of a tree in buckets, as by `sum`. A loss that uses a
+    parameter without it has the gradient of this rank's part alone.
 
     >>> replicate(torch.ones(1))
     tensor([1.])
     """
-    return _call(x, "replicate", name_of(group))
+    return _of_tree(x, "replicate", name_of(group))
+
+
+def _of_tree(x: Tree, kind: str, group: str) -> Any:
+    """Return the result of a collective of one tensor, or of a tree of them in buckets."""
+    if isinstance(x, Tensor):
+        return _call(x, kind, group)
+    many = sum_all if kind == "sum" else replicate_all
+    return tree.unflatten(tree.structure(x), many(tree.leaves(x), group))
 
 
 def gather_own(x: Tensor, group: Group = None) -> Tensor:
@@ -162,10 +128,7 @@ def _checked(x: Tensor, group: Group) -> Tensor:
 
 
 def _all_reduce(x: Tensor, group: str) -> Tensor:
-    total = x.clone(memory_format=torch.contiguous_format)
-    dist.all_reduce(total, group=process_group(group))
-    _note("all_reduce", total, group)
-    return total
+    return all_reduce_(x.clone(memory_format=torch.contiguous_format), group)
 
 
 def _function(name: str, former: str) -> Callable[..., Any]:
@@ -177,7 +140,7 @@ def _all_gather(x: Tensor, group: str) -> Tensor:
     whole = x.new_empty(size(group), *x.shape)
     flat = whole.view(-1), x.contiguous().view(-1)  # gloo asks for one number of axes
     _function("all_gather_single", "all_gather_into_tensor")(*flat, group=process_group(group))
-    _note("all_gather", whole, group)
+    note("all_gather", whole, group)
     return whole
 
 
@@ -185,7 +148,7 @@ def _reduce_scatter(x: Tensor, group: str) -> Tensor:
     part = x.new_empty(x.shape[1:])
     flat = part.view(-1), x.contiguous().view(-1)
     _function("reduce_scatter_single", "reduce_scatter_tensor")(*flat, group=process_group(group))
-    _note("reduce_scatter", x, group)
+    note("reduce_scatter", x, group)
     return part
 
 

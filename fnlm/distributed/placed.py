@@ -72,6 +72,13 @@ class Placed(Leaf):
         """Whether other ranks have a part or a copy of it."""
         return size(self.group) > 1 or (isinstance(self.part, Placed) and self.part.spans)
 
+    def own_row(self, row: int) -> int | None:
+        """Return which row of this rank's part a row of the whole is; None for one of another rank.
+
+        A row is along the first axis, from 0.
+        """
+        return self.part.own_row(row) if isinstance(self.part, Placed) else row
+
     @property
     def shape(self) -> torch.Size:
         return self.part.shape
@@ -138,6 +145,14 @@ class _Cut(Placed):
         lengths = list(self.part.shape)
         lengths[self.axis] = self.length
         return torch.Size(lengths)
+
+    def own_row(self, row: int) -> int | None:
+        if self.axis == -self.ndim:
+            n = self.part.shape[0]
+            if row // n != rank(self.group):
+                return None
+            row %= n
+        return super().own_row(row)
 
     @property
     def own(self) -> Any:

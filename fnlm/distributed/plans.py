@@ -166,28 +166,39 @@ def gather(params: Tree) -> Tree:
     >>> gather(shard({"w": torch.ones(3)}, fully_sharded()))
     {'w': tensor([1., 1., 1.])}
     """
-    found = tree.named_leaves(params, whole=Placed)
+    params = use_copies(params)
     whole: dict[str, Tensor] = {}
     buckets: dict[Any, list[tuple[str, Any]]] = defaultdict(list)
-    for path, leaf in found:
-        if isinstance(leaf, Replicated | Sharded) and isinstance(leaf.part, Tensor):
-            buckets[type(leaf), leaf.group, leaf.dtype, leaf.device].append((path, leaf))
+    for path, leaf in tree.named_leaves(params, whole=Placed):
+        if isinstance(leaf, Sharded) and isinstance(leaf.part, Tensor):
+            buckets[leaf.group, leaf.dtype, leaf.device].append((path, leaf))
         elif isinstance(leaf, Placed):
             whole[path] = leaf.dense()
-    for (kind, group, *_), bucket in buckets.items():
+    for (group, *_), bucket in buckets.items():
         flat = torch.cat([leaf.part.flatten() for _, leaf in bucket])
         sizes = [leaf.part.numel() for _, leaf in bucket]
-        if kind is Replicated:
-            rows = collectives.replicate(flat, group).split(sizes)
-        else:
-            rows = collectives.gather_own(flat, group).split(sizes, -1)
+        rows = collectives.gather_own(flat, group).split(sizes, -1)
         for (path, leaf), x in zip(bucket, rows, strict=True):
-            if kind is Replicated:
-                whole[path] = x.view(leaf.part.shape)
-            else:
-                parts = x.unflatten(-1, leaf.part.shape)  # [N, ..., n, ...]
-                whole[path] = joined(parts, leaf.axis, leaf.length)
+            parts = x.unflatten(-1, leaf.part.shape)  # [N, ..., n, ...]
+            whole[path] = joined(parts, leaf.axis, leaf.length)
     return tree.map_with_path(lambda path, leaf: whole.get(path, leaf), params, whole=Placed)
+
+
+def use_copies(params: Tree) -> Tree:
+    """Return the tree with a plain tensor for every leaf that each rank has whole.
+
+    Gradients through it are summed in buckets, once for each leaf: a loss without it sums that of
+    every use by itself. `data_parallel` begins with it.
+
+    >>> use_copies(shard({"w": torch.ones(3)}, replicated()))
+    {'w': tensor([1., 1., 1.])}
+    """
+    copies: dict[str, dict[str, Tensor]] = defaultdict(dict)  # group -> path -> tensor
+    for path, leaf in tree.named_leaves(params, whole=Placed):
+        if isinstance(leaf, Replicated) and isinstance(leaf.part, Tensor):
+            copies[leaf.group][path] = leaf.part
+    used = {p: x for g, xs in copies.items() for p, x in collectives.replicate(xs, g).items()}
+    return tree.map_with_path(lambda path, leaf: used.get(path, leaf), params, whole=Placed)
 
 
 def scatter(total: Tree, like: Tree) -> Tree:
@@ -236,3 +247,18 @@ def _scattered(x: Tensor, like: Any) -> Any:
     reduce = collectives.scatter_sum if isinstance(like, Sharded) else collectives.own_part
     part = _scattered(reduce(rows, like.group), like.part)
     return type(like)(part, like.axis, like.length, like.group)
+
+
+def like(x: Tensor, leaf: Any) -> Any:
+    """Return a whole tensor, the same on every rank, placed as another leaf.
+
+    >>> like(torch.ones(2), shard({"w": torch.zeros(2)}, fully_sharded())["w"])
+    Sharded([2], 1/1 of axis -1, torch.float32)
+    """
+    if not isinstance(leaf, Placed):
+        return torch.empty_like(leaf).copy_(x)  # in the memory order of the leaf
+    if isinstance(leaf, Replicated):
+        return Replicated(like(x, leaf.part), leaf.group)
+    assert isinstance(leaf, Sharded | Split)
+    own = cut(x, leaf.axis, size(leaf.group))[rank(leaf.group)]
+    return type(leaf)(like(own, leaf.part), leaf.axis, leaf.length, leaf.group)

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from fnlm import tree
-from fnlm.distributed.groups import process_group, rank, size
-from fnlm.distributed.placed import Placed, Replicated, Sharded, Split, cut
+from fnlm.distributed import plans
+from fnlm.distributed.groups import process_group, size
+from fnlm.distributed.placed import Placed, Replicated, Sharded, Split
 from fnlm.leaves._leaf import dense
 from fnlm.tree import Tree
 
@@ -159,15 +160,4 @@ def _restored(found: Any, like: Any) -> Any:
     if missing:
         padding = (*(0, 0) * (-1 - like.axis), 0, missing)
         found = torch.nn.functional.pad(found, padding)
-    return type(like)(_nested(found, like.part), like.axis, like.length, like.group)
-
-
-def _nested(found: Tensor, like: Any) -> Any:
-    """Return a whole tensor, placed as a leaf."""
-    if not isinstance(like, Placed):
-        return torch.empty_like(like).copy_(found)
-    if isinstance(like, Replicated):
-        return Replicated(_nested(found, like.part), like.group)
-    assert isinstance(like, Sharded | Split)
-    own = cut(found, like.axis, size(like.group))[rank(like.group)]
-    return type(like)(_nested(own, like.part), like.axis, like.length, like.group)
+    return type(like)(plans.like(found, like.part), like.axis, like.length, like.group)

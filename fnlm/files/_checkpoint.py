@@ -146,15 +146,18 @@ def _link(file: Path, name: Path) -> bool:
 
 
 def half_written(directory: Path) -> list[Path]:
-    """Return the temporary files that a killed process left of `replace`.
+    """Return the temporary files that a killed process left of `replace`, and of safetensors in it.
 
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
-    ...     Path(folder, "w.bin.0123abcd.part").touch()
-    ...     [path.name for path in half_written(Path(folder))]
-    ['w.bin.0123abcd.part']
+    ...     for name in ("w.bin.0123abcd.part", ".tmpa1B2c3", "w.bin"):
+    ...         Path(folder, name).touch()
+    ...     sorted(path.name for path in half_written(Path(folder)))
+    ['.tmpa1B2c3', 'w.bin.0123abcd.part']
     """
-    return [path for path in directory.iterdir() if re.search(r"\.[0-9a-f]{8}\.part$", path.name)]
+    # safetensors fills a file .tmpXXXXXX of its own, which it then renames to the one it was given.
+    name = re.compile(r".*\.[0-9a-f]{8}\.part|\.tmp[0-9A-Za-z]{6}", re.DOTALL)
+    return [path for path in directory.iterdir() if name.fullmatch(path.name)]
 
 
 def _flush(path: Path) -> None:

@@ -3,8 +3,9 @@
 Letters: N rows, B batch size, T tokens; `...` any axes between, such as choices.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice, zip_longest
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import random, tree
+from fnlm import distributed, random, tree
 from fnlm.train.device import choose_device
 from fnlm.tree import Tree
 
-__all__ = ["Epochs", "batches", "length_sorted_batches", "predict", "tensors"]
+__all__ = ["Epochs", "batches", "length_sorted_batches", "over_ranks", "predict", "tensors"]
 
 # Ids [N, ..., T], token types and mask of the same shape, then any labels: [N], or [N, ..., T].
 Arrays = tuple[npt.NDArray[Any], ...]
@@ -131,9 +132,11 @@ def predict(
 ) -> npt.NDArray[Any]:
     """Return a model's outputs for all rows, without dropout, with a progress bar.
 
+    On many processes, all of which call it, each computes some of the batches.
+
     Args:
         model: `model(params, ids, token_types, mask) -> [B, ...]`.
-        params: the parameters of the model, on any device.
+        params: the whole parameters of the model, on any device.
         arrays: ids, token types and mask; further arrays are ignored.
         batch_size: B.
         device: of the computation, as for `fnlm.train.choose_device`.
@@ -155,13 +158,38 @@ def predict(
         raise ValueError("arrays have no rows: there is nothing to predict")
     params = tree.to(params, choose_device(device))
     pairs = length_sorted_batches(arrays[:3], batch_size, device)
-    bar = tqdm(pairs, "predict", -(-len(arrays[0]) // batch_size), disable=None)
-    outputs = [(rows, model(params, *batch).cpu().numpy()) for rows, batch in bar]
+    total = -(-len(arrays[0]) // batch_size)
+    hidden = True if distributed.rank() else None
+    outputs = over_ranks(
+        lambda pair: (pair[0], model(params, *pair[1]).cpu().numpy()),
+        lambda own: tqdm(own, "predict", -(-total // distributed.size()), disable=hidden),
+        pairs,
+    )
     longest = outputs[0][1]  # batches come longest first
     result = np.zeros((len(arrays[0]), *longest.shape[1:]), longest.dtype)  # [N, ...]
     for rows, output in outputs:
         result[(rows, *map(slice, output.shape[1:]))] = output
     return result
+
+
+def over_ranks(
+    work: Callable[[Any], Any], shown: Callable[[Iterator[Any]], Iterable[Any]], xs: Iterable[Any]
+) -> list[Any]:
+    """Return `[work(x) for x in xs]` on every process; each does its share, in turns.
+
+    Args:
+        work: what it returns can be pickled.
+        shown: from an iterator over this process's share to an iterable, such as a progress bar.
+        xs: the same on every process.
+
+    >>> over_ranks(abs, iter, [1, -2, 3])
+    [1, 2, 3]
+    """
+    own = islice(iter(xs), distributed.rank(), None, distributed.size())
+    shares = distributed.every([work(x) for x in shown(own)])
+    missing = object()
+    turns = zip_longest(*shares, fillvalue=missing)
+    return [x for turn in turns for x in turn if x is not missing]
 
 
 def tensors(arrays: Sequence[npt.NDArray[Any]], device: Device = "cpu") -> Batch:

@@ -6,11 +6,14 @@ import re
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin
 
 import jsonargparse
+
+from fnlm.programs._launch import environment
 
 __all__ = ["RENAMED", "RETIRED", "VERBS", "as_flags", "progress", "run"]
 
@@ -45,7 +48,8 @@ RENAMED = {
 RETIRED = {
     "ext_len": "leave it out, as the memory (--mem_len) has one length",
     "fp16": "leave it out, as no model is computed",
-    "local_rank": "leave it out, as a run is one process",
+    "local_rank": "leave it out, as torchrun sets it in the environment: torchrun "
+    "--nproc-per-node 2 -m fnlm glue ...",
     "loss_scale": "leave it out, as nothing is trained",
     "n_valid": "give a file of the wanted stories as --eval_dataset",
     "no_cuda": "leave it out, as no model is computed",
@@ -94,10 +98,25 @@ def run(
     values = jsonargparse.auto_cli(flags, args=arguments, as_positional=False, prog=program)
 
     def check_and_work() -> None:
-        _check_device(getattr(values, "device", "cpu"))
-        work(values)
+        with _processes_of(values):
+            _check_device(getattr(values, "device", "cpu"))
+            work(values)
 
     return exit_code(program, check_and_work)
+
+
+def _processes_of(flags: Any) -> AbstractContextManager[None]:
+    """Return the block in which the processes of `torchrun` can reach each other, if it runs."""
+    processes = environment().size
+    if processes == 1:
+        return nullcontext()
+    if not hasattr(flags, "plan"):
+        raise ValueError(
+            f"this command is one process, and torchrun has started {processes}: start it without"
+        )
+    from fnlm.programs._training import in_session
+
+    return in_session(flags.device)
 
 
 def _translated(arguments: list[str], own: dict[str, bool]) -> list[str]:
@@ -200,7 +219,9 @@ def exit_code(program: str, work: Callable[[], None]) -> int:
     except (ValueError, LookupError, TypeError, OSError, ImportError) as error:
         text = error.args[0] if isinstance(error, KeyError) else error
         line = as_flags(" ".join(str(text).split()), program.removeprefix("fnlm "))
-        print(shown(f"{program}: {line}"), file=sys.stderr)
+        which = f" (process {rank})" if (rank := environment().rank) else ""
+        if "raised on rank 0" not in getattr(error, "__notes__", ()):  # which says it
+            print(shown(f"{program}{which}: {line}"), file=sys.stderr)
         return 2
     return 0
 

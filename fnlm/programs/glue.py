@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import bert, finetune, random
+from fnlm import bert, distributed, finetune, random
 from fnlm.params import spec
-from fnlm.programs._command import next_command, progress
+from fnlm.programs import _training
+from fnlm.programs._command import progress
 from fnlm.tasks import glue
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
@@ -49,7 +50,7 @@ class Flags(finetune.TextRecipe):
 def read(flags: Flags, tokenizer: tokenize.Tokenizer, split: str) -> glue.Features:
     """Read the file of a split, and turn its texts into ids."""
     name = glue.file_name(flags.task_name, split)
-    return glue.features(
+    return distributed.on_first(lambda: glue.features(
         glue.read(flags.data_dir / name, flags.task_name),
         flags.task_name,
         tokenizer,
@@ -57,7 +58,7 @@ def read(flags: Flags, tokenizer: tokenize.Tokenizer, split: str) -> glue.Featur
         workers=flags.workers,
         progress=progress(name),
         cache=flags.cache_dir,
-    )
+    ))  # fmt: skip
 
 
 def load(flags: Flags) -> bert.Params:
@@ -97,8 +98,7 @@ def evaluate(params: bert.Params, data: glue.Features, flags: Flags) -> dict[str
 
 def main(flags: Flags) -> None:
     """Read, train, save, evaluate, report."""
-    if not (flags.do_train or flags.do_eval):
-        raise ValueError("nothing to do: give --do_train, --do_eval or both")
+    _training.check_work(flags)
     is_mnli = glue.task(flags.task_name).name == "MNLI"
     splits = ("dev", "dev_mismatched") if is_mnli else ("dev",)
     params = load(flags)
@@ -114,23 +114,12 @@ def main(flags: Flags) -> None:
             flags.output_dir,
             held_out=next(iter(held_out), None),
         )
-        bert.save(params, flags.output_dir)
-        tokenizer.save(flags.output_dir)
+        _training.save(bert, params, tokenizer, flags.output_dir)
     for split, data in zip(splits, held_out, strict=False):
         prefix = split.removeprefix("dev").removeprefix("_")
         found = evaluate(params, data, flags)
         results |= {f"{prefix}_{name}".lstrip("_"): value for name, value in found.items()}
-    then = next_command(
-        "glue",
-        flags,
-        keep=(
-            "task_name",
-            "data_dir",
-            "max_seq_length",
-        ),
-        do_eval=True,
+    _training.report(
+        "glue", flags, results, keep=("task_name", "data_dir", "max_seq_length"), do_eval=True,
         bert_model=flags.output_dir,
-        output_dir=f"{flags.output_dir}-again",
-    )
-    again = then if flags.do_train else ()
-    print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
+    )  # fmt: skip

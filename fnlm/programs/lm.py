@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fnlm import bert, finetune, random
-from fnlm.programs import _rows
+from fnlm import bert, distributed, finetune, random
+from fnlm.programs import _rows, _training
 from fnlm.programs._command import progress
 from fnlm.tasks import corpus
 from fnlm.tokenize import bert as tokenize
@@ -45,13 +45,13 @@ class Flags(finetune.TextRecipe):
 
 def rows_of(path: Path, flags: Flags, tokenizer: tokenize.Tokenizer) -> finetune.Epochs:
     """Return the epochs of a text, each made when it is needed."""
-    text = corpus.encode(
+    text = distributed.on_first(lambda: corpus.encode(
         corpus.read(path),
         tokenizer,
         workers=flags.workers,
         progress=progress(path.name),
         cache=flags.cache_dir,
-    )
+    ))  # fmt: skip
 
     @lru_cache(maxsize=2)
     def rows(epoch: int) -> corpus.Features:
@@ -63,7 +63,7 @@ def rows_of(path: Path, flags: Flags, tokenizer: tokenize.Tokenizer) -> finetune
             pairing="sentences",
             max_seq_length=flags.max_seq_length,
             workers=flags.workers,
-            progress=progress(f"epoch {epoch}"),
+            progress=None if distributed.rank() else progress(f"epoch {epoch}"),
         )
 
     # Every epoch has as many rows as the first.
@@ -83,7 +83,6 @@ def main(flags: Flags) -> None:
         _rows.check_vocabulary(flags.pregenerated_data, tokenizer)
         epochs = _rows.epochs(flags.pregenerated_data, flags.num_train_epochs)
     params, results = finetune.finetune(_rows.loss, params, epochs, flags, flags.output_dir)
-    bert.save(params, flags.output_dir)
-    tokenizer.save(flags.output_dir)
+    _training.save(bert, params, tokenizer, flags.output_dir)
     then = ["fnlm", "inspect", str(flags.output_dir)]
     print(finetune.write_results(results, flags.output_dir, "train_results", then=then), end="")

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import finetune, gpt2, heads, random, train, tree
+from fnlm import distributed, finetune, gpt2, heads, random, train, tree
 from fnlm.tokenize import gpt2 as tokenize
 from fnlm.train import losses, schedules
 
@@ -30,12 +30,12 @@ MAY_DIFFER = (
     "tokenizer",
     "patience",
     "evaluate_every",
-    "device",
+    *finetune.MAY_DIFFER,
 )  # in a continuation
 
 
-@dataclass
-class Flags:
+@dataclass(frozen=True, kw_only=True)
+class Flags(finetune.Computation):
     """Pretrain a GPT-2, keeping the model with the best validation loss.
 
     Args:
@@ -50,7 +50,7 @@ class Flags:
         n_head: number of attention heads.
         dropout: rate after embeddings and in residual branches.
         attention_dropout: rate of the dropout of attention weights.
-        batch_size: windows a step.
+        batch_size: windows a step, of all processes together.
         steps: after which the cosine schedule reaches 0.
         warmup_steps: of linear warm-up.
         learning_rate: the highest, after the warm-up.
@@ -58,11 +58,6 @@ class Flags:
         evaluate_every: steps between evaluations, which are also the checkpoints.
         patience: evaluations without improvement before stopping.
         seed: of everything random.
-        device: cpu, cuda, or auto for CUDA where there is a GPU.
-        dtype: of the computation: float32, bfloat16 or float16; the weights stay float32.
-        loss_scale: of a computation in half precision; 0 for a dynamic one in float16 and none
-            otherwise.
-        optimize_on_cpu: keep the state of the optimizer on the CPU, and update there.
     """
 
     train_files: list[Path]
@@ -84,10 +79,6 @@ class Flags:
     evaluate_every: int = 200
     patience: int = 6
     seed: int = 0
-    device: str = "auto"
-    dtype: str = "float32"
-    loss_scale: float = 0.0
-    optimize_on_cpu: bool = False
 
 
 def read_documents(paths: list[Path]) -> list[str]:
@@ -137,7 +128,8 @@ def mean_loss(params: gpt2.Params, tokens: Tensor, length: int) -> float:
     windows = tokens[: len(tokens) // length * length].view(-1, length)
     device = tree.leaves(params)[0].device
     parts = windows.to(device).split(16)
-    return sum(loss(params, part).item() * len(part) for part in parts) / len(windows)
+    sums = finetune.over_ranks(lambda part: loss(params, part).item() * len(part), iter, parts)
+    return sum(sums) / len(windows)
 
 
 def make_config(flags: Flags, tokenizer: tokenize.Tokenizer) -> gpt2.Config:
@@ -173,26 +165,46 @@ def learn(config: gpt2.Config, tokens: Tensor, held_out: Tensor, flags: Flags) -
     params_key, data_key, run_key = random.split(random.key(flags.seed), 3)
     params = tree.to(gpt2.init(config, params_key), device)
     print(f"{tree.count(params):,} parameters, {len(tokens):,} tokens, {len(held_out):,} held out")
+    spread = finetune.Spread(flags.plan)
+    step = train.train_step(
+        spread.loss(loss), optimizer, precision=precision, loss_scale=scale, donate=True
+    )
     train.fit(
-        train.train_step(loss, optimizer, precision=precision, loss_scale=scale, donate=True),
-        train.init_state(params, optimizer, run_key.to(device), loss_scale=scale),
-        lambda at: (draw_batch(tokens, random.fold_in(data_key, at), *size).to(device),),
+        step,
+        train.init_state(spread.place(params), optimizer, run_key.to(device), loss_scale=scale),
+        spread.batches(
+            lambda at: (draw_batch(tokens, random.fold_in(data_key, at), *size).to(device),),
+            run_key,
+        ),
         steps=flags.steps,
         directory=flags.output,
-        evaluate=lambda state: mean_loss(state.params, held_out, flags.n_positions),
+        evaluate=lambda s: mean_loss(finetune.whole(s.params), held_out, flags.n_positions),
         evaluate_every=flags.evaluate_every,
-        on_best=lambda state: gpt2.save(tree.cast(state.params, torch.float16), flags.output),
+        on_best=lambda state: save(state.params, flags.output),
         patience=flags.patience,
+        processes=distributed.processes(),
     )
 
 
-def main(flags: Flags) -> None:
-    """Read, train, report."""
+def save(params: gpt2.Params, directory: Path) -> None:
+    """Write a model in float16, by the first process."""
+    whole = distributed.collect(tree.cast(params, torch.float16))
+    distributed.on_first(lambda: gpt2.save(whole, directory))
+
+
+def read(flags: Flags) -> tuple[tokenize.Tokenizer, Tensor, Tensor]:
+    """Return the tokenizer, trained if there is none, and the texts to learn from and hold out."""
     training, validation = hold_out(read_documents(flags.train_files), flags.hold_out)
     if flags.tokenizer is None and not (flags.output / "vocab.json").exists():
         tokenize.train(training, flags.vocab_size).save(flags.output)
     tokenizer = tokenize.load(flags.tokenizer or flags.output)
-    tokens, held_out = token_stream(tokenizer, training), token_stream(tokenizer, validation)
+    return tokenizer, token_stream(tokenizer, training), token_stream(tokenizer, validation)
+
+
+def main(flags: Flags) -> None:
+    """Read, train, report."""
+    finetune.Spread(flags.plan).check(flags.batch_size)
+    tokenizer, tokens, held_out = distributed.on_first(lambda: read(flags))
     for what, ids in (("training", tokens), ("validation", held_out)):
         if len(ids) < flags.n_positions:
             raise ValueError(
@@ -203,7 +215,12 @@ def main(flags: Flags) -> None:
     texts = {"training text": [tokens.numpy()], "held-out text": [held_out.numpy()]}
     finetune.claim_run_directory(flags.output, settings, texts)
     learn(make_config(flags, tokenizer), tokens, held_out, flags)
-    train.plot_log(flags.output, unit="nats per token")
-    best = min(train.read_log(flags.output), key=lambda row: row["valid_loss"])
-    print(f"best at step {best['step']}: validation perplexity {math.exp(best['valid_loss']):.2f}")
-    print(finetune.last_line(flags.output, ["fnlm", "generate", str(flags.output)]), end="")
+    print(distributed.on_first(lambda: results(flags.output)), end="")
+
+
+def results(directory: Path) -> str:
+    """Draw the losses of a run, and return what to print of it."""
+    train.plot_log(directory, unit="nats per token")
+    best = min(train.read_log(directory), key=lambda row: row["valid_loss"])
+    line = f"best at step {best['step']}: validation perplexity {math.exp(best['valid_loss']):.2f}"
+    return f"{line}\n{finetune.last_line(directory, ['fnlm', 'generate', str(directory)])}"

@@ -18,7 +18,7 @@ With --do_eval alone, --init_checkpoint is such a directory. Flags may also come
 run.yaml.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,15 +26,14 @@ from typing import Any
 import torch
 
 from fnlm import bert, checkpoints, finetune, random, train, tree
-from fnlm.programs import _rows
-from fnlm.programs._command import next_command
+from fnlm.programs import _rows, _training
 from fnlm.tasks import corpus
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flags:
+class Flags(finetune.Steps):
     """Pretrain BERT on rows of masked tokens and next sentences, and evaluate it.
 
     Args:
@@ -45,22 +44,12 @@ class Flags:
         eval_data: directory of rows to evaluate on, by epoch 0; by default those learned from.
         do_train: whether to train.
         do_eval: whether to evaluate; beside --do_train, the loss also at each checkpoint.
-        train_batch_size: rows per step.
         eval_batch_size: rows to evaluate together.
         max_eval_steps: batches of the evaluation, at most.
-        gradient_accumulation_steps: micro-batches per step, to save memory.
-        learning_rate: peak learning rate.
         num_train_steps: number of steps.
         num_warmup_steps: steps over which the learning rate rises; then it falls to 0.
-        weight_decay: decoupled weight-decay coefficient, for all but norms and biases.
         max_grad_norm: limit of the norm of all gradients together.
         save_checkpoints_steps: steps between checkpoints.
-        seed: of new weights, the order of the rows and dropout.
-        device: cpu, cuda, or auto for CUDA where there is a GPU.
-        dtype: of the computation: float32, bfloat16 or float16; the weights stay float32.
-        loss_scale: of a computation in half precision; 0 for a dynamic one in float16 and none
-            otherwise.
-        optimize_on_cpu: keep the state of the optimizer on the CPU, and update there.
     """
 
     output_dir: Path
@@ -70,21 +59,14 @@ class Flags:
     eval_data: Path | None = None
     do_train: bool = False
     do_eval: bool = False
-    train_batch_size: int = 32
     eval_batch_size: int = 8
     max_eval_steps: int = 100
-    gradient_accumulation_steps: int = 1
     learning_rate: float = 1e-4
     num_train_steps: int = 100_000
     num_warmup_steps: int = 10_000
-    weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     save_checkpoints_steps: int = 1000
     seed: int = 12345
-    device: str = "auto"
-    dtype: str = "float32"
-    loss_scale: float = 0.0
-    optimize_on_cpu: bool = False
 
 
 def load(flags: Flags, rows: Path) -> tuple[bert.Params, tokenize.Tokenizer]:
@@ -130,18 +112,11 @@ def recipe(flags: Flags) -> finetune.Recipe:
             f"--num_warmup_steps {flags.num_warmup_steps} must be at least 0, and below "
             f"--num_train_steps {flags.num_train_steps}"
         )
+    shared = {field.name: getattr(flags, field.name) for field in fields(finetune.Steps)}
     return finetune.Recipe(
-        train_batch_size=flags.train_batch_size,
-        gradient_accumulation_steps=flags.gradient_accumulation_steps,
-        learning_rate=flags.learning_rate,
+        **shared,
         warmup_proportion=flags.num_warmup_steps / flags.num_train_steps,
-        weight_decay=flags.weight_decay,
-        seed=flags.seed,
         checkpoint_every=flags.save_checkpoints_steps,
-        device=flags.device,
-        dtype=flags.dtype,
-        loss_scale=flags.loss_scale,
-        optimize_on_cpu=flags.optimize_on_cpu,
     )
 
 
@@ -149,27 +124,31 @@ def recipe(flags: Flags) -> finetune.Recipe:
 def evaluate(params: bert.Params, rows: corpus.Features, flags: Flags) -> dict[str, float]:
     """Return accuracy and mean loss of masked tokens, and of next sentences."""
     params = tree.to(params, train.choose_device(flags.device))
-    right, lost, count = ([0.0, 0.0] for _ in range(3))
-    for _, batch in finetune.length_sorted_batches(rows, flags.eval_batch_size, flags.device):
-        *inputs, words, follows = batch
+
+    def sums(pair: Any) -> list[tuple[float, float, int]]:
+        """Return for each task, of a batch: right answers, sum of losses, number of labels."""
+        *inputs, words, follows = pair[1]
         asked = words != losses.IGNORE
         both = zip(_rows.logits(params, asked, *inputs), (words[asked], follows), strict=True)
-        for task, (logits, labels) in enumerate(both):
-            right[task] += int((logits.argmax(-1) == labels).sum())
-            lost[task] += float(losses.cross_entropy(logits, labels)) * len(labels)
-            count[task] += len(labels)
-    return {
-        f"{name}_{what}": total[task] / count[task]
-        for task, name in enumerate(("masked_lm", "next_sentence"))
-        for what, total in (("accuracy", right), ("loss", lost))
-    }
+        return [
+            (float((logits.argmax(-1) == labels).sum()),
+             float(losses.cross_entropy(logits, labels)) * len(labels), len(labels))
+            for logits, labels in both
+        ]  # fmt: skip
+
+    pairs = finetune.length_sorted_batches(rows, flags.eval_batch_size, flags.device)
+    by_task = zip(*finetune.over_ranks(sums, iter, pairs), strict=True)
+    results: dict[str, float] = {}
+    for name, found in zip(("masked_lm", "next_sentence"), by_task, strict=True):
+        right, lost, count = map(sum, zip(*found, strict=True))
+        results |= {f"{name}_accuracy": right / count, f"{name}_loss": lost / count}
+    return results
 
 
 def main(flags: Flags) -> None:
     """Read, train, save, evaluate, report."""
     learned, asked = flags.pregenerated_data, flags.eval_data or flags.pregenerated_data
-    if not (flags.do_train or flags.do_eval):
-        raise ValueError("nothing to do: give --do_train, --do_eval or both")
+    _training.check_work(flags)
     if asked is None or (flags.do_train and learned is None):
         raise ValueError("no rows: give --pregenerated_data, a directory of `fnlm lm-rows`")
     params, tokenizer = load(flags, learned or asked)
@@ -191,22 +170,10 @@ def main(flags: Flags) -> None:
             optimizer=partial(clipped_adam, max_grad_norm=flags.max_grad_norm),
             settings={"max_grad_norm": flags.max_grad_norm},
         )
-        bert.save(params, flags.output_dir)
-        tokenizer.save(flags.output_dir)
+        _training.save(bert, params, tokenizer, flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    then = next_command(
-        "pretrain-bert",
-        flags,
-        keep=(
-            "eval_data",
-            "max_eval_steps",
-            "eval_batch_size",
-        ),
-        do_eval=True,
-        pregenerated_data=learned,
-        init_checkpoint=flags.output_dir,
-        output_dir=f"{flags.output_dir}-again",
-    )
-    again = then if flags.do_train else ()
-    print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
+    _training.report(
+        "pretrain-bert", flags, results, keep=("eval_data", "max_eval_steps", "eval_batch_size"),
+        do_eval=True, pregenerated_data=learned, init_checkpoint=flags.output_dir,
+    )  # fmt: skip

@@ -19,8 +19,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fnlm import checkpoints, finetune, gpt, random, train
-from fnlm.programs._command import next_command, progress
+from fnlm import checkpoints, distributed, finetune, gpt, random, train
+from fnlm.programs import _training
+from fnlm.programs._command import progress
 from fnlm.tasks import rocstories
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import gpt as tokenize
@@ -99,16 +100,16 @@ def evaluate(params: gpt.Params, data: rocstories.Features, flags: Flags) -> dic
 
 def main(flags: Flags) -> None:
     """Read, train, save, evaluate, report."""
-    if not (flags.do_train or flags.do_eval):
-        raise ValueError("nothing to do: give --do_train, --do_eval or both")
+    _training.check_work(flags)
     params, tokenizer = load(flags)
 
     def read(path: Path | None, flag: str) -> rocstories.Features:
         if path is None:
             raise ValueError(f"no stories: give {flag}")
-        length, show = params["config"].n_positions, progress(path.name)
-        examples = rocstories.read(path)
-        return rocstories.features(examples, tokenizer, max_seq_length=length, progress=show)
+        length = params["config"].n_positions
+        return distributed.on_first(lambda: rocstories.features(
+            rocstories.read(path), tokenizer, max_seq_length=length, progress=progress(path.name)
+        ))  # fmt: skip
 
     held_out = read(flags.eval_dataset, "--eval_dataset") if flags.do_eval else None
     results: dict[str, float] = {}
@@ -127,18 +128,10 @@ def main(flags: Flags) -> None:
             ),
             settings={name: getattr(flags, name) for name in SETTINGS},
         )
-        gpt.save(params, flags.output_dir)
-        tokenizer.save(flags.output_dir)
+        _training.save(gpt, params, tokenizer, flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    then = next_command(
-        "rocstories",
-        flags,
-        keep=(),
-        do_eval=True,
-        model_name=flags.output_dir,
+    _training.report(
+        "rocstories", flags, results, do_eval=True, model_name=flags.output_dir,
         eval_dataset=flags.eval_dataset or "stories.csv",
-        output_dir=f"{flags.output_dir}-again",
-    )
-    again = then if flags.do_train else ()
-    print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
+    )  # fmt: skip

@@ -21,14 +21,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fnlm import bert, finetune, random
+from fnlm import bert, distributed, finetune, random
 from fnlm.files._checkpoint import replace
-from fnlm.programs._command import next_command, progress
+from fnlm.programs import _training
+from fnlm.programs._command import progress
 from fnlm.tasks import squad
 from fnlm.tasks.squad_answers import Answers, recover
 from fnlm.tasks.squad_metrics import evaluate_v1, evaluate_v2
 from fnlm.tokenize import bert as tokenize
 from fnlm.train import losses
+
+# Flags of a run that its model's answers need again.
+ANSWERING = (
+    "version_2_with_negative", "null_score_diff_threshold", "max_seq_length", "doc_stride",
+    "max_query_length",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,36 +142,22 @@ def main(flags: Flags) -> None:
     new = random.key(flags.seed) if flags.do_train else None
     params = bert.load(flags.bert_model, heads=["question_answering"], key=new)
     tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
-    asked = read(flags, tokenizer, training=False) if asks else None
+    asked = distributed.on_first(lambda: read(flags, tokenizer, training=False)) if asks else None
     results: dict[str, float] = {}
     if flags.do_train:
-        _, windows = read(flags, tokenizer, training=True)
+        _, windows = distributed.on_first(lambda: read(flags, tokenizer, training=True))
         padding = {"embed.token": params["config"].pad_token_id}  # the loss reads it: see parity.md
         params, results = finetune.finetune(
             loss, params, windows[:5], flags, flags.output_dir, masked_rows=padding
         )
-        bert.save(params, flags.output_dir)
-        tokenizer.save(flags.output_dir)
+        _training.save(bert, params, tokenizer, flags.output_dir)
     if asked is not None:
         found = answer(params, asked, flags)
         if flags.do_predict:
-            write(found, flags.output_dir)
+            distributed.on_first(partial(write, found, flags.output_dir))
         if flags.do_eval:
             results |= evaluate(asked[0], found, flags)
-    then = next_command(
-        "squad",
-        flags,
-        keep=(
-            "version_2_with_negative",
-            "null_score_diff_threshold",
-            "max_seq_length",
-            "doc_stride",
-            "max_query_length",
-        ),
-        do_predict=True,
-        bert_model=flags.output_dir,
+    _training.report(
+        "squad", flags, results, keep=ANSWERING, do_predict=True, bert_model=flags.output_dir,
         predict_file=flags.predict_file or "questions.json",
-        output_dir=f"{flags.output_dir}-again",
-    )
-    again = then if flags.do_train else ()
-    print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
+    )  # fmt: skip

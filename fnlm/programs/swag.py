@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fnlm import bert, finetune, random
-from fnlm.programs._command import next_command, progress
+from fnlm import bert, distributed, finetune, random
+from fnlm.programs import _training
+from fnlm.programs._command import progress
 from fnlm.tasks import swag
 from fnlm.tasks.metrics import accuracy, most_likely
 from fnlm.tokenize import bert as tokenize
@@ -44,14 +45,14 @@ class Flags(finetune.TextRecipe):
 
 def read(flags: Flags, tokenizer: tokenize.Tokenizer, name: str) -> swag.Features:
     """Read a file, and turn its texts into ids."""
-    return swag.features(
+    return distributed.on_first(lambda: swag.features(
         swag.read(flags.data_dir / name),
         tokenizer,
         max_seq_length=flags.max_seq_length,
         workers=flags.workers,
         progress=progress(name),
         cache=flags.cache_dir,
-    )
+    ))  # fmt: skip
 
 
 def loss(params: bert.Params, *batch: Tensor, key: Tensor | None = None) -> Tensor:
@@ -70,8 +71,7 @@ def evaluate(params: bert.Params, data: swag.Features, flags: Flags) -> dict[str
 
 def main(flags: Flags) -> None:
     """Read, train, save, evaluate, report."""
-    if not (flags.do_train or flags.do_eval):
-        raise ValueError("nothing to do: give --do_train, --do_eval or both")
+    _training.check_work(flags)
     new = random.key(flags.seed) if flags.do_train else None
     params = bert.load(flags.bert_model, heads=["multiple_choice"], key=new)
     tokenizer = tokenize.load(flags.bert_model, lower_case=flags.do_lower_case or None)
@@ -82,20 +82,10 @@ def main(flags: Flags) -> None:
         params, results = finetune.finetune(
             loss, params, data, flags, flags.output_dir, held_out=held_out
         )
-        bert.save(params, flags.output_dir)
-        tokenizer.save(flags.output_dir)
+        _training.save(bert, params, tokenizer, flags.output_dir)
     if held_out is not None:
         results |= evaluate(params, held_out, flags)
-    then = next_command(
-        "swag",
-        flags,
-        keep=(
-            "data_dir",
-            "max_seq_length",
-        ),
-        do_eval=True,
+    _training.report(
+        "swag", flags, results, keep=("data_dir", "max_seq_length"), do_eval=True,
         bert_model=flags.output_dir,
-        output_dir=f"{flags.output_dir}-again",
-    )
-    again = then if flags.do_train else ()
-    print(finetune.write_results(results, flags.output_dir, "eval_results", then=again), end="")
+    )  # fmt: skip

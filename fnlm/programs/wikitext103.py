@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fnlm import checkpoints, finetune, random, train, transfo_xl, tree
+from fnlm import checkpoints, distributed, finetune, random, train, transfo_xl, tree
+from fnlm.programs import _training
 from fnlm.tasks import language_model
 from fnlm.tokenize import transfo_xl as tokenize
 from fnlm.tokenize import words
@@ -39,7 +40,7 @@ ATTENTION = ("tgt_len", "mem_len", "clamp_len", "same_length")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Training:
+class Training(finetune.Computation):
     """What tells one training from another.
 
     Args:
@@ -55,16 +56,12 @@ class Training:
         div_val: how many times narrower each cluster's vectors are than those before.
         dropout: rate, but for attention weights.
         min_freq: words that occur less often in the training text become <unk>.
-        train_batch_size: places of the text at which to learn at the same time.
+        train_batch_size: places of the text at which to learn at the same time, of all processes.
         steps: of training, a segment of each place a step.
         warmup_proportion: share of the steps over which the learning rate rises; then it falls.
         learning_rate: the highest, after the warm-up.
         max_grad_norm: limit of the norm of all gradients together.
         seed: of weights and dropout.
-        dtype: of the computation: float32, bfloat16 or float16; trained weights stay float32.
-        loss_scale: of a computation in half precision; 0 for a dynamic one in float16 and none
-            otherwise.
-        optimize_on_cpu: keep the state of the optimizer on the CPU, and update there.
     """
 
     tgt_len: int = 128
@@ -85,9 +82,6 @@ class Training:
     learning_rate: float = 2e-3
     max_grad_norm: float = 0.25
     seed: int = 42
-    dtype: str = "float32"
-    loss_scale: float = 0.0
-    optimize_on_cpu: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +96,6 @@ class Flags(Training):
         split: of such a corpus: train, valid, test, or all for valid and test.
         batch_size: places of the text at which to evaluate at the same time.
         checkpoint_every: steps between checkpoints of the training.
-        device: where to compute: cpu, cuda, or auto for CUDA where there is a GPU.
     """
 
     work_dir: Path
@@ -112,7 +105,6 @@ class Flags(Training):
     split: str = "test"
     batch_size: int = 10
     checkpoint_every: int = 200
-    device: str = "auto"
 
 
 def loss(params: transfo_xl.Params, mems: Mems, *batch: Tensor, key: Tensor) -> tuple[Tensor, Mems]:
@@ -137,25 +129,19 @@ def make_batches(ids: Ids, flags: Flags) -> Callable[[int], tuple[Tensor, ...]]:
     return batch_at
 
 
-def store(path: Path, tokenizer: tokenize.Tokenizer, directory: Path) -> Ids:
-    """Write the ids of a text to a directory, and map them."""
+def store(path: Path, tokenizer: tokenize.Tokenizer, directory: Path) -> None:
+    """Write the ids of a text to a directory."""
     lines = tqdm(tokenizer.encode_file(path), path.name, unit="line", delay=1e-3, disable=None)
-    return language_model.store(lines, directory).ids
+    language_model.store(lines, directory)
 
 
 def learn(flags: Flags, path: Path) -> None:
     """Train a model, and save it with its tokenizer."""
-    special = ["<eos>", "<unk>"]
-    tokenizer = tokenize.train(words.lines(path), special=special, min_freq=flags.min_freq)
-    config = transfo_xl.Config(
-        n_token=tokenizer.vocab_size, cutoffs=flags.cutoffs, div_val=flags.div_val,
-        d_model=flags.d_model, d_embed=flags.d_model, d_inner=flags.d_inner,
-        n_layer=flags.n_layer, n_head=flags.n_head, d_head=flags.d_model // flags.n_head,
-        tgt_len=flags.tgt_len, mem_len=flags.mem_len, clamp_len=flags.clamp_len,
-        same_length=flags.same_length, dropout=flags.dropout,
-    )  # fmt: skip
-    ids = store(path, tokenizer, flags.work_dir / "train-ids")
-    settings = {field.name: getattr(flags, field.name) for field in fields(Training)}
+    spread = finetune.Spread(flags.plan)
+    spread.check(flags.train_batch_size)
+    tokenizer, ids = read(flags, path)
+    names = [field.name for field in fields(Training) if field.name not in finetune.MAY_DIFFER]
+    settings = {name: getattr(flags, name) for name in names}
     finetune.claim_run_directory(flags.work_dir, settings, {"training text": [ids]})
     rate = schedules.warmup_cosine(flags.warmup_proportion, flags.steps)
     optimizer = train.adamw(
@@ -167,18 +153,44 @@ def learn(flags: Flags, path: Path) -> None:
     optimizer = train.offload(optimizer) if flags.optimize_on_cpu else optimizer
     device = train.choose_device(flags.device)
     weights, dropout = random.split(random.key(flags.seed).to(device))
-    params = tree.to(transfo_xl.init(config, weights), device)
-    state = train.init_state(params, optimizer, dropout, loss_scale=scale)
+    params = tree.to(transfo_xl.init(make_config(flags, tokenizer), weights), device)
+    state = train.init_state(spread.place(params), optimizer, dropout, loss_scale=scale)
+    step = train.carry_step(
+        spread.carry_loss(loss), optimizer, precision=precision, loss_scale=scale, donate=True
+    )
     run = train.fit(
-        train.carry_step(loss, optimizer, precision=precision, loss_scale=scale, donate=True),
-        train.CarryState(state, transfo_xl.init_mems(params, flags.train_batch_size)),
-        make_batches(ids, flags),
+        step,
+        train.CarryState(
+            state, spread.place_rows(transfo_xl.init_mems(params, flags.train_batch_size))
+        ),
+        spread.batches(make_batches(ids, flags), dropout),
         steps=flags.steps,
         directory=flags.work_dir,
         evaluate_every=flags.checkpoint_every,
+        processes=distributed.processes(),
     )
-    transfo_xl.save(run.train.params, flags.work_dir)
-    tokenizer.save(flags.work_dir)
+    params = finetune.whole(run.train.params)
+    _training.save(transfo_xl, params, tokenizer, flags.work_dir)
+
+
+def read(flags: Flags, path: Path) -> tuple[tokenize.Tokenizer, Ids]:
+    """Make a tokenizer of the words of a text, and the text's ids."""
+    special = ["<eos>", "<unk>"]
+    tokenizer = tokenize.train(words.lines(path), special=special, min_freq=flags.min_freq)
+    place = flags.work_dir / "train-ids"
+    distributed.on_first(lambda: store(path, tokenizer, place))
+    return tokenizer, language_model.read(place).ids
+
+
+def make_config(flags: Flags, tokenizer: tokenize.Tokenizer) -> transfo_xl.Config:
+    """Make the config of a model for the words of a tokenizer."""
+    return transfo_xl.Config(
+        n_token=tokenizer.vocab_size, cutoffs=flags.cutoffs, div_val=flags.div_val,
+        d_model=flags.d_model, d_embed=flags.d_model, d_inner=flags.d_inner,
+        n_layer=flags.n_layer, n_head=flags.n_head, d_head=flags.d_model // flags.n_head,
+        tgt_len=flags.tgt_len, mem_len=flags.mem_len, clamp_len=flags.clamp_len,
+        same_length=flags.same_length, dropout=flags.dropout,
+    )  # fmt: skip
 
 
 @torch.no_grad()
@@ -203,7 +215,9 @@ def evaluate(params: transfo_xl.Params, ids: Ids, flags: Flags) -> dict[str, flo
 def texts(flags: Flags, name: str | Path, tokenizer: tokenize.Tokenizer) -> dict[str, Ids]:
     """Return the ids to evaluate: name of a split, or "" -> ids."""
     if flags.eval_file is not None and flags.eval_file.suffix not in CORPORA:
-        return {"": store(flags.eval_file, tokenizer, flags.work_dir / "eval-ids")}
+        place = flags.work_dir / "eval-ids"
+        store(flags.eval_file, tokenizer, place)
+        return {"": language_model.read(place).ids}
     corpus = tokenize.load_corpus(flags.eval_file or name)
     splits = ("valid", "test") if flags.split == "all" else (flags.split,)
     if missing := [split for split in splits if split not in corpus]:
@@ -229,9 +243,9 @@ def main(flags: Flags) -> None:
     checkpoints.check_vocabulary(name, tokenizer.vocab_size, tokens, padded=False)
     config = replace(params["config"], **{field: getattr(flags, field) for field in ATTENTION})
     params = tree.to(params, train.choose_device(flags.device)) | {"config": config}
-    results = {
+    results = distributed.on_first(lambda: {
         f"{split}_{what}".lstrip("_"): value
         for split, ids in texts(flags, name, tokenizer).items()
         for what, value in evaluate(params, ids, flags).items()
-    }
+    })  # fmt: skip
     print(finetune.write_results(results, flags.work_dir, "eval_results", then=then), end="")

@@ -12,23 +12,94 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fnlm.files._checkpoint import half_written, replace
+from fnlm.train._log import LOG, Log, read_log, write_log
+from fnlm.train._processes import Processes
 from fnlm.train.state import DamagedStateError, load_state, load_with_notes, save_state
 from fnlm.tree import Tree
 
-__all__ = ["STATE", "locked", "prune", "resume", "save"]
+__all__ = ["STATE", "RunDirectory"]
 
 STATE = "state.safetensors"
 
 
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold an exclusive lock on a directory, which the system releases when the process ends.
+class RunDirectory(NamedTuple):
+    """The directory of a run: all processes call its methods, the first one reads and writes."""
 
-    What a killed run left half written is removed.
-    """
+    path: Path
+    processes: Processes
+    keep: int  # how many states are kept
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold an exclusive lock, which the system releases when the process ends.
+
+        What a killed run left half written is removed.
+        """
+        with contextlib.ExitStack() as stack:
+            self.processes.on_first(lambda: stack.enter_context(_locked(self.path)))
+            yield
+
+    def resume(self, state: Any) -> tuple[Any, Log, dict[str, Any], int | None]:
+        """Return the last state, the log up to it, its notes, its step; None where a run begins.
+
+        Raises:
+            ValueError: the state is damaged; the message names a former one that is whole.
+            FileNotFoundError: there is a state without a log.
+        """
+        like, found = self.processes.collect(state), list[Tree]()
+
+        def read() -> tuple[bool, Log, Any]:
+            last = _last(self.path, like)
+            if last is None:
+                write_log(self.path, [])  # now, lest a directory that can't be written shows late
+                return False, [], None
+            if not (self.path / LOG).exists():
+                raise FileNotFoundError(
+                    f"{self.path / LOG} is missing, without which nobody knows which state was the "
+                    "best; put it back, or an empty file, to go on as if there had been no "
+                    "evaluation"
+                )
+            found.append(last[0])
+            log = [row for row in read_log(self.path) if row["step"] <= int(last[0].step)]
+            _prune(self.path, self.keep)
+            write_log(self.path, log)
+            return True, log, last[1]
+
+        resumed, log, notes = self.processes.on_first(read)
+        if not resumed:
+            return state, log, {}, None
+        state = self.processes.distribute(found[0] if found else {}, state)
+        return state, log, notes or {}, int(state.step)
+
+    def write_log(self, log: Log) -> None:
+        """Write the log."""
+        self.processes.on_first(lambda: write_log(self.path, log))
+
+    def save(self, state: Any, notes: Any, former: int | None) -> int:
+        """Save a state as the last one, with notes, and keep those before; return its step.
+
+        Args:
+            state: of the run, this process's part.
+            notes: kept with it, as by `save_state`.
+            former: the step of the state that is the last one now, None if there is none.
+        """
+        whole = self.processes.collect(state)
+
+        def write() -> None:
+            if former is not None and self.keep > 1:
+                _name_also(self.path / STATE, self.path / f"state.step-{former}.safetensors")
+            save_state(whole, self.path / STATE, notes=notes)
+            _prune(self.path, self.keep)
+
+        self.processes.on_first(write)
+        return int(state.step)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
     directory.mkdir(parents=True, exist_ok=True)
     with contextlib.nullcontext() if sys.platform == "win32" else _flock(directory):
         for part in half_written(directory):
@@ -55,29 +126,13 @@ def _flock(directory: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def save(directory: Path, state: Tree, *, notes: Any, former: int | None, keep: int) -> None:
-    """Save the state of a run as its last one, and keep the ones before.
-
-    Args:
-        directory: of the run.
-        state: its state.
-        notes: kept with it, as by `save_state`.
-        former: the step of the state that is the last one now, None if there is none.
-        keep: how many states are kept, the new one included.
-    """
-    if former is not None and keep > 1:
-        _name_also(directory / STATE, directory / f"state.step-{former}.safetensors")
-    save_state(state, directory / STATE, notes=notes)
-    prune(directory, keep)
-
-
-def prune(directory: Path, keep: int) -> None:
+def _prune(directory: Path, keep: int) -> None:
     """Remove the states before the last `keep` ones."""
     for path in _former(directory)[keep - 1 :]:
         path.unlink()
 
 
-def resume(directory: Path, like: Tree) -> tuple[Tree, Any] | None:
+def _last(directory: Path, like: Tree) -> tuple[Tree, Any] | None:
     """Return the last state of a directory and its notes, None if there is no state.
 
     Raises:

@@ -14,8 +14,9 @@ import torch
 from tqdm import tqdm
 
 from fnlm import tree
-from fnlm.train import _directory
-from fnlm.train._log import LOG, Log, Row, read_log, valid_losses, write_log
+from fnlm.train._directory import RunDirectory
+from fnlm.train._log import Log, Row, valid_losses
+from fnlm.train._processes import ALONE, Processes
 from fnlm.train.step import CarryState, Metrics, TrainState, describe_skipped
 
 __all__ = ["Interrupted", "fit"]
@@ -51,6 +52,7 @@ def fit(
     patience: int | None = None,
     keep: int = 2,
     max_skipped: int = 20,
+    processes: Processes = ALONE,
 ) -> S:
     """Train up to step `steps`, with an evaluation and a checkpoint every `evaluate_every` steps.
 
@@ -76,6 +78,9 @@ def fit(
         keep: how many states are kept, at least 1; the former ones are called
             `state.step-NUMBER.safetensors`.
         max_skipped: number of steps in a row without finite gradients after which to stop.
+        processes: those that run this together, `fnlm.distributed.processes()`, each with its part
+            of the state and of the batches. The first one reads and writes the directory, in which
+            states are whole; `evaluate` and `on_best` are called on all, and `on_row` on it.
 
     Returns:
         the last state.
@@ -88,65 +93,42 @@ def fit(
     """
     _check_range(steps=(steps, 0), evaluate_every=(evaluate_every, 1), patience=(patience, 1),
                  keep=(keep, 1), max_skipped=(max_skipped, 0))  # fmt: skip
-    directory = Path(directory)
-    with _directory.locked(directory), _signals() as received:
-        state, log, interval, saved = _resume(directory, state)
-        _directory.prune(directory, keep)
-        write_log(directory, log)  # now, lest a directory that can't be written shows at the end
-
-        def save(interval: _Interval) -> None:
-            nonlocal saved
-            notes = interval._asdict()
-            _directory.save(directory, state, notes=notes, former=saved, keep=keep)
-            saved = int(state.step)
-
-        bar = tqdm(total=steps, initial=int(state.step), unit="step", disable=None)
+    run = RunDirectory(Path(directory), processes, keep)
+    with run.locked(), _signals() as received:
+        state, log, notes, saved = run.resume(state)
+        interval, hidden = _Interval(**notes), None if processes.is_first else True
+        bar = tqdm(total=steps, initial=int(state.step), unit="step", disable=hidden)
         start = time.monotonic()
         while (done := int(state.step)) < steps and not _should_stop(log, patience):
             state, metrics = step(state, *batch_at(done))
             if bool(metrics.finite):
                 interval = _Interval(interval.total + float(metrics.loss), interval.steps + 1)
             else:
-                _report_skipped(state, directory, max_skipped)
+                _report_skipped(state, run, max_skipped)
             bar.update()
             if (done + 1) % evaluate_every == 0 or done + 1 == steps:
-                _check_state(state, directory)
+                _check_state(state, run.path)
                 row = _evaluate(state, interval, evaluate)
                 row["seconds"] = time.monotonic() - start
                 if row.get("valid_loss", math.inf) < min(valid_losses(log), default=math.inf):
                     on_best(state)
-                # The state last: a run killed in between repeats this evaluation, and `_resume`
+                # The state last: a run killed in between repeats this evaluation, and `resume`
                 # drops the rows of the log beyond the step of the state.
                 log.append(row)
-                write_log(directory, log)
+                run.write_log(log)
                 interval, start = _Interval(), time.monotonic()
-                save(interval)
-                on_row(row)
+                saved = run.save(state, interval._asdict(), saved)
+                if processes.is_first:
+                    on_row(row)
                 bar.set_postfix({name: f"{row[name]:.3f}" for name in row if name.endswith("loss")})
-            if received:
+            if signal_number := processes.highest(received[0] if received else 0):
                 if saved != int(state.step):
-                    _check_state(state, directory)
-                    save(interval)
+                    _check_state(state, run.path)
+                    run.save(state, interval._asdict(), saved)
                 bar.close()
-                _interrupt(received[0], state, directory)
+                _interrupt(signal_number, state, run)
         bar.close()
         return state
-
-
-def _resume(directory: Path, state: S) -> tuple[S, Log, _Interval, int | None]:
-    """Return the checkpoint of a directory, its log, and its step; or `state` and an empty log."""
-    found = _directory.resume(directory, like=state)
-    if found is None:
-        return state, [], _Interval(), None
-    if not (directory / LOG).exists():
-        raise FileNotFoundError(
-            f"{directory / LOG} is missing, without which nobody knows which state was the best; "
-            "put it back, or an empty file, to go on as if there had been no evaluation"
-        )
-    state, notes = found
-    step = int(state.step)
-    log = [row for row in read_log(directory) if row["step"] <= step]
-    return state, log, _Interval(**(notes or {})), step
 
 
 def _evaluate(
@@ -175,13 +157,14 @@ _DIVERGED = (
 )
 
 
-def _report_skipped(state: TrainState | CarryState, directory: Path, most: int) -> None:
+def _report_skipped(state: TrainState | CarryState, run: RunDirectory, most: int) -> None:
     """Write a line on the step that was skipped; raise after too many in a row."""
     train = state.train if isinstance(state, CarryState) else state
     line = describe_skipped(state)
     if int(train.skipped.in_a_row) > most:
-        raise ValueError(f"{directory}: {line}, and max_skipped={most} were so in a row{_DIVERGED}")
-    tqdm.write(line, file=sys.stderr)
+        raise ValueError(f"{run.path}: {line}, and max_skipped={most} were so in a row{_DIVERGED}")
+    if run.processes.is_first:
+        tqdm.write(line, file=sys.stderr)
 
 
 def _check_state(state: TrainState | CarryState, directory: Path) -> None:
@@ -223,12 +206,13 @@ def _signals() -> Iterator[list[int]]:
         restore()
 
 
-def _interrupt(number: int, state: TrainState | CarryState, directory: Path) -> None:
+def _interrupt(number: int, state: TrainState | CarryState, run: RunDirectory) -> None:
     """Raise after a line that says how to go on."""
-    sys.stderr.write(
-        f"{signal.Signals(number).name}: stopped after step {int(state.step)}, which is saved in "
-        f"{directory}; start the same command again to go on\n"
-    )
+    if run.processes.is_first:
+        sys.stderr.write(
+            f"{signal.Signals(number).name}: stopped after step {int(state.step)}, which is saved "
+            f"in {run.path}; start the same command again to go on\n"
+        )
     raise Interrupted(128 + number)
 
 

@@ -1,6 +1,7 @@
 """Zeroing the gradients of embedding rows, as `padding_idx` does."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,16 +39,22 @@ def mask_rows(optimizer: Optimizer, rows: Mapping[str, int | None]) -> Optimizer
     def update(
         grads: Tree, state: OptimizerState, params: Tree, *, donate: bool = False
     ) -> tuple[Tree, OptimizerState]:
-        _check(masked, params)
+        tables = _check(masked, params)
+        # Of a table that lies on several processes, the row is in the part of one of them.
+        own = {
+            path: tables[path].own_row(row) if hasattr(tables[path], "own_row") else row
+            for path, row in masked.items()
+        }
 
         def mask(path: str, gradient: Tensor) -> Tensor:
-            if path not in masked:
+            row = own.get(path)
+            if row is None:
                 return gradient
             if donate:
-                gradient.detach()[masked[path]].zero_()  # donated: in place
+                gradient.detach()[row].zero_()  # donated: in place
                 return gradient
             index = torch.arange(len(gradient), device=gradient.device)  # [rows]
-            keep = (index != masked[path]).view(-1, *[1] * (gradient.ndim - 1))  # [rows, 1, ...]
+            keep = (index != row).view(-1, *[1] * (gradient.ndim - 1))  # [rows, 1, ...]
             return torch.where(keep, gradient, 0)
 
         return optimizer.update(tree.map_with_path(mask, grads), state, params, donate=donate)
@@ -55,13 +62,15 @@ def mask_rows(optimizer: Optimizer, rows: Mapping[str, int | None]) -> Optimizer
     return Optimizer(optimizer.init, update)
 
 
-def _check(rows: Mapping[str, int], params: Tree) -> None:
-    """Raise unless every path is a leaf that has the row."""
-    leaves = dict(tree.named_leaves(params))
+def _check(rows: Mapping[str, int], params: Tree) -> dict[str, Any]:
+    """Return the leaves by path, typed ones whole; raise unless each path is one with the row."""
+    leaves: dict[str, Any] = dict(tree.named_leaves(params)) | dict(tree.typed_leaves(params))
     for path, row in rows.items():
         if path not in leaves:
             raise ValueError(f"rows: params have no leaf {path!r}, but {', '.join(sorted(leaves))}")
-        if not 0 <= row < len(leaves[path]):
+        length = leaves[path].shape[0]
+        if not 0 <= row < length:
             raise IndexError(
-                f"rows: {path!r} has rows from 0 to {len(leaves[path]) - 1}, there is no row {row}"
+                f"rows: {path!r} has rows from 0 to {length - 1}, there is no row {row}"
             )
+    return leaves

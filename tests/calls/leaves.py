@@ -16,6 +16,7 @@ LEAF_ARGS: dict[str, tuple[Any, ...]] = {
     "linear": (X, None),
     "rows": (torch.tensor([2, 0]),),
     "new_zeros": ((2, 3),),
+    "own_row": (1,),
 }
 
 

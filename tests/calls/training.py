@@ -26,6 +26,7 @@ from fnlm import (
     finetune,
     gpt2,
     layers,
+    random,
     taps,
     train,
     transforms,
@@ -95,6 +96,10 @@ def row_loss(params: Any, *batch: Tensor, key: Tensor | None = None) -> Tensor:
 
 def row_squares(params: Any, *batch: Tensor) -> Tensor:
     return layers.linear(batch[0] / 36, **params["up"])
+
+
+SPREAD = finetune.Spread("shard")
+X_KEYS = random.split(KEY, len(X))
 
 
 def finetuned(folder: Path) -> Example:
@@ -208,6 +213,14 @@ FINETUNING: dict[str, Make] = {
     "predict": lambda _: on(finetune.predict, row_squares, SMALL, ROWED, 2, "cpu"),
     "finetune": finetuned,
     "mean_loss": lambda _: on(finetune.mean_loss, row_loss, SMALL, ROWED, finetune.Recipe()),
+    "Spread.check": lambda _: on(SPREAD.check, 6, 3),
+    "Spread.parts": lambda _: on(lambda spread: spread.parts, SPREAD),
+    "Spread.place_rows": lambda _: on(SPREAD.place_rows, X),
+    "Spread.batches": lambda _: on(SPREAD.batches(lambda at: (X + at,), KEY), 1),
+    "Spread.loss": lambda _: on(SPREAD.loss(square_with_key), SMALL, X, X_KEYS, key=KEY),
+    "Spread.carry_loss": lambda _: on(
+        SPREAD.carry_loss(square_and_sum), SMALL, X, X, X_KEYS, key=KEY
+    ),
     "write_results": lambda folder: on(
         finetune.write_results, {"f1": 0.5}, folder / "made", "r", seen=lambda _: files(folder)
     ),
