@@ -5,6 +5,7 @@ import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import GPT, GPT2, TRANSFO_XL, make_params
@@ -119,6 +120,30 @@ def test_no_row_no_token_one_token() -> None:
         for new in (1, 2):
             found = speculate(*both, ids, new, key=KEY)
             assert torch.equal(found, generate(family.apply, params, ids, new, key=KEY))
+
+
+def test_ids_of_end_and_pad_may_be_whole_numbers_of_any_type() -> None:
+    family, params, draft = models("gpt2")
+    both = (family.apply, params, family.apply, draft, prompts(2, 4))
+    free = generate(family.apply, params, prompts(2, 4), 9)
+    end = int(free[1, 3])
+    wanted = generate(family.apply, params, prompts(2, 4), 9, eos=end, pad=7)
+    assert not torch.equal(wanted, free)
+    for ends in (torch.tensor(end), [end], iter([end]), np.array([end, 40]), {end}):
+        assert torch.equal(speculate(*both, np.int64(9), eos=ends, pad=np.int32(7)), wanted)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "transfo_xl"])
+def test_a_model_without_blocks_or_in_half_precision(name: str) -> None:
+    family, params, draft = models(name)
+    for change in (lambda x: {**x, "blocks": ()}, lambda x: tree.cast(x, torch.bfloat16)):
+        both = (family.apply, change(params), family.apply, change(draft))
+        found = speculate(*both, prompts(3, 5), 20, key=KEY)
+        again = speculate(*both, prompts(3, 5), 20, key=KEY)
+        assert torch.equal(found, again) and found.shape == (3, 20)
+        if not both[1]["blocks"]:
+            wanted = generate(family.apply, both[1], prompts(3, 5), 20, key=KEY)
+            assert torch.equal(found, wanted)
 
 
 def test_the_model_is_called_less_often_and_a_perfect_draft_is_always_right() -> None:

@@ -133,7 +133,8 @@ def make_room(cache: Any, new: int, capacity: int) -> Any:
     def move(*segments: Tensor) -> Tensor:
         return torch.cat(segments, -2).take_along_dim(slots, -2)
 
-    return Cache((tree.map(move, *cache.segments),), cache.valid.gather(-1, order))
+    segments = (tree.map(move, *cache.segments),) if cache.segments else ()
+    return Cache(segments, cache.valid.gather(-1, order))
 
 
 def join(first: Any, second: Any) -> Any:
