@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _harness import environment, judge, quartiles, ratios, row, seconds, take_turns
+from _harness import environment, judge, quartiles, ratios, row, take_turns
 from torch import Tensor
 
 from fnlm import gpt2, random, tree
@@ -112,7 +112,7 @@ def reading(model: Params, ids: Tensor, rounds: int) -> list[float]:
             name: partial(gpt2.apply, model, ids[:, :count], cache)
             for name, count in (("one", 1), ("several", 1 + GUESSES))
         }
-            one, several = take_turns(calls, rounds).values()
+        one, several = take_turns(calls, rounds).values()
     return ratios(several, one)
 
 
