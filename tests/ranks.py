@@ -300,7 +300,9 @@ def buckets() -> None:
     for nbytes in (before, 150, 1):
         _buckets.BUCKET = nbytes
         with distributed.messages() as sent:
-            assert_close(distributed.sum(things), wanted, 1e-12)
+            found = distributed.sum(things)
+        assert_close(found, wanted, 1e-6)  # with more than two ranks, in another order
+        assert_close([found["a"], found["e"]], [wanted["a"], wanted["e"]], 1e-12)
         counts.append(len(sent))
         moved, rest = tree.partition(things, lambda path, x: path in ("a", "b"))
         found = grad(lambda x, rest=rest: distributed.sum({**rest, **x})["a"].square().sum())(moved)
