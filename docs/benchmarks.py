@@ -68,8 +68,8 @@ def script(about: dict[str, Any], found: Found) -> list[str]:
         lines += [*table(rows), ""]
     if absent := sorted({row["absent"] for row in own if "absent" in row}):
         lines += [f"Not compared, as not installed: {', '.join(absent)}.", ""]
-    if about["state"].startswith("failed"):
-        lines += [f"It {escaped(about['state'])}.", ""]
+    if about["state"] not in ("met", "missed"):
+        lines += [f"It was {escaped(about['state'])}.", ""]
     return lines[:-1]
 
 

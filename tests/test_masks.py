@@ -123,7 +123,7 @@ def test_models_with_large_weights_do_not_look_ahead(family: Family) -> None:
 
 
 def test_a_mask_of_a_long_text_stays_one_of_bits() -> None:
-    """Through two layers and back, in the fused kernel: no [T, S] floats, where one bool serves all.
+    """Through two layers and back, in the fused kernel: no [T, S] floats where one bool serves all.
 
     The numbers that are added to the scores are made of a chunk of queries at a time.
     """
