@@ -16,7 +16,7 @@ INTRODUCTION = """# Benchmarks
 the median of the ratios of neighbours, with the quartiles of these ratios (extremes where there are
 fewer than four). A row without a bar is told for comparison. Texts are found in the installation of
 Python, weights are random and of the true size. Some runs are
-[started by hand](contributing.md#benchmarks).
+[started by hand](../CONTRIBUTING.md#benchmarks).
 
 The page is written by `docs/benchmarks.py` (`make docs`) from `benchmarks/results`: of each machine
 the newest file.
