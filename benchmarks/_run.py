@@ -34,7 +34,9 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "Second order and attribution": ("curvature", "attribution"),
     "Decoding": ("decode_gpt2", "generate_gpt2", "speculative", "quantized"),
     "Transformer-XL": ("transfo_xl",),
-    "Layers, losses, sites": ("attention", "layer_norm", "dropout", "cross_entropy", "taps"),
+    "Layers, losses, sites": (
+        "attention", "layer_norm", "dropout", "cross_entropy", "products", "taps",
+    ),
     "Text": (
         "tokenize_bert", "tokenize_gpt2", "tokenize_gpt", "tokenize_transfo_xl", "squad_features",
     ),
