@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "Second order and attribution": ("curvature", "attribution"),
     "Decoding": ("decode_gpt2", "generate_gpt2", "speculative", "quantized"),
     "Transformer-XL": ("transfo_xl",),
-    "Layers, losses, sites": ("attention", "layer_norm", "dropout", "cross_entropy", "taps"),
+    "Layers, losses, sites": (
+        "attention", "layer_norm", "dropout", "cross_entropy", "products", "taps",
+    ),
     "Text": (
         "tokenize_bert", "tokenize_gpt2", "tokenize_gpt", "tokenize_transfo_xl", "squad_features",
     ),
@@ -42,9 +45,9 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 # Long runs that ask for a corpus, and what is not about time: started by hand.
 BY_HAND = ("finetune_minilm", "kills", "memory_length", "padding_row", "private_glue")
-PEERS = ("transformers", "pytorch-pretrained-bert", "tokenizers", "tiktoken", "opacus", "torchopt")
 SECONDS = {True: 120, False: 600}  # after which a script is stopped, quick or not
 TRACEBACK = "Traceback (most recent call last)"
+ABSENT = re.compile(r"ModuleNotFoundError: No module named '(\w+)")
 
 
 def processor() -> tuple[str, list[str]]:
@@ -58,6 +61,13 @@ def processor() -> tuple[str, list[str]]:
     words = flags[1].split() if flags else []
     wanted = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16", "amx_int8")
     return model[1] if model else platform.machine(), [name for name in wanted if name in words]
+
+
+def peers() -> list[str]:
+    """Return the packages that benchmarks compare with: the extra `bench` of pyproject.toml."""
+    text = (FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8")
+    named = tomllib.loads(text)["project"]["optional-dependencies"]["bench"]
+    return [re.split(r"[^\w-]", name)[0] for name in named]
 
 
 def machine() -> dict[str, Any]:
@@ -74,7 +84,7 @@ def machine() -> dict[str, Any]:
         "gigabytes_per_second": round(bytes_per_second() / 1e9, 1),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "peers": {name: version(name) for name in PEERS},
+        "peers": {name: version(name) for name in peers()},
     }
 
 
@@ -91,7 +101,11 @@ def claim(path: Path) -> str:
 
 
 def run(path: Path, record: Path, *flags: str, limit: float = 600.0) -> str:
-    """Run a script whose rows go to a file, and return "met", "missed" or why it failed."""
+    """Run a script whose rows go to a file, and return how it went.
+
+    That is "met", "missed", "left out: " and the peer that it cannot do without, or "failed: " and
+    why.
+    """
     environment = os.environ | {RECORD: str(record), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(path), *flags]
     begin = len(rows(record))
@@ -102,6 +116,9 @@ def run(path: Path, record: Path, *flags: str, limit: float = 600.0) -> str:
     except subprocess.TimeoutExpired:
         return f"failed: stopped after {limit:.0f} s"
     print(done.stderr, end="", file=sys.stderr)
+    absent = ABSENT.search(done.stderr)
+    if done.returncode and absent and absent[1].replace("_", "-") in peers():
+        return f"left out: {absent[1]} is not installed"
     if done.returncode not in (0, 1) or TRACEBACK in done.stderr:
         return f"failed: {(done.stderr.strip().splitlines() or [str(done.returncode)])[-1]}"
     missed = done.returncode or not all(found.get("met", True) for found in rows(record)[begin:])
@@ -141,7 +158,7 @@ def summary(found: list[dict[str, Any]]) -> str:
         met = sum(each["met"] for each in barred)
         lines.append(
             f"{script['script']:20} {met} of {len(barred)} bars met, {script['seconds']:.0f} s"
-            + (f", {script['state']}" if script["state"].startswith("failed") else "")
+            + ("" if script["state"] in ("met", "missed") else f", {script['state']}")
         )
         lines += [
             f"    MISSED {each['what']}: {each['median']:.3g}, bar {each['bar']}"

@@ -25,9 +25,9 @@ PAST = 512  # cached tokens of a decoding step
 BAR = 1.05
 
 
-def calls(queries: int, causal: bool) -> dict[str, Call]:
-    """Each thing that is timed, for about `TOKENS` tokens in all."""
-    batch = max(1, TOKENS // max(queries, 128))
+def calls(queries: int, causal: bool, tokens: int) -> dict[str, Call]:
+    """Each thing that is timed, for about so many tokens in all."""
+    batch = max(1, tokens // max(queries, 128))
     keys = PAST if queries == 1 else queries
     generator = torch.Generator().manual_seed(0)
 
@@ -74,14 +74,15 @@ def main() -> int:
     parser.add_argument("--smallest", type=int, help="queries and keys from which to fuse")
     flags = parser.parse_args()
     smallest = flags.smallest or fused.QUERIES
+    tokens = 256 if flags.quick else TOKENS
     print(
-        f"{environment()}, float32, {HEADS} heads of {WIDTH}, about {TOKENS} tokens, "
+        f"{environment()}, float32, {HEADS} heads of {WIDTH}, about {tokens} tokens, "
         f"{flags.rounds} rounds; time as it is / in plain ones"
     )
     met = True
     for name, causal in (("GPT-2, causal", True), ("BERT, padded", False)):
         for queries in QUERIES:
-            for what, call in calls(queries, causal).items():
+            for what, call in calls(queries, causal, tokens).items():
                 with mock.patch.multiple(fused, QUERIES=smallest, KEYS=smallest):
                     found = compare(call, flags.rounds)
                 met &= judge(f"{name}, T {queries}, {what}", found, BAR, at_most=True)

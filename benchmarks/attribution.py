@@ -80,9 +80,10 @@ def worst_difference(start: Tree, ones: Tensor, steps: int, examples: int) -> fl
 def main() -> int:
     parser = arguments(__doc__, rounds=3, quick=1)
     parser.add_argument("--steps", type=int, help="default: 50")
-    parser.add_argument("--examples", type=int, default=5, help="of which differences are taken")
+    parser.add_argument("--examples", type=int, help="of which differences are taken, default: 5")
     args = parser.parse_args()
-    args.steps = args.steps or (16 if args.quick else 50)
+    args.examples = args.examples or (2 if args.quick else 5)
+    args.steps = args.steps or (8 if args.quick else 50)
     params = tree.cast(gpt2.init(CONFIG, KEYS[0]), torch.float64)
     start = train.init_state(params, OPTIMIZER, KEYS[2])
     ones = torch.ones(EXAMPLES, dtype=torch.float64)

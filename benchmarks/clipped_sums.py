@@ -9,7 +9,7 @@ sums at 1.15 times the speed of Opacus's ghost clipping (needs opacus; left out 
 Memory is counted, not measured: the most bytes of tensors allocated at once, from the events of
 torch's profiler. What the gradients of all examples take, materialized and then clipped, is shown
 beside it. For GPT-2 small with 8 rows of 256 tokens it is not tried: it is linear in the rows, so
-two counts give it, and the clipped sum is held to a third of that.
+two counts give it, and the clipped sum is held to half of that, and to the batch's gradient.
 
 Arithmetic: the gradient of the batch multiplies each weight by each token three times, norms two
 times and T^2 (n + m) times an example for a matrix [n, m]; clipped sums once more. So wide models
@@ -45,7 +45,7 @@ from fnlm.tree import Tree
 BATCH, NORMS, CLIPPED, OPACUS = "gradient of the batch", "norms", "clipped sum", "opacus, ghost"
 MATERIALIZED = "gradients, then clipped"
 TIME_BARS, MEMORY_BAR, SPEED_BAR = {NORMS: 1.35, CLIPPED: 1.5}, 1.1, 1.15
-LARGE_BAR = 1 / 3  # of the memory that materialized gradients need, GPT-2 small
+LARGE_BAR = 1 / 2  # of the memory that materialized gradients need, GPT-2 small
 EXACT = {"float64": 1e-9, "float32": 1e-3}  # relative errors of norms
 MAX_NORM = 1.0
 WIDTH, LENGTH, ROWS = 384, 128, 16
@@ -183,7 +183,10 @@ def judge_large(quick: bool) -> bool:
     needed = one + (rows - 1) * (two - one)
     print(f"GPT-2 small: clipped sum {ours / 1e9:.2f} GB, materialized {needed / 1e9:.2f} GB")
     what = f"GPT-2 small, {rows} rows of {length}: memory / that of materialized gradients"
-    return judge(what, [ours / needed], LARGE_BAR, at_most=True)
+    met = judge(what, [ours / needed], LARGE_BAR, at_most=True)
+    share = ours / peak_bytes(lambda: grad(language_model)(params, ids))
+    what = f"GPT-2 small, {rows} rows of {length}: memory / that of the batch's gradient"
+    return judge(what, [share], MEMORY_BAR, at_most=True) and met
 
 
 def main() -> int:

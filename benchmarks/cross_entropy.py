@@ -44,13 +44,14 @@ def calls(tokens: int, width: int, vocabulary: int) -> dict[str, tuple[Call, Cal
 
 
 def main() -> int:
-    rounds = arguments(__doc__, rounds=5, quick=1).parse_args().rounds
+    args = arguments(__doc__, rounds=5, quick=1).parse_args()
     print(f"{environment()}, float32; in chunks / at once")
     met = True
-    for name, size in {**SIZES, **SMALL}.items():
+    for name, (tokens, width, vocabulary) in {**SIZES, **SMALL}.items():
+        size = (tokens // 2, 16, vocabulary) if args.quick else (tokens, width, vocabulary)
         print(f"{name}: tokens, width, vocabulary {size}")
         for what, (chunked, whole) in calls(*size).items():
-            taken = take_turns({"chunked": chunked, "whole": whole}, rounds)
+            taken = take_turns({"chunked": chunked, "whole": whole}, args.rounds)
             found = ratios(taken["chunked"], taken["whole"])
             time_bar, memory_bar = (BAR_SMALL, None) if name in SMALL else (None, BAR_BYTES)
             met &= judge(f"{name}, {what}: time", found, time_bar, at_most=True)

@@ -60,15 +60,14 @@ def calls(config: gpt2.Config, rows: int, tokens: int) -> dict[str, Call]:
 
 def main() -> int:
     parser = arguments(__doc__, rounds=5, quick=1)
-    parser.add_argument("--rows", type=int, default=4)
-    parser.add_argument("--tokens", type=int, default=128)
     args = parser.parse_args()
-    config = gpt2.Config(n_positions=args.tokens, n_ctx=args.tokens, n_embd=64, n_layer=2, n_head=2)
+    rows, tokens = (1, 64) if args.quick else (4, 128)
+    config = gpt2.Config(n_positions=tokens, n_ctx=tokens, n_embd=64, n_layer=2, n_head=2)
     print(
-        f"{environment()}, vocabulary {config.vocab_size}, [{args.rows}, "
-        f"{args.tokens}] tokens, {args.rounds} rounds"
+        f"{environment()}, vocabulary {config.vocab_size}, [{rows}, "
+        f"{tokens}] tokens, {args.rounds} rounds"
     )
-    made = calls(config, args.rows, args.tokens)
+    made = calls(config, rows, tokens)
     times = take_turns(made, args.rounds)
     peaks = {name: peak_bytes(call) for name, call in made.items()}
     whole = peaks.pop(GRADIENT)

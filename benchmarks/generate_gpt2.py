@@ -21,7 +21,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from _harness import environment, judge, ratios, seconds, take_turns
+from _harness import environment, is_installed, judge, ratios, seconds, take_turns
 from torch import Tensor
 
 from fnlm import gpt2, random, tree
@@ -120,12 +120,17 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32, help="decoded and timed in each round")
     parser.add_argument("--contexts", type=int, nargs="+", default=[32, 900])
     parser.add_argument("--dtypes", nargs="+", choices=TYPES, default=[*TYPES])
+    parser.add_argument("--quick", action="store_true", help="the same rows in some seconds")
     args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.tokens = 1, 6
+    if not is_installed("transformers"):
+        return
 
     print(f"{environment('transformers')}, {torch.backends.cpu.get_cpu_capability()}")
     rate = bandwidth()
     print(f"memory is read at {rate / 1e9:.1f} GB/s")
-    params = gpt2.init(gpt2.Config(), random.key(0))
+    params = gpt2.init(gpt2.Config(n_layer=2 if args.quick else 12), random.key(0))
     for name in args.dtypes:
         peer = peer_of(params, TYPES[name])
         laid = for_decoding(tree.cast(params, TYPES[name]))

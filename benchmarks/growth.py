@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from _harness import Call, arguments, environment, judge, peak_bytes, seconds, take_turns
-from _text import bert_tokenizer, gpt_tokenizer, paragraphs, topics
+from _reference import bert_tokenizer, gpt_tokenizer, paragraphs, topics
 from torch import Tensor
 from torch.func import jvp, vmap
 

@@ -7,14 +7,13 @@ Files are in the page cache after the first, discarded, round.
 Physical limit: what fnlm's dependencies take (regex, safetensors, einops), printed as the last row.
 """
 
-import argparse
 import json
 import pkgutil
 import statistics
 import subprocess
 import sys
 
-from _harness import environment, ratios, row
+from _harness import arguments, environment, judge, ratios, row
 
 BAR_SECONDS = 0.2
 TIMED = """
@@ -40,9 +39,7 @@ def line(label: str, times: list[float], torch_alone: list[float]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=11)
-    rounds = parser.parse_args().rounds
+    rounds = arguments(__doc__, rounds=11, quick=1).parse_args().rounds
 
     import fnlm
 
@@ -61,9 +58,7 @@ def main() -> int:
     print(line("then fnlm", package, torch_alone))
     print(line("then fnlm, every module", library, torch_alone))
     print(line("or its dependencies", [r[1] for r in limit[1:]], [r[0] for r in limit[1:]]))
-    met = statistics.median(library) <= BAR_SECONDS
-    print(f"bar: at most {BAR_SECONDS} s beyond torch: {'met' if met else 'MISSED'}")
-    return not met
+    return not judge("seconds of every module, beyond torch", library, BAR_SECONDS, at_most=True)
 
 
 if __name__ == "__main__":

@@ -36,12 +36,12 @@ def kernel(x: Tensor, scale: Tensor, bias: Tensor, *, eps: float) -> Tensor:
     return F.layer_norm(x, (x.shape[-1],), scale, bias, eps)
 
 
-def calls(shape: dict[str, Any]) -> dict[str, tuple[Call, bool]]:
+def calls(shape: dict[str, Any], rows: int) -> dict[str, tuple[Call, bool]]:
     """Make what is timed, and say of each whether the bar holds for it."""
     config = bert.Config(vocab_size=1000, **shape)
     params = bert.init(config, random.key(0))
     tracked = tree.map(lambda x: x.clone().requires_grad_(), params)
-    ids = torch.randint(1000, (ROWS, TOKENS), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(1000, (rows, TOKENS), generator=torch.Generator().manual_seed(0))
 
     def loss(params: Any, ids: Tensor = ids) -> Tensor:
         return bert.apply(params, ids)[0].square().mean()
@@ -76,14 +76,15 @@ def compare(call: Call, rounds: int) -> list[float]:
 
 
 def main() -> int:
-    rounds = arguments(__doc__, rounds=31).parse_args().rounds
+    args = arguments(__doc__, rounds=31).parse_args()
+    rows, rounds = 2 if args.quick else ROWS, args.rounds
     print(
-        f"{environment()}, float32 [{ROWS}, {TOKENS}], {rounds} rounds; "
+        f"{environment()}, float32 [{rows}, {TOKENS}], {rounds} rounds; "
         "time with layer_norm / with F.layer_norm"
     )
     met = True
     for name, shape in SHAPES.items():
-        for what, (call, barred) in calls(shape).items():
+        for what, (call, barred) in calls(shape, rows).items():
             bar = BAR if barred else None
             met &= judge(f"{name}, {what}", compare(call, rounds), bar, at_most=True)
     return not met

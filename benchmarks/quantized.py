@@ -8,6 +8,7 @@ Each is timed in turn, one thread, over matrices that together are larger than t
 import time
 
 import torch
+from _harness import arguments, judge, ratios
 from torch import Tensor
 
 from fnlm.leaves import quantize, quantized
@@ -25,6 +26,7 @@ def product(x: Tensor, weights: list) -> float:
 
 def main() -> None:
     """Print the time of a product, and its ratio to bfloat16."""
+    rounds = arguments(__doc__, rounds=ROUNDS).parse_args().rounds
     torch.set_num_threads(1)
     wide = [torch.randn(OUTPUTS, INPUTS).mT for _ in range(MATRICES)]
     half = [w.bfloat16() for w in wide]
@@ -36,13 +38,14 @@ def main() -> None:
     print(f"{INPUTS} x {OUTPUTS}, kernels for up to {quantized.FEW} vectors; milliseconds:")
     for vectors in (1, 4, 8, 64):
         x = torch.randn(vectors, INPUTS)
-        best = dict.fromkeys(forms, float("inf"))
-        for _ in range(ROUNDS):
+        taken: dict[str, list[float]] = {name: [] for name in forms}
+        for _ in range(rounds):
             for name, weights in forms.items():
-                took = product(x if name == "float32" else x.bfloat16(), weights)
-                best[name] = min(best[name], took)
-        cells = [f"{name} {t:.3f} ({best['bfloat16'] / t:.2f}x)" for name, t in best.items()]
-        print(f"{vectors:3} vectors:", ", ".join(cells))
+                taken[name].append(product(x if name == "float32" else x.bfloat16(), weights))
+        print(f"{vectors:3} vectors:", ", ".join(f"{n} {min(t):.3f}" for n, t in taken.items()))
+        for name in ("float32", "8 bits", "4 bits"):
+            found = ratios(taken["bfloat16"], taken[name])
+            judge(f"{vectors} vectors, {name}: speed / bfloat16's", found)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from _harness import arguments, is_installed, judge, quartiles, ratios, seconds, take_turns
-from _text import bert_tokenizer, paragraphs, topics
+from _reference import bert_tokenizer, paragraphs, topics
 
 from fnlm.tasks import squad
 from fnlm.tokenize import bert

@@ -16,7 +16,7 @@ INTRODUCTION = """# Benchmarks
 the median of the ratios of neighbours, with the quartiles of these ratios (extremes where there are
 fewer than four). A row without a bar is told for comparison. Texts are found in the installation of
 Python, weights are random and of the true size. Some runs are
-[started by hand](contributing.md#benchmarks).
+[started by hand](../CONTRIBUTING.md#benchmarks).
 
 The page is written by `docs/benchmarks.py` (`make docs`) from `benchmarks/results`: of each machine
 the newest file.
@@ -68,8 +68,8 @@ def script(about: dict[str, Any], found: Found) -> list[str]:
         lines += [*table(rows), ""]
     if absent := sorted({row["absent"] for row in own if "absent" in row}):
         lines += [f"Not compared, as not installed: {', '.join(absent)}.", ""]
-    if about["state"].startswith("failed"):
-        lines += [f"It {escaped(about['state'])}.", ""]
+    if about["state"] not in ("met", "missed"):
+        lines += [f"It was {escaped(about['state'])}.", ""]
     return lines[:-1]
 
 
