@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "families": set(),
     "generate": {"random", "tree", "layers"},
     "transforms": {"random", "tree", "layers._levels", "layers.tap"},
-    "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"},
+    "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"}
+    | {"layers._levels"},
     "distributed": {"tree", "layers.values", "leaves", "train._means"},
     "finetune": {"random", "tree", "files", "train"},
     "tokenize": {"files"},

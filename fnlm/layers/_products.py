@@ -61,7 +61,7 @@ def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         [..., N].
     """
     if torch.compiler.is_compiling():
-        from fnlm.layers import _compiled_products as compiled  # loads the compiler
+        from fnlm.layers import _compiled_products as compiled  # it imports this module
 
         return compiled.multiply(x, matrix, bias)
     active = levels(x, matrix, *([] if bias is None else [bias]))
