@@ -53,8 +53,7 @@ def contenders(rows: int, length: int, layers: int) -> dict[str, dict[str, Call]
     ids = torch.randint(config.vocab_size, (rows, length))
     types, mask = torch.zeros_like(ids), torch.ones_like(ids)
     mask[::2, length * 3 // 4 :] = 0
-    state = {key: x.detach() for key, x in module.state_dict().items()}
-    params = io.assemble(state, config, FAMILY, bert.spec)
+    params = io.assemble(module.state_dict(), config, FAMILY, bert.spec)
     half = tree.cast(params, torch.bfloat16)
 
     def peer() -> Tensor:
