@@ -102,7 +102,7 @@ def pulled(f: Callable[..., Any]) -> Callable[..., Any]:
     """The gradient, taken when the level that recorded it is gone."""
 
     def call(w: Tensor, x: Tensor) -> Tensor:
-        value, pull = vjp(lambda w: f(w, x), w)
+        value, pull, *_ = vjp(lambda w: f(w, x), w)
         return pull(torch.ones_like(value))[0]
 
     return call
@@ -187,8 +187,8 @@ def test_compiled(name: str) -> None:
 def test_compiled_graphs_hold_the_operation() -> None:
     torch._dynamo.reset()
     graphs: list[torch.fx.GraphModule] = []
-    from functorch.compile import make_boxed_func
     from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch._aot_autograd.utils import make_boxed_func
 
     def inner(graph: torch.fx.GraphModule, inputs: Any) -> Any:
         graphs.append(graph)
