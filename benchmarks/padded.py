@@ -48,10 +48,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.quick:
         args.rounds, args.layers, args.rows = 3, 1, 128
-    params, size = (
-        bert.init(bert.Config(num_hidden_layers=args.layers), random.key(0)),
-        args.batch_size,
-    )
+    config, size = bert.Config(num_hidden_layers=args.layers), args.batch_size
+    params = bert.init(config, random.key(0))
     arrays = rows(args.rows)
     tokens = int(arrays[2].sum())
     full = torch.randint(1000, 30000, (size, LENGTH))
