@@ -1,10 +1,11 @@
-"""Claim: a donated `bert_adam` step takes at most 1.5 times torch's fused AdamW step.
+"""Claim: a donated `bert_adam` step takes at most 1.3 times torch's fused AdamW step.
 
 Both step the 110 million parameters of BERT base (199 tensors of its shapes). `bert_adam` clips
 every gradient tensor, which reads the gradients once more; AdamW does not clip at all. A quarter
 of the gradients exceed the norm. The two alternate in one process; the ratio is the median of the
-ratios of neighbours. For comparison, in the same turns: AdamW by foreach, the pure `bert_adam`,
-and torchopt's AdamW where it is installed.
+ratios of neighbours. A pure step, which makes new parameters and averages, takes at most 3 times
+the donated one: what it takes more is the memory that the system hands out page by page. For
+comparison, in the same turns: AdamW by foreach, and torchopt's where it is installed.
 
 Physical limit: reading parameters, gradients and two averages and writing all but the gradients,
 at the memory bandwidth of this machine as `a.add_(b)` on large tensors reaches it.
@@ -23,8 +24,8 @@ from torch import Tensor
 
 from fnlm.train import bert_adam, except_bias_and_norm
 
-BAR = 1.5
-PEER, OURS = "torch AdamW fused", "fnlm bert_adam, donated"
+BAR, PURE_BAR = 1.3, 3.0
+PEER, OURS, PURE = "torch AdamW fused", "fnlm bert_adam, donated", "fnlm bert_adam, pure"
 Step = Callable[[], object]
 Shape = tuple[int, ...]
 
@@ -111,7 +112,7 @@ def make_contenders() -> dict[str, Contender]:
         PEER: torch_step(fused=True),
         OURS: fnlm_step(donate=True),
         "torch AdamW foreach": torch_step(foreach=True),
-        "fnlm bert_adam, pure": fnlm_step(donate=False),
+        PURE: fnlm_step(donate=False),
     }
     torchopt = torchopt_step()
     return contenders | ({"torchopt adamw, pure": torchopt} if torchopt else {})
@@ -143,14 +144,18 @@ def report(taken: Times) -> bool:
         f"physical limit {7 * limit:.0f} ms at {bandwidth / 1e9:.0f} GB/s, "
         f"{8 * limit:.0f} ms with clipping"
     )
-    return judge("donated / fused", ratios(taken[OURS], taken[PEER]), BAR, at_most=True)
+    met = judge("donated / fused", ratios(taken[OURS], taken[PEER]), BAR, at_most=True)
+    pure = ratios(taken[PURE], taken[OURS])
+    return met & judge("pure / donated", pure, PURE_BAR, at_most=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--slow-rounds", type=int, default=3, help="of all but the claimed two")
+    parser.add_argument("--quick", action="store_true", help="5 rounds")
     args = parser.parse_args()
+    args.rounds = 5 if args.quick else args.rounds
     return not report(measure(args.rounds, args.slow_rounds))
 
 

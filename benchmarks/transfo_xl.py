@@ -2,9 +2,10 @@
 
     python benchmarks/transfo_xl.py --rounds 5
 
-The peer's byte masks are made boolean; both have the same random weights, run in this process, in
-alternation, and the ratio is the median of the ratios of neighbours. With `--large`, 100,000 tokens
-are evaluated with the adaptive vocabulary of 267,735 words of the WikiText-103 model, below 4 GB of
+Claims: losses with memories come at least 1.3 times as fast as pytorch-pretrained-bert's, whose
+byte masks are made boolean, from the same random weights; both run in this process, in alternation,
+and the ratio is the median of the ratios of neighbours. With `--large`, 100,000 tokens are
+evaluated with the adaptive vocabulary of 267,735 words of the WikiText-103 model, below 4 GB of
 memory; `--layers` and `--tokens` make that run shorter.
 """
 
@@ -25,7 +26,7 @@ from fnlm import random, transfo_xl
 from fnlm.params import _rename
 from fnlm.params.names.transfo_xl import FAMILY
 
-BAR = 1.2
+BAR = 1.3
 LARGE_BAR = 4.0  # GB
 PEER = "pytorch-pretrained-bert"
 SIZES: dict[str, Any] = {
@@ -135,7 +136,9 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=18)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--dense", action="store_true", help="use the dense implementation")
+    parser.add_argument("--quick", action="store_true", help="2 rounds")
     args = parser.parse_args()
+    args.rounds = 2 if args.quick else args.rounds
     print(environment(PEER))
     if not args.large and not is_installed("pytorch_pretrained_bert"):
         return 0

@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "families": set(),
     "generate": {"random", "tree", "layers"},
     "transforms": {"random", "tree", "layers._levels", "layers._tap"},
-    "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"},
+    "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"}
+    | {"layers._levels"},
     "distributed": {"tree", "layers._values", "leaves", "train._means", "train._processes"},
     "finetune": {"random", "tree", "files", "train", "distributed"},
     "tokenize": {"files"},

@@ -301,6 +301,33 @@ def test_finds_the_minimum_of_a_quadratic(name: str, donate: bool) -> None:
 
 
 @each_optimizer
+def test_updates_by_the_kernel_equal_the_transformations(name: str) -> None:
+    """Under vmap, an update is the chain of transformations; outside, it is the fused kernel's."""
+    optimizer = OPTIMIZERS[name](0.01)
+    params = make_params()
+    state = optimizer.init(params)
+    many = tree.stack([params]), tree.stack([state])
+    for g in gradients():
+        given = (g, state, params)
+        kept = copy(given)
+        params, state = optimizer.update(*given)
+        assert_equal_trees(given, kept, 0.0)  # nothing is written to, gradients included
+        many = vmap(lambda g, p, s: optimizer.update(g, s, p))(tree.stack([g]), *many)
+    alone = tree.map(lambda x: x[0], many)
+    assert_equal_trees((params, state), alone, 1e-6)
+
+
+@pytest.mark.parametrize("by", ["grads", "params", "lr"])
+def test_updates_that_autograd_tracks_are_differentiable(by: str) -> None:
+    grads, params = {"w": torch.tensor([0.5, -2.0])}, {"w": torch.ones(2)}
+    lr = torch.tensor(0.1)
+    leaf = {"grads": grads["w"], "params": params["w"], "lr": lr}[by].requires_grad_()
+    optimizer = bert_adam(lr, max_grad_norm=1.0)
+    new, _ = optimizer.update(grads, optimizer.init({"w": torch.ones(2)}), params)
+    assert torch.autograd.grad(new["w"].sum(), leaf)[0].abs().sum() > 0
+
+
+@each_optimizer
 def test_donated_equals_pure_and_uses_the_same_memory(name: str) -> None:
     optimizer = OPTIMIZERS[name](0.01)
     params, state = run(optimizer, make_params(), gradients())

@@ -200,15 +200,15 @@ def tensors(arrays: Sequence[npt.NDArray[Any]], device: Device = "cpu") -> Batch
         device: of the tensors, as for `fnlm.train.choose_device`.
 
     Returns:
-        a tensor for each array; int32 becomes int64. T is the length of the longest row, rounded up
-        to a multiple of 8 for the sake of vector units.
+        a tensor for each array; int32 becomes int64. T is the length of the longest row; on
+        accelerators rounded up to a multiple of 8, which their matrix units want.
 
     Raises:
         TypeError: the mask is floating point.
 
     >>> ids, mask = np.ones((2, 32), np.int32), np.arange(32) < np.array([[3], [9]])
     >>> [x.shape[-1] for x in tensors([ids, ids, mask, np.array([0, 1])])]
-    [16, 16, 16, 2]
+    [9, 9, 9, 2]
     """
     if arrays[2].dtype.kind not in "biu":
         raise TypeError(
@@ -216,7 +216,8 @@ def tensors(arrays: Sequence[npt.NDArray[Any]], device: Device = "cpu") -> Batch
             "is 0 for real tokens make it by `mask = bias == 0`"
         )
     columns = np.flatnonzero(arrays[2].any(axis=tuple(range(arrays[2].ndim - 1))))  # with a token
-    length = -(-(int(columns[-1]) + 1 if len(columns) else 1) // 8) * 8  # at least one column
     place = choose_device(device)
+    length = int(columns[-1]) + 1 if len(columns) else 1  # at least one column
+    length = length if place.type == "cpu" else -(-length // 8) * 8
     trimmed = [torch.from_numpy(a[..., :length] if a.ndim > 1 else a).to(place) for a in arrays]
     return tuple(x.long() if x.dtype == torch.int32 else x for x in trimmed)

@@ -21,11 +21,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from fnlm import bert, finetune, train, tree
 from fnlm.tasks.features import digest, encode_pairs
 from fnlm.tokenize import bert as tokenize
+
+BATCHES = 8  # that are sorted by length and written together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +65,8 @@ def read(path: Path) -> list[tuple[str, str | None]]:
     return [(first, second) if mark else (second, None) for first, mark, second in cut]
 
 
-def whole_batches(path: Path, size: int) -> int:
-    """Cut a file after its last whole batch of lines; return how many lines are left."""
+def whole_parts(path: Path, size: int) -> int:
+    """Cut a file after its last whole part of lines; return how many lines are left."""
     kept = end = place = 0
     with path.open("a+b") as file:
         file.seek(0)
@@ -83,26 +86,28 @@ def features(
     layers: list[int],
     flags: Flags,
 ) -> Iterator[list[object]]:
-    """Yield for each text what to show of its tokens."""
+    """Yield for each text what to show of its tokens; texts of similar length run together."""
     arrays = encode_pairs(tokenizer, texts, flags.max_seq_length)
-    ids, token_types, mask = finetune.tensors(arrays, flags.device)
-    states = bert.layers(params, ids, token_types, mask)
-    values = (
-        torch.stack([states[layer] for layer in layers], dim=2).float().cpu()
-    )  # [B, T, layers, D]
-    for row, length in enumerate(mask.sum(dim=1).tolist()):
-        tokens = tokenizer.ids_to_tokens(ids[row, :length].tolist())
+    found: dict[int, Tensor] = {}  # by text, without padding: [T, layers, D]
+    for rows, batch in finetune.length_sorted_batches(arrays, flags.batch_size, flags.device):
+        states = bert.layers(params, *batch)
+        values = torch.stack([states[layer] for layer in layers], dim=2).float().cpu()
+        for row, shown, length in zip(rows, values, arrays[2][rows].sum(axis=1), strict=True):
+            found[int(row)] = shown[:length].clone()  # and not the padding beside it
+    for row, ids in enumerate(arrays[0]):
+        values = found.pop(row)
+        tokens = tokenizer.ids_to_tokens(ids[: len(values)].tolist())
         yield [
             {"token": token, "layers": [
                 {"index": layer, "values": [round(x, 6) for x in state]}
                 for layer, state in zip(layers, shown, strict=True)
             ]}
-            for token, shown in zip(tokens, values[row, :length].tolist(), strict=True)
+            for token, shown in zip(tokens, values.tolist(), strict=True)
         ]  # fmt: skip
 
 
 def main(flags: Flags) -> None:
-    """Read, run the model on batch after batch, and write."""
+    """Read, run the model on some batches after others, and write."""
     precision, _ = finetune.mixed_precision(flags.dtype)
     params = precision.to_compute(bert.load(flags.bert_model, heads=[]))
     params = tree.to(params, train.choose_device(flags.device))
@@ -113,12 +118,12 @@ def main(flags: Flags) -> None:
             f"--layers {flags.layers} must be from {-count} to {count - 1}, "
             f"and --batch_size {flags.batch_size} at least 1"
         )
-    texts, size = read(flags.input_file), flags.batch_size
+    texts, size = read(flags.input_file), BATCHES * flags.batch_size
     # Only what the same flags made of the same texts is gone on with.
     settings = {name: str(value) for name, value in asdict(flags).items() if name != "device"}
     name = f"{flags.output_file.name}.{digest(settings, texts)[:8]}.partial"
     partial = flags.output_file.with_name(name)
-    done = whole_batches(partial, size)
+    done = whole_parts(partial, size)
     with (
         partial.open("a", encoding="utf-8") as file,
         tqdm(total=len(texts), initial=done, unit="record", disable=None) as bar,

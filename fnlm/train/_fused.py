@@ -1,8 +1,9 @@
-"""The in-place Adam step by torch's fused kernel: one pass over memory.
+"""The Adam step by torch's fused kernel: one pass over memory.
 
 Adam is bound by memory bandwidth: a step reads parameters, gradients and two moments, and writes
-three of them. The update for `donate=True` therefore calls the fused kernel, which makes one pass,
-and expresses the three optimizers in its terms::
+three of them. Updates outside of all transforms therefore call the fused kernel, which makes one
+pass in place, with `donate=True` on the tensors themselves and without on copies. It expresses the
+three optimizers in its terms::
 
     p <- p (1 - lr decay) - lr m / (1 - b1^t) / (sqrt(v / (1 - b2^t)) + eps)
 
@@ -76,8 +77,9 @@ def fused_adam_(
     step: FusedStep,
     decayed: list[bool],
     divisors: list[float],
+    donate: bool = True,
 ) -> None:
-    """Apply one step of Adam in place; gradients whose divisor is not 1 are overwritten.
+    """Apply one step of Adam in place; with `donate`, gradients whose divisor is not 1, too.
 
     >>> p, m, v = torch.ones(1), torch.zeros(1), torch.zeros(1)
     >>> step = FusedStep(lr=0.1, lr_decayed=0.1, shrink=0.0, t=1, b1=0.9, b2=0.999, eps=1e-8)
@@ -91,15 +93,17 @@ def fused_adam_(
         groups.setdefault((p.device, p.dtype, decayed[i], divisors[i]), []).append(i)
     for (device, dtype, decay, divisor), group in groups.items():
         t = torch.tensor(float(step.t), dtype=torch.float32, device=device)
-        scale = None
-        if divisor != 1.0 and dtype == torch.float64:
-            torch._foreach_div_([grads[i] for i in group], divisor)  # grad_scale is float32
+        scale, clipped = None, [_laid_out_like(params[i], grads[i]) for i in group]
+        if divisor != 1.0 and not donate:
+            clipped = list(torch._foreach_div(clipped, divisor))
+        elif divisor != 1.0 and dtype == torch.float64:
+            torch._foreach_div_(clipped, divisor)  # grad_scale is float32
         elif divisor != 1.0:
             scale = torch.tensor(divisor, dtype=torch.float32, device=device)
         lr = step.lr_decayed if decay else step.lr
         torch._fused_adamw_(
             [params[i] for i in group],
-            [_laid_out_like(params[i], grads[i]) for i in group],
+            clipped,
             [mu[i] for i in group],
             [nu[i] for i in group],
             [],

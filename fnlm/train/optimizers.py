@@ -28,13 +28,14 @@ import torch
 from torch import Tensor
 
 from fnlm import _former, tree
+from fnlm.layers._levels import is_traced, levels
 from fnlm.layers.precision import at_least_float32
 from fnlm.train import _fused
 from fnlm.train._checks import check_clip, check_decay_rates, check_rates
 from fnlm.train.schedules import Schedule, warmup_linear
 from fnlm.train.transformations import (
     AdamState,
-    Donated,
+    Fused,
     Optimizer,
     OptimizerState,
     add_decayed_weights,
@@ -100,8 +101,7 @@ def bert_adam(
     check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, _made(schedule, warmup, t_total))
 
-    def step_at(count: int) -> _fused.FusedStep:
-        now = float(rate(count))
+    def step_at(count: int, now: float) -> _fused.FusedStep:
         return _fused.FusedStep(now, now, now * weight_decay, math.inf, b1, b2, eps)
 
     transformations = (
@@ -110,8 +110,8 @@ def bert_adam(
         add_decayed_weights(weight_decay, decay),
         scale_by_schedule(rate),
     )
-    fused = _donated(chain(*transformations), step_at, decay, _Clip(max_grad_norm, True))
-    return chain(*transformations, donated=fused)
+    fused = _fused_update(rate, step_at, decay, _Clip(max_grad_norm, True))
+    return chain(*transformations, fused=fused)
 
 
 @_former.answering
@@ -164,8 +164,7 @@ def openai_adam(
     def where(path: str, leaf: Any) -> bool:
         return vector_l2 or leaf.ndim > 1
 
-    def step_at(count: int) -> _fused.FusedStep:
-        now = float(rate(count + 1))
+    def step_at(count: int, now: float) -> _fused.FusedStep:
         # The bias correction is a number, which joins the learning rate of the fused kernel.
         step = now * math.sqrt(1 - b2 ** (count + 1)) / (1 - b1 ** (count + 1))
         shrink = now * weight_decay
@@ -178,8 +177,8 @@ def openai_adam(
         scale_by_schedule(rate, first=1),
         decay_updated_weights(weight_decay, rate, first=1, where=where),
     )
-    fused = _donated(chain(*transformations), step_at, where, _Clip(max_grad_norm, True))
-    return chain(*transformations, donated=fused)
+    fused = _fused_update(rate, step_at, where, _Clip(max_grad_norm, True), first=1)
+    return chain(*transformations, fused=fused)
 
 
 @_former.answering
@@ -224,8 +223,7 @@ def adamw(
     check_clip(max_grad_norm=max_grad_norm)
     rate = _product(lr, None)
 
-    def step_at(count: int) -> _fused.FusedStep:
-        now = float(rate(count))
+    def step_at(count: int, now: float) -> _fused.FusedStep:
         return _fused.FusedStep(now, now, now * weight_decay, count + 1, b1, b2, eps)
 
     transformations = (
@@ -234,8 +232,8 @@ def adamw(
         add_decayed_weights(weight_decay, decay),
         scale_by_schedule(rate),
     )
-    fused = _donated(chain(*transformations), step_at, decay, _Clip(max_grad_norm, False))
-    return chain(*transformations, donated=fused)
+    fused = _fused_update(rate, step_at, decay, _Clip(max_grad_norm, False))
+    return chain(*transformations, fused=fused)
 
 
 class _Clip(NamedTuple):
@@ -243,46 +241,85 @@ class _Clip(NamedTuple):
     per_tensor: bool  # else by the global norm
 
 
-def _donated(
-    chained: Optimizer, step_at: Callable[[int], _fused.FusedStep], where: Predicate, clip: _Clip
-) -> Donated:
-    """Return the in-place update of an Adam, by the fused kernel where it applies.
+def _fused_update(
+    rate: Schedule,
+    step_at: Callable[[int, float], _fused.FusedStep],
+    where: Predicate,
+    clip: _Clip,
+    first: int = 0,
+) -> Fused:
+    """Return the update of an Adam by the fused kernel, which is None where it does not apply.
 
-    `chained` is the same optimizer as a chain of transformations, the fallback; `step_at(count)`
-    gives the scalars of one update to the kernel.
+    It applies outside of all transforms, where nothing is differentiated or recorded.
+    `step_at(count, rate)` gives the scalars of one update to the kernel.
     """
 
-    @torch.no_grad()
-    def update(grads: Tree, state: OptimizerState, params: Tree) -> tuple[Tree, OptimizerState]:
-        adam = next(part for part in state.links if isinstance(part, AdamState))
-        named, step = tree.named_leaves(params), step_at(int(state.step))
-        # The kernel needs parameters in the type of the moments, which is at least float32.
-        wide = [at_least_float32(leaf) for _, leaf in named]
-        mu, nu = tree.leaves(adam.mu), tree.leaves(adam.nu)
-        if not (_fused.can_express(step) and _fused.can_fuse(wide, mu, nu)):
-            return chained.update(grads, state, params, donate=True)
-        gradients = [at_least_float32(g) for g in tree.leaves(grads)]
-        # Of a gradient that lies on several processes, the norm of the whole clips.
-        whole = tree.norms(grads) if clip.max_norm > 0 and tree.spanning_leaves(grads) else None
-        per_tensor = clip.per_tensor
-        _fused.fused_adam_(
-            wide,
-            gradients,
-            mu,
-            nu,
-            step=step,
-            decayed=[where(path, leaf) for path, leaf in named],
-            divisors=_fused.clip_divisors(
-                gradients, clip.max_norm, per_tensor=per_tensor, whole=whole
-            ),
-        )
-        for (_, leaf), result in zip(named, wide, strict=True):
-            if leaf is not result:  # half precision: round the float32 result once
-                leaf.copy_(result)
-        state.step.add_(1)
+    def update(
+        grads: Tree, state: OptimizerState, params: Tree, donate: bool
+    ) -> tuple[Tree, OptimizerState] | None:
+        if is_traced() or not (donate or _is_constant((grads, state, params))):
+            return None
+        # A rate may have a derivative, as a tensor of a caller who differentiates.
+        now = rate(int(state.step) + first if donate else state.step + first)
+        if not (donate or _is_constant(now)):
+            return None
+        step = step_at(int(state.step), float(now))
+        wide = [at_least_float32(leaf) for leaf in tree.leaves(params)]
+        if not (_fused.can_express(step) and _fused.can_fuse(wide, *_moments(state))):
+            return None
+        del wide
+        if not donate:
+            state, params = tree.map(_copy, (state, params))
+        _step_(grads, state, params, step, where, clip, donate=donate)
         return params, state
 
     return update
+
+
+@torch.no_grad()
+def _step_(
+    grads: Tree,
+    state: OptimizerState,
+    params: Tree,
+    step: _fused.FusedStep,
+    where: Predicate,
+    clip: _Clip,
+    *,
+    donate: bool,
+) -> None:
+    """Take a step in place; what `donate` allows to overwrite, besides, are gradients."""
+    named = tree.named_leaves(params)
+    # The kernel needs parameters in the type of the moments, which is at least float32.
+    wide = [at_least_float32(leaf) for _, leaf in named]
+    gradients = [at_least_float32(g) for g in tree.leaves(grads)]
+    # Of a gradient that lies on several processes, the norm of the whole clips.
+    whole = tree.norms(grads) if clip.max_norm > 0 and tree.spanning_leaves(grads) else None
+    max_norm, per_tensor = clip
+    divisors = _fused.clip_divisors(gradients, max_norm, per_tensor=per_tensor, whole=whole)
+    decayed = [where(path, leaf) for path, leaf in named]
+    _fused.fused_adam_(
+        wide, gradients, *_moments(state),
+        step=step, decayed=decayed, divisors=divisors, donate=donate,
+    )  # fmt: skip
+    for (_, leaf), result in zip(named, wide, strict=True):
+        if leaf is not result:  # half precision: round the float32 result once
+            leaf.copy_(result)
+    state.step.add_(1)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.detach().clone()
+
+
+def _moments(state: OptimizerState) -> tuple[list[Tensor], list[Tensor]]:
+    adam = next(part for part in state.links if isinstance(part, AdamState))
+    return tree.leaves(adam.mu), tree.leaves(adam.nu)
+
+
+def _is_constant(values: Tree) -> bool:
+    """Return whether no transform is active, and plain autograd tracks none of these."""
+    active = levels(*(x for x in tree.leaves(values) if isinstance(x, Tensor)))
+    return not (active.transforms or active.order)
 
 
 def _made(schedule: Any, warmup: float, t_total: float) -> Schedule:

@@ -89,10 +89,10 @@ class AdamState(NamedTuple):
     nu: Tree  # second moment, likewise
 
 
-Donated = Callable[[Tree, OptimizerState, Tree], tuple[Tree, OptimizerState]]
+Fused = Callable[[Tree, OptimizerState, Tree, bool], tuple[Tree, OptimizerState] | None]
 
 
-def chain(*transformations: GradientTransformation, donated: Donated | None = None) -> Optimizer:
+def chain(*transformations: GradientTransformation, fused: Fused | None = None) -> Optimizer:
     """Compose gradient transformations into an optimizer.
 
     The new parameters are::
@@ -101,8 +101,8 @@ def chain(*transformations: GradientTransformation, donated: Donated | None = No
 
     Args:
         transformations: in the order in which they are applied.
-        donated: an equivalent in-place update for `donate=True`. If None, the pure update is
-            computed and copied into the buffers.
+        fused: an equivalent `update(grads, state, params, donate)`, or one that returns None: then
+            the pure update is computed, and copied into the buffers if donated.
 
     >>> import torch
     >>> sgd = chain(clip_by_global_norm(1.0), scale_by_schedule(lambda step: 0.5))
@@ -142,7 +142,8 @@ def chain(*transformations: GradientTransformation, donated: Donated | None = No
                 f"{type(state).__name__}; the order is update(grads, state, params)"
             )
         check_gradients(grads, params)
-        return ((donated or copied) if donate else pure)(grads, state, params)
+        found = None if fused is None else fused(grads, state, params, donate)
+        return found or (copied if donate else pure)(grads, state, params)
 
     return Optimizer(init, update)
 

@@ -1,0 +1,98 @@
+"""Claim: compiled, a step of BERT is no slower than the peer's, and faster than it is uncompiled.
+
+A step is the loss of sequence classification on [8, 128] and its gradients by all parameters,
+without dropout, from the same random weights of BERT base. fnlm's is `torch.compile` of
+`grad_and_value`, in one graph; the peer's, `backward()` through the compiled module of
+`transformers`. All run in turns in one process; a ratio is the median of those of neighbours, and
+the losses must agree. A further batch of the same shape must compile nothing again.
+"""
+
+import argparse
+import math
+import sys
+from typing import Any
+
+import torch
+import transformers
+from _harness import environment, judge, ratios, row, take_turns
+from torch import Tensor
+
+from fnlm import bert, transforms
+from fnlm.params import io
+from fnlm.params.names.bert import FAMILY
+from fnlm.train import losses
+
+PEER_BAR, EAGER_BAR = 1.0, 1.15
+
+
+def contenders(args: argparse.Namespace) -> dict[str, Any]:
+    torch.manual_seed(0)
+    config = bert.Config(num_hidden_layers=args.layers, num_labels=3)
+    sizes = transformers.BertConfig(**config.to_dict())
+    module = transformers.BertForSequenceClassification(sizes).eval()
+    state = {name: x.detach() for name, x in module.state_dict().items()}
+    heads = ("sequence_classification",)
+    params = io.assemble(state, config, FAMILY, bert.spec, heads=heads)
+    ids = torch.randint(config.vocab_size, (args.rows, args.length))
+    types, mask, labels = torch.zeros_like(ids), torch.ones_like(ids), torch.arange(args.rows) % 3
+    mask[::2, args.length * 3 // 4 :] = 0
+
+    def loss(params: bert.Params, *batch: Tensor) -> Tensor:
+        return losses.cross_entropy(bert.sequence_classification(params, *batch[:3]), batch[3])
+
+    gradients = transforms.grad_and_value(loss)
+    compiled, peer_compiled = torch.compile(gradients, fullgraph=True), torch.compile(module)
+
+    def ours(step: Any) -> Any:
+        return lambda: float(step(params, ids, types, mask, labels)[1])
+
+    def theirs(model: Any) -> Any:
+        def step() -> float:
+            given = {"attention_mask": mask, "token_type_ids": types, "labels": labels}
+            result = model(ids, **given).loss
+            result.backward()
+            module.zero_grad(set_to_none=True)
+            return float(result.detach())
+
+        return step
+
+    return {
+        "transformers": theirs(module),
+        "transformers, compiled": theirs(peer_compiled),
+        "fnlm": ours(gradients),
+        "fnlm, compiled": ours(compiled),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=4, help="compiling takes time by layer")
+    parser.add_argument("--quick", action="store_true", help="1 layer and 3 rounds")
+    args = parser.parse_args()
+    if args.quick:
+        args.rounds, args.layers = 3, 1
+    print(
+        f"{environment('transformers')}, [{args.rows}, {args.length}], {args.layers} layers, "
+        f"{args.rounds} rounds"
+    )
+    calls = contenders(args)
+    found = {name: call() for name, call in calls.items()}
+    if not all(math.isclose(x, found["fnlm"], rel_tol=1e-5) for x in found.values()):
+        raise ValueError(f"the contenders compute different losses: {found}")
+    with torch.compiler.set_stance("fail_on_recompile"):
+        taken = take_turns(calls, args.rounds, order="both")
+    for name, times in taken.items():
+        print(row(name, times))
+    compiled = taken["fnlm, compiled"]
+    to_peer = ratios(taken["transformers, compiled"], compiled)
+    met = judge("compiled: fnlm / the peer's speed", to_peer, PEER_BAR)
+    return not (
+        met & judge("fnlm: compiled / eager speed", ratios(taken["fnlm"], compiled), EAGER_BAR)
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
