@@ -23,6 +23,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fnlm import tree
+from fnlm.layers.embedding import check_range
+from fnlm.layers.linear import flat, one_vector_compiled
 from fnlm.layers.precision import at_least_float32
 from fnlm.leaves._leaf import Leaf, check_predicate, is_table, none_selected
 from fnlm.leaves.low_rank import LowRank, linear_weights
@@ -146,6 +148,9 @@ class Int8(Quantized):
             few = x.reshape(-1, x.shape[-1]).contiguous()
             y = torch._weight_int8pack_mm(few, self.values.contiguous(), self.scale)
             return y.reshape(*x.shape[:-1], -1)
+        if one_vector_compiled(x):
+            y = (self.values.float() * flat(x)).sum(-1) * self.scale.float()
+            return y.to(self.dtype).view(*x.shape[:-1], -1)
         if self.dtype == torch.float16:  # the unscaled product might overflow
             return F.linear(x, self._stored())
         return F.linear(x, self.values.to(self.dtype)) * self.scale
@@ -209,21 +214,35 @@ class Int4(Quantized):
     def _product(self, x: Tensor) -> Tensor:
         channels, inner = self.sides
         padded, groups = self.values.shape[-2], self.scale.shape[-3]
-        legal = padded == inner and padded // groups in GROUPS and _packs_alike()
-        if legal and _kernel_is_faster(x, self.values, self.scale):
+        legal = padded == inner and padded // groups in GROUPS
+        if legal and _kernel_is_faster(x, self.values, self.scale) and _packs_alike():
             few, packed = x.reshape(-1, inner).contiguous(), self.values.contiguous()
             y = torch._weight_int4pack_mm_for_cpu(
                 few, packed.view(-1, inner // 2), inner // groups, self.scale.contiguous()
             )
             return y[:, :channels].reshape(*x.shape[:-1], channels)
+        if one_vector_compiled(x):
+            return self._of_one_vector(F.pad(flat(x), (0, padded - inner))).view(
+                *x.shape[:-1], channels
+            )
         return F.linear(x, self._stored())
+
+    def _of_one_vector(self, x: Tensor) -> Tensor:
+        """Return the product of x [K], padded to groups, as sums that `torch.compile` fuses: [C]."""
+        groups = flat(x).view(self.scale.shape[-3], -1, 1)  # [G, K / G, 1]
+        bytes_ = self.values.unflatten(-2, groups.shape[:2])  # [C / 64, G, K / G, 32]
+        low, high = ((part.float() * groups).sum(-2) for part in (bytes_ & 15, bytes_ >> 4))
+        sums = torch.cat([low, high], -1).transpose(0, 1).flatten(1)  # [G, C]
+        scale, zero = self.scale.float().unbind(-1)  # [G, C] each
+        y = scale * sums + (zero - 8 * scale) * groups.sum(1)
+        return y.sum(0)[: self.sides[0]].to(self.dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
         if self.turned:
             return F.embedding(ids, self.dense())
         channels, inner = self.sides
-        scale = self.scale.movedim(-3, -2)[..., :channels, :, :]  # [C, G, 2]
-        scale = F.embedding(ids, scale.flatten(-2)).unflatten(-1, (-1, 2))  # it checks the ids
+        check_range(ids, channels)
+        scale = self.scale.movedim(-3, -2)[ids]  # [..., G, 2]
         in_block = ids % BLOCK
         numbers = self.values[ids // BLOCK, :, in_block % (BLOCK // 2)]  # [..., K]
         numbers = torch.where((in_block < BLOCK // 2)[..., None], numbers & 15, numbers >> 4)
