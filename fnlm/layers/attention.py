@@ -216,6 +216,7 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 def _biased_scores(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Return scale q k^T + bias, fused into one pass over the scores: [..., H, T, S]."""
     lead = q.shape[:-2]
+    bias = bias if bias.ndim > 1 else bias[None]  # of all queries
     bias = bias.expand(*lead, *bias.shape[-2:])
     bias, q, k = (x.flatten(0, -3) for x in (bias, q, k))  # [batch * H, ...]
     return torch.baddbmm(bias, q, k.mT, alpha=scale).unflatten(0, lead)

@@ -9,12 +9,11 @@ integers q::
 so no weight is off by more than half a scale, apart from rounding. Products with bfloat16 use
 torch's kernels for CPUs where these are faster: for a few vectors at a time, outside of all
 transforms. Everything else computes with the weights that the integers stand for, in the type of
-the scales.
+the scales. Where `torch.compile` traces a product of one vector, 8 bits become a loop that it makes.
 
 Dimensions: C channels, K numbers a channel, G groups of a channel.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -143,14 +142,14 @@ class Int8(Quantized):
         return self.values.to(self.dtype) * self.scale[..., None]
 
     def _product(self, x: Tensor) -> Tensor:
+        if one_vector_compiled(x):
+            y = (self.values.float() * flat(x)).sum(-1) * self.scale.float()
+            return y.to(self.dtype).view(*x.shape[:-1], -1)
         legal = self.values.shape[-1] % STEP == 0
         if legal and _kernel_is_faster(x, self.values, self.scale):
             few = x.reshape(-1, x.shape[-1]).contiguous()
             y = torch._weight_int8pack_mm(few, self.values.contiguous(), self.scale)
             return y.reshape(*x.shape[:-1], -1)
-        if one_vector_compiled(x):
-            y = (self.values.float() * flat(x)).sum(-1) * self.scale.float()
-            return y.to(self.dtype).view(*x.shape[:-1], -1)
         if self.dtype == torch.float16:  # the unscaled product might overflow
             return F.linear(x, self._stored())
         return F.linear(x, self.values.to(self.dtype)) * self.scale
@@ -215,27 +214,13 @@ class Int4(Quantized):
         channels, inner = self.sides
         padded, groups = self.values.shape[-2], self.scale.shape[-3]
         legal = padded == inner and padded // groups in GROUPS
-        if legal and _kernel_is_faster(x, self.values, self.scale) and _packs_alike():
+        if legal and PACKS_ALIKE and _kernel_is_faster(x, self.values, self.scale):
             few, packed = x.reshape(-1, inner).contiguous(), self.values.contiguous()
             y = torch._weight_int4pack_mm_for_cpu(
                 few, packed.view(-1, inner // 2), inner // groups, self.scale.contiguous()
             )
             return y[:, :channels].reshape(*x.shape[:-1], channels)
-        if one_vector_compiled(x):
-            return self._of_one_vector(F.pad(flat(x), (0, padded - inner))).view(
-                *x.shape[:-1], channels
-            )
         return F.linear(x, self._stored())
-
-    def _of_one_vector(self, x: Tensor) -> Tensor:
-        """Return the product of x [K], padded to groups, as sums that `torch.compile` fuses: [C]."""
-        groups = flat(x).view(self.scale.shape[-3], -1, 1)  # [G, K / G, 1]
-        bytes_ = self.values.unflatten(-2, groups.shape[:2])  # [C / 64, G, K / G, 32]
-        low, high = ((part.float() * groups).sum(-2) for part in (bytes_ & 15, bytes_ >> 4))
-        sums = torch.cat([low, high], -1).transpose(0, 1).flatten(1)  # [G, C]
-        scale, zero = self.scale.float().unbind(-1)  # [G, C] each
-        y = scale * sums + (zero - 8 * scale) * groups.sum(1)
-        return y.sum(0)[: self.sides[0]].to(self.dtype)
 
     def rows(self, ids: Tensor) -> Tensor:
         if self.turned:
@@ -367,8 +352,10 @@ def _kernel_is_faster(x: Tensor, *parts: Tensor) -> bool:
 
     They have no derivatives and no rules of vmap, and are slow for any type but bfloat16.
     """
-    if torch.compiler.is_compiling() or x.dtype != torch.bfloat16:
+    if x.dtype != torch.bfloat16:
         return False
+    if torch.compiler.is_compiling():
+        return one_vector_compiled(x) and parts[-1].dtype == x.dtype and x.is_cpu
     tensors = (x, *parts)
     if x.numel() > FEW * x.shape[-1] or not x.numel() or not all(map(_is_plain, tensors)):
         return False
@@ -386,7 +373,6 @@ def _is_plain(x: Tensor) -> bool:
     return x.device.type == "cpu" and not traced and not wrapped
 
 
-@functools.cache
 def _packs_alike() -> bool:
     """Return whether torch packs 4 bits on this CPU as `Int4` does."""
     numbers = (torch.arange(2 * BLOCK * 32) * 7 // 3 % 16).view(2 * BLOCK, 32)
@@ -394,3 +380,6 @@ def _packs_alike() -> bool:
     ours = blocks[..., : BLOCK // 2] | blocks[..., BLOCK // 2 :] << 4
     theirs = torch._convert_weight_to_int4pack_for_cpu(numbers.to(torch.int32), 1)
     return torch.equal(ours.flatten(), theirs.flatten())
+
+
+PACKS_ALIKE = _packs_alike()
