@@ -7,7 +7,7 @@ at which weights are read: their bytes (a table that is there twice counts once)
 token, beside the rate of a sum over 500 MB in the same round, with the same threads. Beside it run
 CTranslate2, where it is installed and has the type, and `transformers`.
 
-    float32      eager, `for_decoding`
+    float32      eager, `for_decoding`; with eight texts and for a long prompt packed as well
     bfloat16     eager, `pack(for_decoding(...))`
     8, 4 bits    `torch.compile` of a step over a `FixedCache`; its start-up is printed apart
 
@@ -167,10 +167,15 @@ def of_ctranslate2(folder: str, name: str, ids: Tensor, tokens: int) -> Callable
 
     def run() -> float:
         times: list[float] = []
+
+        def note(result: object) -> bool:
+            times.append(time.perf_counter())
+            return False
+
         model.generate_batch(
             prompt, max_length=tokens + 1, min_length=tokens + 1, sampling_topk=1,
             include_prompt_in_result=False, cache_static_prompt=False,
-            callback=lambda result: times.append(time.perf_counter()) or False,
+            callback=note,
         )  # fmt: skip
         return statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
 
@@ -190,7 +195,7 @@ def report(name: str, context: int, size: int, taken: dict[str, list[float]], nb
     for peer, bar in (("CTranslate2", 1.0), ("transformers", 1.15 if name == "float32" else 2.0)):
         if peer in taken:
             found = ratios(taken[peer], taken[ours])
-            judge(f"{name} context {context}: speed / {peer}'s", found, bar)
+            judge(f"{name} context {context}: speed to that of {peer}", found, bar)
 
 
 def batches(laid: Any, peer: Any, rounds: int, context: int) -> None:
@@ -199,7 +204,7 @@ def batches(laid: Any, peer: Any, rounds: int, context: int) -> None:
     calls = {"fnlm": eager(laid, ids, 8), "transformers": of_peer(peer, ids, 8)}
     taken = take_turns(calls, rounds, timer=lambda call: call())
     found = ratios(taken["transformers"], taken["fnlm"])
-    judge("float32 batch 8: speed / transformers'", found, 1.3)
+    judge("float32 batch 8: speed to that of transformers", found, 1.3)
     ids = prompts(1, context)
     reads: dict[str, Callable[[], object]] = {
         "fnlm": lambda: start(gpt2.apply, laid, ids, prefill=gpt2.hidden_states),
@@ -207,7 +212,7 @@ def batches(laid: Any, peer: Any, rounds: int, context: int) -> None:
     }
     taken = take_turns(reads, rounds)
     found = ratios(taken["transformers"], taken["fnlm"])
-    judge(f"float32 prompt of {context} tokens: speed / transformers'", found, 1.2)
+    judge(f"float32 prompt of {context} tokens: speed to that of transformers", found, 1.2)
 
 
 def prompts(rows: int, length: int) -> Tensor:
@@ -227,8 +232,8 @@ def one_type(
         calls = {"stream": lambda: seconds(big.sum), "eager": eager(params, ids, args.tokens)}
         if "bits" in name:
             calls["compiled"] = compiled(fast, params, ids, args.tokens)
-            took = seconds(calls["compiled"])
-            print(f"{name}: compiled in {took:.0f} s" if took > 5 else "", end="\n")
+            first = seconds(calls["compiled"])
+            print(f"{name}, {context} tokens of context: first run, compiled, {first:.0f} s")
         if peer is not None:
             calls["transformers"] = of_peer(peer, ids, args.tokens)
         if folder and (other := of_ctranslate2(folder, name, ids, args.tokens)):
@@ -266,7 +271,7 @@ def main() -> None:
                     taken = one_type(name, form, args.contexts, args, peer, folder)
                     eager_times[name] = taken["eager"]
                     if name == "float32":
-                        batches(form, whole, args.rounds, 100 if args.quick else 900)
+                        batches(pack(form), whole, args.rounds, 100 if args.quick else 900)
     if {"float32", "bfloat16"} <= eager_times.keys():
         found = ratios(eager_times["float32"], eager_times["bfloat16"])
         judge("bfloat16: speed / float32's", found, 1.0)

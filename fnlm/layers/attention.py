@@ -139,11 +139,11 @@ def attend(
         )
     queries, total = q.shape[-2], sum(k.shape[-2] for k in keys)
     if queries == 1 and q.dtype in HALF and q.is_cpu and not is_wanted(taps, "weights"):
-        # Half types have kernels that are made anew for each number of keys, which is new each time.
-        wide = [tuple(x.float() for x in xs) for xs in (keys, values)]
+        # In half types a kernel is made anew for each number of keys, which grows with each token.
+        k, v = (tuple(x.float() for x in xs) for xs in (keys, values))
         bias = mask.float() if mask is not None and mask.is_floating_point() else mask
-        out = attend(q.float(), *wide, bias, causal=causal, rate=rate, key=key).to(q.dtype)
-        return tap(out, taps, "heads")
+        out = attend(q.float(), k, v, bias, causal=causal, rate=rate, key=key)
+        return tap(out.to(q.dtype), taps, "heads")
     keep = keep_mask((*q.shape[:-1], total), rate, key)  # [..., H, T, S]
     whole = is_wanted(taps, "weights")
     if keep is None and not whole and fused.can_attend(q, keys, values, mask):

@@ -52,7 +52,7 @@ def one_vector_compiled(x: Tensor) -> bool:
 
 
 def flat(x: Tensor) -> Tensor:
-    """Return one vector as float32 [inputs], which a compiled loop reads: it isn't made in there."""
+    """Return one vector as float32 [inputs], made before a compiled loop and not inside of it."""
     wide = x.reshape(-1).float()
     return wide.as_strided(wide.shape, (1,))  # a view of memory, so inductor puts it there first
 

@@ -1,4 +1,4 @@
-"""Packed weights: matrices in the blocked order of oneDNN, which few vectors are multiplied by fastest.
+"""Packed weights: matrices in the blocked order of oneDNN, by which few vectors multiply fastest.
 
 The numbers are the same, bit for bit. A product outside of all transforms takes oneDNN's kernel;
 everything else computes with the tensor that the leaf stands for, made anew. Packed weights are
@@ -73,15 +73,19 @@ class Packed(Leaf):
 
     def _channels(self) -> Tensor:
         """Return the tensor [C, K], a constant of every transform."""
-        if _functorch.is_functorch_wrapped_tensor(self.packed):
-            raise TypeError(
-                "packed weights are constants, for inference: differentiate by the parameters that "
-                "fnlm.leaves.merge makes of them, or by a part that fnlm.tree.partition selects"
-            )
+        packed, wrapped = self.packed, True
+        while wrapped:  # grad wraps all arguments, and tracks those that it differentiates by
+            wrapped = _functorch.is_functorch_wrapped_tensor(packed)
+            if packed.requires_grad or _functorch.is_batchedtensor(packed):
+                raise TypeError(
+                    "packed weights are constants, for inference: differentiate by, or map over, "
+                    "the tensors that fnlm.leaves.merge makes of them"
+                )
+            packed = _functorch.get_unwrapped(packed) if wrapped else packed
         with ExitStack() as outside:  # to_dense knows no transform
             while _functorch.peek_interpreter_stack() is not None:
                 outside.enter_context(temporarily_pop_interpreter_stack())
-            return self.packed.to_dense()
+            return packed.to_dense()
 
     def dense(self) -> Tensor:
         channels = self._channels()
@@ -154,7 +158,9 @@ def pack(params: Tree, *, where: Predicate = _packable) -> Tree:
 
 def _has_kernel(leaf: Tensor) -> bool:
     """Return whether oneDNN multiplies by such a matrix on this CPU."""
-    if leaf.ndim != 2 or not leaf.is_cpu or not leaf.numel() or not torch.backends.mkldnn.is_available():
+    if leaf.ndim != 2 or not leaf.is_cpu or not leaf.numel():
+        return False
+    if not torch.backends.mkldnn.is_available():
         return False
     if leaf.dtype == torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()

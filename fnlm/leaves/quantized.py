@@ -9,7 +9,7 @@ integers q::
 so no weight is off by more than half a scale, apart from rounding. Products with bfloat16 use
 torch's kernels for CPUs where these are faster: for a few vectors at a time, outside of all
 transforms. Everything else computes with the weights that the integers stand for, in the type of
-the scales. Where `torch.compile` traces a product of one vector, 8 bits become a loop that it makes.
+the scales. Of a product of one vector with 8 bits `torch.compile` makes a loop of its own.
 
 Dimensions: C channels, K numbers a channel, G groups of a channel.
 """

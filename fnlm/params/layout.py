@@ -1,6 +1,5 @@
 """Memory layout (strides) of the weights, optimized for decoding."""
 
-import torch
 from torch import Tensor
 
 from fnlm import tree
