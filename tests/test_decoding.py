@@ -75,9 +75,13 @@ def test_one_vector_takes_the_batched_product_outside_of_transforms_alone(
     assert len(calls) == 2  # that of the reference
     each: Any = vmap(linear, in_dims=(0, None, None))(vector(4, 1, 36), w, bias)
     torch.testing.assert_close(each, F.linear(vector(4, 1, 36), w.mT, bias))
-    tangent = jvp(lambda x: linear(x, w, bias), (x,), (2 * x,))[1]
+    tangent = jvp(partial(linear, weight=w, bias=bias), (x,), (2 * x,))[1]
     torch.testing.assert_close(tangent, 2 * x @ w)
-    hessian = jvp(grad(lambda x: linear(x, w, bias).sin().sum()), (x,), (x,))[1]
+
+    def loss(x: Tensor) -> Tensor:
+        return linear(x, w, bias).sin().sum()
+
+    hessian = jvp(grad(loss), (x,), (x,))[1]
     y = F.linear(x, w.mT, bias)
     torch.testing.assert_close(hessian, -((y.sin() * (x @ w)) @ w.mT), rtol=1e-4, atol=1e-4)
     assert len(calls) == 2
@@ -136,7 +140,9 @@ def test_wrong_requests_to_pack_are_named() -> None:
     with pytest.raises(ValueError, match="selects no leaf"):
         pack({"w": torch.ones(2, 3)}, where=lambda path, leaf: False)
     same = {"w": torch.ones(2, 3).double(), "v": torch.ones(3), "e": torch.ones(0, 2)}
-    assert all(a is b for a, b in zip(tree.leaves(pack(same, **EVERY)), tree.leaves(same)))
+    assert all(
+        a is b for a, b in zip(tree.leaves(pack(same, **EVERY)), tree.leaves(same), strict=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
