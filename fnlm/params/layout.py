@@ -31,6 +31,7 @@ def for_decoding(params: Tree) -> Tree:
     Raises:
         TypeError: it is no tree.
 
+    >>> import torch
     >>> params = {"weight": torch.eye(3).bfloat16()[:, :2]}
     >>> for_decoding(params)["weight"].stride()
     (1, 3)
