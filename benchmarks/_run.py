@@ -32,7 +32,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "Training": ("train_gpt2", "compiled", "bert_base", "padded", "fit_overhead", "adam"),
     "Per-example gradients": ("clipped_sums", "per_example_grads"),
     "Second order and attribution": ("curvature", "attribution"),
-    "Decoding": ("decode_gpt2", "generate_gpt2", "speculative", "quantized"),
+    "Decoding": ("decode_gpt2", "speculative"),
     "Transformer-XL": ("transfo_xl",),
     "Layers, losses, sites": (
         "attention", "layer_norm", "dropout", "cross_entropy", "products", "taps",

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fnlm.layers import ACTIVATIONS, check_range, dropout, layer_norm, linear, multiply, tap
+from fnlm.layers import ACTIVATIONS, check_range, dropout, layer_norm, linear, tap
 from fnlm.layers._inputs import check_ids
 from fnlm.layers._tap import Taps
 from fnlm.params._check import config_of
@@ -106,7 +106,7 @@ def tied_logits(hidden: Tensor, table: Tensor) -> Tensor:
     Returns:
         [..., V].
     """
-    return multiply(hidden, table.mT)
+    return linear(hidden, table.mT)
 
 
 def choice_logits(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fnlm import _adaptive_vocabulary as vocabulary
-from fnlm.layers import dropout, dropout_keys, layer_norm, memory, mlp, multiply, sinusoids, tap
+from fnlm.layers import dropout, dropout_keys, layer_norm, linear, memory, mlp, sinusoids, tap
 from fnlm.layers._inputs import check_ids, check_same_shape
 from fnlm.layers.attention import merge_heads, split_heads
 from fnlm.layers.memory import Mems, reset_mems
@@ -140,16 +140,14 @@ def _attention(
     """Relative attention of the new tokens to memory and themselves: [..., S, D] -> [..., T, D]."""
     qkv, width = weights["qkv"], config.n_head * config.d_head  # [D, 3 H Dh]
     new = inputs[..., inputs.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
-    q = split_heads(multiply(new, qkv[:, :width]), config.n_head)[0]  # [..., H, T, Dh]
+    q = split_heads(linear(new, qkv[:, :width]), config.n_head)[0]  # [..., H, T, Dh]
     k, v = split_heads(
-        multiply(inputs, qkv[:, width:]), config.n_head, parts=2
+        linear(inputs, qkv[:, width:]), config.n_head, parts=2
     )  # [..., H, S, Dh] each
-    r = split_heads(multiply(positions, weights["relative"]), config.n_head)[
-        0
-    ]  # [..., H, S + 1, Dh]
+    r = split_heads(linear(positions, weights["relative"]), config.n_head)[0]  # [..., H, S + 1, Dh]
     given = {k: weights[k] for k in ("content_bias", "position_bias", "taps") if k in weights}
     out = attend_relative(q, k, v, r, mask, **given, rate=config.dropatt, key=keys[0])
-    out = tap(multiply(merge_heads(out), weights["out"]), weights.get("taps"), "out")  # [..., T, D]
+    out = tap(linear(merge_heads(out), weights["out"]), weights.get("taps"), "out")  # [..., T, D]
     return dropout(out, config.dropout, keys[1])
 
 

@@ -81,7 +81,9 @@ def start(
     return State(cache, logits[..., -1, :])
 
 
-def advance(apply: Apply, params: Tree, state: State, ids: Tensor) -> State:
+def advance(
+    apply: Apply, params: Tree, state: State, ids: Tensor, *, donate: bool = False
+) -> State:
     """Run the model on one more token per row; the old state stays usable.
 
     Args:
@@ -89,8 +91,15 @@ def advance(apply: Apply, params: Tree, state: State, ids: Tensor) -> State:
         params: its parameters.
         state: from `start` or `advance`.
         ids: int64 [*lead].
+        donate: write the new cache, a `FixedCache`, into the memory of the old one, which is lost.
+            Under `torch.compile` a token then writes its own keys and values, and no copy of all.
+
+    Raises:
+        TypeError: donate, and the cache is no `FixedCache`.
     """
     logits, cache = apply(params, ids.unsqueeze(-1), state.cache)
+    if donate:
+        cache = kv_cache.overwrite(state.cache, cache)
     return State(cache, logits[..., -1, :])
 
 

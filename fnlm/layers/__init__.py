@@ -18,7 +18,7 @@ from fnlm.layers.adaptive_softmax import (
 from fnlm.layers.attention import attend, causal_mask, merge_heads, padding_bias, split_heads
 from fnlm.layers.dropout import apply_mask, dropout, dropout_keys, keep_mask
 from fnlm.layers.embedding import check_range, lookup
-from fnlm.layers.linear import linear, multiply
+from fnlm.layers.linear import linear
 from fnlm.layers.mask import check_mask
 from fnlm.layers.memory import update_mems, zero_mems
 from fnlm.layers.mlp import mlp
@@ -37,6 +37,6 @@ __all__ = [
     "apply_mask", "at_least_float32", "attend", "attend_relative", "attention_bias", "causal_mask",
     "causal_window_mask", "check_mask", "check_range", "draw_words", "dropout", "dropout_keys",
     "gelu_erf", "gelu_tanh", "keep_mask", "layer_norm", "linear", "lookup", "merge_heads", "mlp",
-    "multiply", "padding_bias", "relative_shift", "sampled_nll", "sinusoids", "split_heads",
+    "padding_bias", "relative_shift", "sampled_nll", "sinusoids", "split_heads",
     "tap", "update_mems", "zero_mems",
 ]  # fmt: skip

@@ -23,6 +23,7 @@ from fnlm.layers.mask import check_mask
 __all__ = ["attend", "causal_mask", "merge_heads", "padding_bias", "split_heads"]
 
 SLICE = 128  # queries per chunk
+HALF = (torch.float16, torch.bfloat16)
 
 
 def split_heads(x: Tensor, heads: int, parts: int = 1) -> Tensor:
@@ -101,7 +102,8 @@ def attend(
     Without dropout, many queries under at most one level of differentiation take torch's fused
     kernel, which gives the same numbers to rounding. In plain operations, more than `SLICE` queries
     are computed in chunks: allocating all scores at once is slower. Where the weights are read or
-    written, there are plain operations and one chunk.
+    written, there are plain operations and one chunk. One query in half precision, as in decoding,
+    is computed in float32 on a CPU.
 
     Args:
         q: [..., H, T, Dh].
@@ -136,6 +138,12 @@ def attend(
             "`mask != 0`"
         )
     queries, total = q.shape[-2], sum(k.shape[-2] for k in keys)
+    if queries == 1 and q.dtype in HALF and q.is_cpu and not is_wanted(taps, "weights"):
+        # In half types a kernel is made anew for each number of keys, which grows with each token.
+        k, v = (tuple(x.float() for x in xs) for xs in (keys, values))
+        bias = mask.float() if mask is not None and mask.is_floating_point() else mask
+        out = attend(q.float(), k, v, bias, causal=causal, rate=rate, key=key)
+        return tap(out.to(q.dtype), taps, "heads")
     keep = keep_mask((*q.shape[:-1], total), rate, key)  # [..., H, T, S]
     whole = is_wanted(taps, "weights")
     if keep is None and not whole and fused.can_attend(q, keys, values, mask):
@@ -173,7 +181,9 @@ def _attend(
         scores = _biased_scores(q, keys[0], mask, scale)  # [..., H, T, S]
     else:
         q = q * scale  # Dh numbers a query to scale, not S scores
-        scores = _masked(_concat([q @ k.mT for k in keys]), mask)  # [..., H, T, S]
+        one = q.shape[-2] == 1  # a product of a matrix and a vector: so ordered, it is faster
+        products = [(k @ q.mT).mT if one else q @ k.mT for k in keys]
+        scores = _masked(_concat(products), mask)  # [..., H, T, S]
     weights = tap(scores.softmax(-1), taps, "weights")
     if keep is not None:
         weights = apply_mask(weights, keep, rate)
@@ -181,8 +191,8 @@ def _attend(
         return weights @ values[0]  # [..., H, T, Dh]
     # weights @ concat(values) is the sum over segments of their weights @ their values.
     parts = weights.split([v.shape[-2] for v in values], -1)  # [..., H, T, Si] each
-    products = [w @ v for w, v in zip(parts, values, strict=True)]
-    return sum(products[1:], products[0])  # [..., H, T, Dh]
+    outs = [w @ v for w, v in zip(parts, values, strict=True)]
+    return sum(outs[1:], outs[0])  # [..., H, T, Dh]
 
 
 def _drop_last(segments: tuple[Tensor, ...], count: int) -> tuple[Tensor, ...]:
@@ -206,6 +216,7 @@ def _masked(scores: Tensor, mask: Tensor | None) -> Tensor:
 def _biased_scores(q: Tensor, k: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Return scale q k^T + bias, fused into one pass over the scores: [..., H, T, S]."""
     lead = q.shape[:-2]
+    bias = bias if bias.ndim > 1 else bias[None]  # of all queries
     bias = bias.expand(*lead, *bias.shape[-2:])
     bias, q, k = (x.flatten(0, -3) for x in (bias, q, k))  # [batch * H, ...]
     return torch.baddbmm(bias, q, k.mT, alpha=scale).unflatten(0, lead)

@@ -33,6 +33,7 @@ __all__ = [
     "check_dtype",
     "length",
     "outside_inference_mode",
+    "overwrite",
     "past",
     "take_rows",
     "truncate",
@@ -204,6 +205,23 @@ def truncate(cache: Cache, tokens: int) -> Cache:
             segments.append(Segment(*(tuple(x[..., :size, :] for x in xs) for xs in segment)))
         remaining -= size
     return Cache(tuple(segments), cache.valid[..., :tokens])
+
+
+def overwrite(cache: FixedCache, new: FixedCache) -> FixedCache:
+    """Return the new cache in the memory of the old one, which is changed in place.
+
+    `torch.compile` makes it a write of the new tokens alone. See `fnlm.generate.advance`.
+
+    Raises:
+        TypeError: a cache is no `FixedCache`.
+    """
+    for x in (cache, new):
+        if not isinstance(x, FixedCache):
+            raise TypeError(
+                f"only a FixedCache, from init_cache, can be donated, got {_describe(x)}: others "
+                "share their memory with their predecessors"
+            )
+    return tree.map(lambda old, x: old.copy_(x), cache, new)
 
 
 def outside_inference_mode(cache: Cache | FixedCache | None) -> Any:

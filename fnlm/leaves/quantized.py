@@ -9,12 +9,11 @@ integers q::
 so no weight is off by more than half a scale, apart from rounding. Products with bfloat16 use
 torch's kernels for CPUs where these are faster: for a few vectors at a time, outside of all
 transforms. Everything else computes with the weights that the integers stand for, in the type of
-the scales.
+the scales. Of a product of one vector with 8 bits `torch.compile` makes a loop of its own.
 
 Dimensions: C channels, K numbers a channel, G groups of a channel.
 """
 
-import functools
 from typing import Any
 
 import torch
@@ -23,6 +22,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fnlm import tree
+from fnlm.layers.embedding import check_range
+from fnlm.layers.linear import flat, one_vector_compiled
 from fnlm.layers.precision import at_least_float32
 from fnlm.leaves._leaf import Leaf, check_predicate, is_table, none_selected
 from fnlm.leaves.low_rank import LowRank, linear_weights
@@ -141,6 +142,9 @@ class Int8(Quantized):
         return self.values.to(self.dtype) * self.scale[..., None]
 
     def _product(self, x: Tensor) -> Tensor:
+        if one_vector_compiled(x):
+            y = (self.values.float() * flat(x)).sum(-1) * self.scale.float()
+            return y.to(self.dtype).view(*x.shape[:-1], -1)
         legal = self.values.shape[-1] % STEP == 0
         if legal and _kernel_is_faster(x, self.values, self.scale):
             few = x.reshape(-1, x.shape[-1]).contiguous()
@@ -209,8 +213,8 @@ class Int4(Quantized):
     def _product(self, x: Tensor) -> Tensor:
         channels, inner = self.sides
         padded, groups = self.values.shape[-2], self.scale.shape[-3]
-        legal = padded == inner and padded // groups in GROUPS and _packs_alike()
-        if legal and _kernel_is_faster(x, self.values, self.scale):
+        legal = padded == inner and padded // groups in GROUPS
+        if legal and PACKS_ALIKE and _kernel_is_faster(x, self.values, self.scale):
             few, packed = x.reshape(-1, inner).contiguous(), self.values.contiguous()
             y = torch._weight_int4pack_mm_for_cpu(
                 few, packed.view(-1, inner // 2), inner // groups, self.scale.contiguous()
@@ -222,8 +226,8 @@ class Int4(Quantized):
         if self.turned:
             return F.embedding(ids, self.dense())
         channels, inner = self.sides
-        scale = self.scale.movedim(-3, -2)[..., :channels, :, :]  # [C, G, 2]
-        scale = F.embedding(ids, scale.flatten(-2)).unflatten(-1, (-1, 2))  # it checks the ids
+        check_range(ids, channels)
+        scale = self.scale.movedim(-3, -2)[ids]  # [..., G, 2]
         in_block = ids % BLOCK
         numbers = self.values[ids // BLOCK, :, in_block % (BLOCK // 2)]  # [..., K]
         numbers = torch.where((in_block < BLOCK // 2)[..., None], numbers & 15, numbers >> 4)
@@ -348,8 +352,10 @@ def _kernel_is_faster(x: Tensor, *parts: Tensor) -> bool:
 
     They have no derivatives and no rules of vmap, and are slow for any type but bfloat16.
     """
-    if torch.compiler.is_compiling() or x.dtype != torch.bfloat16:
+    if x.dtype != torch.bfloat16:
         return False
+    if torch.compiler.is_compiling():
+        return one_vector_compiled(x) and parts[-1].dtype == x.dtype and x.is_cpu
     tensors = (x, *parts)
     if x.numel() > FEW * x.shape[-1] or not x.numel() or not all(map(_is_plain, tensors)):
         return False
@@ -367,7 +373,6 @@ def _is_plain(x: Tensor) -> bool:
     return x.device.type == "cpu" and not traced and not wrapped
 
 
-@functools.cache
 def _packs_alike() -> bool:
     """Return whether torch packs 4 bits on this CPU as `Int4` does."""
     numbers = (torch.arange(2 * BLOCK * 32) * 7 // 3 % 16).view(2 * BLOCK, 32)
@@ -375,3 +380,6 @@ def _packs_alike() -> bool:
     ours = blocks[..., : BLOCK // 2] | blocks[..., BLOCK // 2 :] << 4
     theirs = torch._convert_weight_to_int4pack_for_cpu(numbers.to(torch.int32), 1)
     return torch.equal(ours.flatten(), theirs.flatten())
+
+
+PACKS_ALIKE = _packs_alike()

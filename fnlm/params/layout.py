@@ -1,6 +1,5 @@
 """Memory layout (strides) of the weights, optimized for decoding."""
 
-import torch
 from torch import Tensor
 
 from fnlm import tree
@@ -15,11 +14,10 @@ def for_decoding(params: Tree) -> Tree:
     """Return the parameters with strides that make decoding one token at a time fastest.
 
     Decoding on a CPU is a chain of vector-matrix products x @ w that read every weight once a
-    token, so its speed is that of memory, where the kernel keeps up. For float32 and float64 it
-    does best when the longer axis of w [in, out] is contiguous (by a quarter); for bfloat16 and
-    float16 when the columns are, and is 20 times slower otherwise. A tied table [V, D] is used as
-    table.mT, and is laid out for that; looking up a row of it then gathers D scattered numbers,
-    which is nothing beside a product with the whole table. `benchmarks/generate_gpt2.py` times it.
+    token, so its speed is that of memory, where the kernel keeps up. It does where the columns of w
+    [in, out] are contiguous (`fnlm.layers.linear`); half types are 20 times slower otherwise. A
+    tied table [V, D] is used as table.mT, and is in order as it is. `benchmarks/decode_gpt2.py`
+    times it.
 
     Args:
         params: a family's parameters. Matrices named "weight" and the table `embed.token`, and
@@ -33,6 +31,7 @@ def for_decoding(params: Tree) -> Tree:
     Raises:
         TypeError: it is no tree.
 
+    >>> import torch
     >>> params = {"weight": torch.eye(3).bfloat16()[:, :2]}
     >>> for_decoding(params)["weight"].stride()
     (1, 3)
@@ -50,7 +49,4 @@ def _lay_out(path: str, x: Tensor) -> Tensor:
     table = path in TABLES
     if x.ndim != 2 or x.device.type != "cpu" or not (table or path.split(".")[-1] == "weight"):
         return x
-    factor = x.mT if table else x  # [in, out], the matrix that multiplies
-    wide = x.dtype in (torch.float32, torch.float64) and factor.shape[1] >= factor.shape[0]
-    laid = factor.contiguous() if wide else factor.mT.contiguous().mT
-    return laid.mT if table else laid
+    return x.contiguous() if table else x.mT.contiguous().mT
