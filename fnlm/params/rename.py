@@ -228,12 +228,10 @@ def fit(
     # Tied leaves: a path that the model lacks is a copy of the first original that it has.
     for pattern, originals in family.ties.items():
         for path, leaf in found.items():
-            match = _pattern(pattern).fullmatch(path)
-            if path in wanted or not match:
-                continue
-            candidates = [original.replace("*", match[1]) for original in originals]
-            owner = next((name for name in candidates if name in wanted), None)
-            if owner is None:
+            place, number = _place(path, (pattern,))
+            names = (original.replace("*", number) for original in originals)
+            owner = next((name for name in names if name in wanted), None)
+            if path in wanted or place is None or owner is None:
                 continue
             del result[path]
             if not _same(result.setdefault(owner, leaf), leaf):
@@ -243,7 +241,7 @@ def fit(
                 )
     # Stacked leaves [L, ...]: one tensor for all L layers, separated along the first axis.
     for pattern, stacked in family.stacks.items():
-        layers = sorted((path for path in wanted if _pattern(pattern).fullmatch(path)), key=_order)
+        layers = sorted((p for p in wanted if _place(p, (pattern,))[0] is not None), key=_order)
         if stacked in found.keys() - wanted and found[stacked].shape[:1] == (len(layers),):
             result |= zip(layers, result.pop(stacked).unbind(0), strict=True)
     return result
@@ -342,7 +340,7 @@ def _match(name: str, dialect: Dialect) -> Match | None:
     short = name.removeprefix(without_wrappers(dialect.prefix))
     if short in dialect.ties:
         return Match("tie", dialect.ties[short])
-    if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):
+    if _place(short, tuple(dialect.buffers))[0] is not None:
         return Match("buffer")
     rule, number = _find(short, dialect.rules, "theirs")
     return rule and Match("leaf", rule.ours.replace("*", number), rule.layout)
@@ -350,21 +348,28 @@ def _match(name: str, dialect: Dialect) -> Match | None:
 
 def _find(name: str, rules: tuple[Rule, ...], side: str) -> tuple[Rule | None, str]:
     """Return the rule whose `side` matches a name, and the layer number in the name."""
-    for rule in rules:
-        pattern = _pattern(getattr(rule, side))
-        if match := pattern.fullmatch(name):
-            return rule, match.group(1) if pattern.groups else ""
-    return None, ""
+    place, number = _place(name, rules, side)
+    return (None, "") if place is None else (rules[place], number)
+
+
+def _place(name: str, rules: tuple[Any, ...], side: str = "") -> tuple[int | None, str]:
+    """Return which of some patterns, "*" being a number, is the first to match; the number."""
+    forms = {name: ""}  # regular expressions would take longer to make than a small file to read
+    for digits in re.finditer("[0-9]+", name):
+        forms[f"{name[: digits.start()]}*{name[digits.end() :]}"] = digits[0]
+    places = _places(rules, side) if "*" not in name else {}
+    found = [(places[form], number) for form, number in forms.items() if form in places]
+    return min(found, default=(None, ""))
+
+
+@cache
+def _places(rules: tuple[Any, ...], side: str) -> dict[str, int]:
+    return {getattr(r, side) if side else r: at for at, r in reversed([*enumerate(rules)])}
 
 
 def _name_of(rule: Rule, number: str, dialect: Dialect, prefixed: bool = True) -> str:
     name = rule.theirs.replace("*", number)
     return dialect.prefix + name if prefixed and not name.startswith(dialect.unprefixed) else name
-
-
-@cache
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(re.escape(text).replace(r"\*", "([0-9]+)"))
 
 
 def _order(path: str) -> list[int]:
