@@ -111,12 +111,12 @@ def generate(
         if value != default:
             reason = f"num_beams={num_beams}" if num_beams > 1 else "temperature=0"
             raise ValueError(f"{name}={value} has no effect with {reason}: leave out one of them")
-    import torch
-
     from fnlm import pipeline, random
     from fnlm.generate import beam_search, stream
 
     lm = pipeline.load(model, dtype=dtype)
+    import torch  # not before fnlm, which says what to do where torch is missing
+
     apply, params = lm.apply, lm.params
     ids = torch.tensor([lm.encode(prompt or "")])
     shared: dict[str, Any] = {"eos": lm.eos, "prefill": lm.family.hidden_states}
