@@ -405,13 +405,15 @@ def test_a_megabyte_without_a_space(case: Case) -> None:
 
 def test_caches_are_bounded(small: gpt2.Tokenizer) -> None:
     tokenizer = gpt2.Tokenizer(small.vocab, small.merges)
-    words, units = tokenizer._tables.words, tokenizer._tables.units
-    words.limit = units.limit = 100
+    caches = tokenizer._tables.words, tokenizer._tables.units, tokenizer._tables.first
+    for cache in caches:
+        cache.limit = 100
     for number in range(500):
         text = f"{number} ({number})\t{number}\n{'x' * number}"
         assert tokenizer.encode(text) == small.encode(text)
-        assert len(words) <= 100 >= len(units)
-        assert all(len(word) <= 32 for cache in (words, units) for word in cache)
+        assert all(len(cache) <= 100 for cache in caches)
+        assert all(len(word) <= 128 for cache in caches for word in cache)
+        assert all(sum(1 + len(word) // 32 for word in cache) <= 100 for cache in caches)
 
 
 # A value: pure, hashable, picklable; several processes; files.

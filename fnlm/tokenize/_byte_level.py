@@ -23,6 +23,10 @@ SPACES = f"{ASCII_SPACES}\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join
 GLUE = "\0"  # in units, for a space that begins no word; texts that hold it are not cut into units
 
 
+_GLUED = [(space, f" {space}", f"{GLUE}{space}") for space in SPACES]
+_ASCII_GLUED = _GLUED[: len(ASCII_SPACES)]
+
+
 def units_of(text: str) -> list[str]:
     r"""Cut a text, without `GLUE`, at the spaces before visible characters.
 
@@ -33,9 +37,9 @@ def units_of(text: str) -> list[str]:
         >>> units_of("a  big\n cat ")
         ['a\x00', 'big\n', 'cat\x00']
     """
-    for space in ASCII_SPACES if text.isascii() else SPACES:
+    for space, before, glued in _ASCII_GLUED if text.isascii() else _GLUED:
         if space in text:
-            text = text.replace(f" {space}", f"{GLUE}{space}")
+            text = text.replace(before, glued)
     if text.endswith(" "):
         text = text[:-1] + GLUE
     while "  " in text:
@@ -66,7 +70,8 @@ class Tables(NamedTuple):
     added: tuple[Added, ...]  # in the order of their ids
     special: SpecialTokens  # those that are no byte and that no merge makes
     words: bpe.WordCache  # word -> ids
-    units: bpe.WordCache  # text between two cuts of `units_of` -> ids of it after a space
+    first: bpe.WordCache  # text before the first cut of `units_of` -> ids
+    units: bpe.WordCache  # text between two cuts, or after the last -> ids of it after a space
 
 
 def make_tables(
@@ -108,6 +113,9 @@ def make_tables(
             return encode_word(unit_words[0])
         return tuple(chain.from_iterable(map(words.__getitem__, unit_words)))
 
+    def encode_first(unit: str) -> tuple[int, ...]:
+        return tuple(chain.from_iterable(map(words.__getitem__, words_of(unit.replace(GLUE, " ")))))
+
     return Tables(
         ids,
         tuple(sorted(ids, key=ids.__getitem__)),
@@ -115,6 +123,7 @@ def make_tables(
         tuple(tokens),
         SpecialTokens(dict(sorted(special.items(), key=lambda item: item[1])), tokens),
         words,
+        bpe.WordCache(encode_first),
         bpe.WordCache(encode_unit),
     )
 

@@ -16,7 +16,7 @@ from fnlm.tokenize import bpe
 
 # Longer tokens, or those of more parts within parts than this, may count as not reachable.
 _STEPS = 64
-LONG = 64  # characters of a word that is looked at for places to cut
+LONG = 128  # characters of a word that is looked at for places to cut
 
 
 def encoder(

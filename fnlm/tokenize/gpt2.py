@@ -133,13 +133,13 @@ class Tokenizer:
             )
         if self.add_prefix_space and text and not text.startswith(" "):
             text = f" {text}"
-        words, units = self._tables.words.__getitem__, self._tables.units.__getitem__
+        tables = self._tables
         try:
             if GLUE in text:
-                return list(chain.from_iterable(map(words, words_of(text))))
-            first, *rest = units_of(text)
-            ids = list(chain.from_iterable(map(words, words_of(first.replace(GLUE, " ")))))
-            ids.extend(chain.from_iterable(map(units, rest)))
+                return list(chain.from_iterable(map(tables.words.__getitem__, words_of(text))))
+            units = iter(units_of(text))
+            ids = list(tables.first[next(units)])
+            ids.extend(chain.from_iterable(map(tables.units.__getitem__, units)))
         except UnicodeEncodeError:  # surrogates
             return self._encode(bpe.well_formed(text))
         return ids
