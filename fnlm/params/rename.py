@@ -8,7 +8,7 @@ substring, and nothing is dropped silently.
 import re
 from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import einops
@@ -119,9 +119,7 @@ def dialect_named(name: str, family: Family) -> Dialect:
 def dialect_of(names: Iterable[str], family: Family) -> Dialect:
     """Return the dialect that matches most of the names, the first one of equals."""
     names = [without_wrappers(name) for name in names]
-    return max(
-        family.dialects, key=lambda dialect: sum(_match(n, dialect) is not None for n in names)
-    )
+    return max(family.dialects, key=lambda d: sum(_match(n, d) is not None for n in names))
 
 
 def for_heads(family: Family, heads: Iterable[str]) -> Family:
@@ -352,9 +350,10 @@ def _find(name: str, rules: tuple[Rule, ...], side: str) -> tuple[Rule | None, s
     return (None, "") if place is None else (rules[place], number)
 
 
+@lru_cache(1 << 14)
 def _place(name: str, rules: tuple[Any, ...], side: str = "") -> tuple[int | None, str]:
     """Return which of some patterns, "*" being a number, is the first to match; the number."""
-    forms = {name: ""}  # regular expressions would take longer to make than a small file to read
+    forms = {name: ""}  # regular expressions take longer to make than a small file to read
     for digits in re.finditer("[0-9]+", name):
         forms[f"{name[: digits.start()]}*{name[digits.end() :]}"] = digits[0]
     places = _places(rules, side) if "*" not in name else {}
