@@ -25,7 +25,7 @@ from fnlm.programs._command import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["as_flags", "convert", "generate", "inspect", "main", "progress", "run"]
+__all__ = ["as_flags", "completion", "convert", "generate", "inspect", "main", "progress", "run"]
 
 
 def main(args: list[str] | None = None) -> int:
