@@ -40,7 +40,7 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
     "Text": (
         "tokenize_bert", "tokenize_gpt2", "tokenize_gpt", "tokenize_transfo_xl", "squad_features",
     ),
-    "Start": ("start", "import_time", "open_checkpoint"),
+    "Start": ("start", "open_checkpoint"),
     "Growth": ("growth",),
 }  # fmt: skip
 # Long runs that ask for a corpus, and what is not about time: started by hand.

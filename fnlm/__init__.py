@@ -8,6 +8,8 @@ Public modules: the families (`fnlm.families` lists them: `bert`, `gpt2`, ...), 
 """
 
 import importlib
+import os
+import sys
 from types import ModuleType
 
 __version__ = "0.1.0"
@@ -16,6 +18,26 @@ _MODULES = frozenset(  # besides the families
     "bridges checkpoints distributed families files finetune generate heads layers leaves params "
     "pipeline protocols random taps tasks tokenize train transforms tree".split()
 )
+
+
+def _warn_of_other_copy(here: str) -> None:
+    """Warn if a clone was found because Python stands in it, and another copy is installed."""
+    if not os.path.isfile(os.path.join(os.path.dirname(here), "pyproject.toml")):
+        return
+    for folder in sys.path:
+        there = os.path.join(folder, "fnlm")
+        if folder.endswith("-packages") and os.path.isdir(there):
+            import warnings
+
+            warnings.warn(
+                f"fnlm is that of the clone, {here}, and not the installed {there}: start Python "
+                "in another folder, or as `python -P`; to work on the clone, `pip install -e .`",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+_warn_of_other_copy(os.path.dirname(os.path.abspath(__file__)))
 
 
 def _public() -> frozenset[str]:
@@ -35,7 +57,18 @@ def __getattr__(name: str) -> ModuleType:
         raise AttributeError(
             f"fnlm has no {name!r}: its modules are {', '.join(sorted(_public()))}"
         )
-    return importlib.import_module(f"fnlm.{name}")
+    try:
+        return importlib.import_module(f"fnlm.{name}")
+    except ModuleNotFoundError as error:
+        if str(error) != f"No module named {error.name!r}" or str(error.name).startswith("fnlm"):
+            raise
+        folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        raise ModuleNotFoundError(
+            f"fnlm needs {error.name}, which is not installed for {sys.executable}: run "
+            f"`{sys.executable} -m pip install -e {folder}`, or the Python of the environment "
+            "that has it",
+            name=error.name,
+        ) from None
 
 
 def __dir__() -> list[str]:

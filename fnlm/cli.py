@@ -1,15 +1,15 @@
 """The command `fnlm`: generate text, inspect a checkpoint, convert one, train, evaluate.
 
 The first three commands are plain functions that yield the pieces of their output; the others are
-`fnlm.programs`. Tensors are loaded only when a command runs, so that help comes at once.
+`fnlm.programs`. Tensors are loaded only when a command runs, so that help comes at once, and the
+parser is that of Python, as others take a tenth of the time of importing torch.
 """
 
+import argparse
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
-
-import jsonargparse
 
 from fnlm import __version__, families, programs
 from fnlm.programs._command import (
@@ -25,7 +25,7 @@ from fnlm.programs._command import (
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["as_flags", "convert", "generate", "inspect", "main", "progress", "run"]
+__all__ = ["as_flags", "completion", "convert", "generate", "inspect", "main", "progress", "run"]
 
 
 def main(args: list[str] | None = None) -> int:
@@ -42,16 +42,16 @@ def main(args: list[str] | None = None) -> int:
     if args and args[0] in programs.PROGRAMS:
         program = programs.find(args[0])
         return run(program.main, program.Flags, args[1:], program=f"fnlm {args[0]}")
-    parsed = _parser().parse_args(_underscored(args))
-    command = parsed.subcommand
+    options = vars(_parser().parse_args(_underscored(args)))
+    command = options.pop("command")
     functions: dict[str, Callable[..., Iterator[str]]] = {"generate": generate, "inspect": inspect}
-    options = parsed[command].as_dict()
+    functions["completion"] = completion
     if command in VERBS:
         options |= {"family": VERBS[command][0], "to": "pytorch-pretrained-bert"}
 
     def work() -> None:
         for piece in functions.get(command, convert)(**options):
-            if command != "generate":
+            if command not in ("generate", "completion"):
                 piece = as_flags(piece, command)
             raw = command == "generate" and not sys.stdout.isatty()  # as the model generated it
             print(encodable(piece) if raw else shown(piece), end="", flush=True)
@@ -111,12 +111,12 @@ def generate(
         if value != default:
             reason = f"num_beams={num_beams}" if num_beams > 1 else "temperature=0"
             raise ValueError(f"{name}={value} has no effect with {reason}: leave out one of them")
-    import torch
-
     from fnlm import pipeline, random
     from fnlm.generate import beam_search, stream
 
     lm = pipeline.load(model, dtype=dtype)
+    import torch  # not before fnlm, which says what to do where torch is missing
+
     apply, params = lm.apply, lm.params
     ids = torch.tensor([lm.encode(prompt or "")])
     shared: dict[str, Any] = {"eos": lm.eos, "prefill": lm.family.hidden_states}
@@ -186,12 +186,35 @@ def convert(
     )  # fmt: skip
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        prog="fnlm", version=__version__, description="Language models as functions."
+def completion(shell: str) -> Iterator[str]:
+    """Yield a script that lets a shell complete the commands and their flags."""
+    from fnlm.programs import _completion
+
+    yield _completion.script(shell, _parser())
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fnlm", description="Language models as functions.")
+    parser.add_argument("--version", action="version", version=f"fnlm {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, what: str, description: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=what, description=description, formatter_class=_Help, allow_abbrev=False
+        )
+
+    generator = command(
+        "generate", "generate text with a model", "Generate text with a language model."
     )
-    commands = parser.add_subcommands()
-    generator = jsonargparse.ArgumentParser(description="Generate text with a language model.")
     add = generator.add_argument
     titles = ", ".join(record.title for record in families.causal())
     add("model", type=str, help=f"directory, file, bundled model or hub name, of: {titles}")
@@ -205,10 +228,11 @@ def _parser() -> jsonargparse.ArgumentParser:
     add("--num_samples", type=int, default=1, help="how many texts")
     add("--num_beams", type=int, default=1, help="more than 1 is beam search instead of sampling")
     add("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the model")
-    viewer = jsonargparse.ArgumentParser(description="Show what a checkpoint holds.")
+    viewer = command("inspect", "show what a checkpoint holds", "Show what a checkpoint holds.")
     viewer.add_argument("path", type=str, help="file, directory, bundled model or hub name")
     _add_reading(viewer)
-    converter = jsonargparse.ArgumentParser(description="Write a checkpoint in another format.")
+    what = "write a checkpoint in another format"
+    converter = command("convert", what, "Write a checkpoint in another format.")
     add = converter.add_argument
     add("source", type=str, help="file or directory of any format, or hub name")
     add("target", type=str, help="directory, or file that ends in .safetensors or .bin")
@@ -220,24 +244,24 @@ def _parser() -> jsonargparse.ArgumentParser:
     types = ["float32", "float16", "bfloat16", "float64"]
     add("--dtype", choices=types, help="cast to this type; by default nothing is cast")
     _add_reading(converter)
-    commands.add_subcommand("generate", generator, help="generate text with a model")
-    commands.add_subcommand("inspect", viewer, help="show what a checkpoint holds")
-    commands.add_subcommand("convert", converter, help="write a checkpoint in another format")
-    _add_others(commands)
+    _add_others(command)
     return parser
 
 
-def _add_others(commands: Any) -> None:
+def _add_others(command: Callable[..., argparse.ArgumentParser]) -> None:
     """Add the programs, whose flags are read when they run, and the commands by earlier names."""
     for name, description in programs.PROGRAMS.items():
-        commands.add_subcommand(name, jsonargparse.ArgumentParser(), help=description)
+        command(name, description, description)
     for verb, (family, *words) in VERBS.items():
-        alias = jsonargparse.ArgumentParser(description=f"Convert a {family} checkpoint.")
+        what = f"convert --family {family}, by its earlier name"
+        alias = command(verb, what, f"Convert a {family} checkpoint.")
         for word in words:
             last = word == "config" and word == words[-1]
             alias.add_argument(word, type=str, nargs="?" if last else None, help=_POSITIONAL[word])
         _add_reading(alias)
-        commands.add_subcommand(verb, alias, help=f"convert --family {family}, by its earlier name")
+    what = "print a script that lets a shell complete commands and flags"
+    completer = command("completion", what, "Print a script for a shell to read when it starts.")
+    completer.add_argument("shell", choices=["bash", "zsh", "fish"], help="which shell")
 
 
 # What the commands for a conversion are given.
@@ -248,7 +272,7 @@ _POSITIONAL = {
 }
 
 
-def _add_reading(parser: jsonargparse.ArgumentParser) -> None:
+def _add_reading(parser: argparse.ArgumentParser) -> None:
     """Add the flags for reading a checkpoint."""
     add = parser.add_argument
     add("--heads", type=str, nargs="+", help="task heads to load; by default those of the source")

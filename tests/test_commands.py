@@ -3,12 +3,13 @@
 import ast
 import dataclasses
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from typing import Any
 
 import docstring_parser
-import jsonargparse
 import pytest
 import torch
 from conftest import ROOT
@@ -16,6 +17,7 @@ from conftest import ROOT
 from fnlm import __version__, cli, finetune, programs
 from fnlm.programs import _training
 from fnlm.programs._command import RETIRED
+from fnlm.programs._completion import subparsers
 
 # The scripts of pytorch-pretrained-bert 0.6.2: the command, the flags that do what they did, under
 # their own names or others, and those that are answered in one line.
@@ -221,11 +223,9 @@ def test_help_explains_every_flag(command: str, capsys: pytest.CaptureFixture[st
 
 
 def test_help_explains_every_argument_of_the_other_commands() -> None:
-    found: Any = cli._parser()
-    for name, parser in found._subcommands_action._name_parser_map.items():
+    for name, parser in subparsers(cli._parser()).items():
         for action in parser._actions:
             assert action.help, f"{name}: {action.dest}"
-    assert isinstance(found, jsonargparse.ArgumentParser)
 
 
 def test_the_module_is_the_command_and_knows_its_version(
@@ -262,3 +262,41 @@ def test_every_program_is_a_command() -> None:
         path = ROOT / "fnlm" / "programs" / f"{name.replace('-', '_')}.py"
         head = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         assert f"    fnlm {name} --" in head, f"{path.name} begins with a line that runs it"
+
+
+# Completion in shells.
+
+
+def completed(line: str) -> list[str]:
+    """Return what bash offers for the last word of a line."""
+    script = "".join(cli.completion("bash"))
+    words = line.split(" ")
+    quoted = " ".join(map(shlex.quote, words))
+    code = (
+        f"{script}\nCOMP_WORDS=({quoted}) COMP_CWORD={len(words) - 1}\n"
+        '_fnlm; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_bash_completes_commands_and_their_flags() -> None:
+    assert completed("fnlm gen") == ["generate"]
+    assert set(completed("fnlm ")) == {*subparsers(cli._parser())}
+    assert completed("fnlm generate --max") == ["--max_new_tokens"]
+    assert completed("fnlm glue tiny --task") == ["--task_name"]
+    assert completed("fnlm inspect tin") == []  # bash then offers files
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_scripts_name_every_flag(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for flag in (
+        "top_k",
+        "heads",
+        *(f.name for f in dataclasses.fields(programs.find("lm").Flags)),
+    ):
+        assert re.search(rf"\b{flag}\b", script), flag
+    if shutil.which(shell):
+        subprocess.run([shell, "-n"], input=script, text=True, check=True)

@@ -234,9 +234,11 @@ STATEMENTS = (
 def is_inert(node: ast.stmt) -> bool:
     """Whether a statement at the top of a module only names things."""
     if isinstance(node, ast.Expr):
-        # A docstring; telling of a new kind of node of trees, or that old names are answered.
+        # A docstring; telling of a new kind of node of trees, or that old names are answered; a
+        # look at which copy this is, which only warns.
         call = dotted(node.value.func) if isinstance(node.value, ast.Call) else ""
-        return isinstance(node.value, ast.Constant) or "register" in call or "_former" in call
+        allowed = ("register", "_former", "_warn_of_other_copy")
+        return isinstance(node.value, ast.Constant) or any(name in call for name in allowed)
     if isinstance(node, ast.If):
         test = ast.unparse(node.test)
         return test in {"TYPE_CHECKING", "__name__ == '__main__'"}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fnlm.tokenize import _bpe
+from fnlm.tokenize import _bpe, _byte_merges
 
 
 def merge_slowly(ids: list[int], rules: _bpe.Merges) -> list[int]:
@@ -221,3 +221,54 @@ def test_training_stops_when_no_pair_is_frequent_enough() -> None:
 def test_training_takes_any_string() -> None:
     merges = _bpe.train(["\ud800\ud800"], 258, r"(?s).+")
     assert merges == [(b"\xbf", b"\xbd"), (b"\xef", b"\xbf\xbd")]
+
+
+# The short cuts of words in bytes.
+
+
+@st.composite
+def byte_rules(draw: st.DrawFn) -> tuple[_bpe.Merges, dict[int, bytes]]:
+    """Rules over bytes as a vocabulary has them, in any order, and the bytes of each id."""
+    tokens = [b"a", b"b", "é".encode()[:1], "é".encode()[1:]]
+    pairs: dict[tuple[bytes, bytes], None] = {}
+    for i, j in draw(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=12)):
+        pair = tokens[i % len(tokens)], tokens[j % len(tokens)]
+        pairs[pair] = None
+        if b"".join(pair) not in tokens:
+            tokens.append(b"".join(pair))
+    vocab = {bytes([byte]): byte for byte in range(256)}
+    for token in tokens:
+        vocab.setdefault(token, len(vocab))
+    order = draw(st.permutations(list(pairs)))
+    ids = tuple((vocab[left], vocab[right]) for left, right in order)
+    made = tuple(vocab[left + right] for left, right in order)
+    rules = _bpe.Merges({pair: rank for rank, pair in enumerate(ids)}, ids, made)
+    return rules, {i: token for token, i in vocab.items()}
+
+
+@settings(max_examples=300, deadline=None)
+@given(byte_rules(), st.text("abé", max_size=9), st.integers(1, 40))
+def test_the_short_cuts_give_what_merging_gives(
+    made: tuple[_bpe.Merges, dict[int, bytes]], word: str, times: int
+) -> None:
+    rules, content = made
+    encode = _byte_merges.encoder(rules, content, range(256))
+    texts = [raw.decode(errors="replace") for raw in content.values()]
+    tokens = [text for text in texts if "\ufffd" not in text]
+    for text in (word, word * times, f"x{word}" * times, *tokens):
+        assert list(encode(text)) == merge_slowly(list(text.encode()), rules)
+
+
+@settings(max_examples=300, deadline=None)
+@given(byte_rules())
+def test_a_token_is_reachable_only_if_merging_makes_it(
+    made: tuple[_bpe.Merges, dict[int, bytes]],
+) -> None:
+    rules, content = made
+    for i, found in enumerate(_byte_merges.reachable(rules, range(256), len(content))):
+        assert not found or merge_slowly(list(content[i]), rules) == [i]
+
+
+def test_most_tokens_that_training_makes_are_reachable(english: _bpe.Merges) -> None:
+    count = max(english.made) + 1
+    assert _byte_merges.reachable(english, range(256), count).mean() > 0.95

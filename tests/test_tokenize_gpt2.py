@@ -209,20 +209,25 @@ def test_any_text_comes_back(small: gpt2.Tokenizer, text: str) -> None:
 
 
 @settings(max_examples=EXAMPLES, deadline=None)
-@given(text=st.lists(st.sampled_from([*" \n\t\x1c\x85\u3000ab1.'é", "'s", "  "])).map("".join))
+@given(text=st.lists(st.sampled_from([*" \n\t\x1c\x85\u3000ab1.'é", "'s", "   "])).map("".join))
 def test_the_short_cut_finds_the_words_of_the_pattern(text: str) -> None:
     first, *rest = _byte_level.units_of(text)
-    units = [first, *(" " + unit for unit in rest)]
+    units = [unit.replace(_byte_level.GLUE, " ") for unit in [first, *(f" {u}" for u in rest)]]
     found = [word for unit in units for word in _byte_level.words_of(unit)]
     assert found == _byte_level.words_of(text)
 
 
 def test_every_space_of_the_pattern_is_one_for_the_short_cut() -> None:
-    """What the proof of the short cut rests on: `re` knows every space that `regex` knows."""
+    """What the proof of the short cut rests on: it knows every space that `regex` knows."""
     everything = "".join(map(chr, range(sys.maxunicode + 1)))
-    spaces = regex.findall(r"\s", everything)
-    assert " " in spaces
-    assert [space for space in spaces if not space.isspace()] == []
+    spaces = set(regex.findall(r"\s", everything))
+    assert spaces == {" ", *_byte_level.SPACES}
+    assert {space for space in spaces if space.isascii()} == {" ", *_byte_level.ASCII_SPACES}
+
+
+def test_a_text_may_hold_what_stands_for_a_space_in_the_short_cut(case: Case) -> None:
+    for text in (f"a {_byte_level.GLUE}  b", f"a{_byte_level.GLUE}b  a b", "a  b a b"):
+        assert case.tokenizer.encode(text) == case.tiktoken.encode_ordinary(text)
 
 
 # Surrogates.
@@ -400,13 +405,15 @@ def test_a_megabyte_without_a_space(case: Case) -> None:
 
 def test_caches_are_bounded(small: gpt2.Tokenizer) -> None:
     tokenizer = gpt2.Tokenizer(small.vocab, small.merges)
-    words, units = tokenizer._tables.words, tokenizer._tables.units
-    words.limit = units.limit = 100
+    caches = tokenizer._tables.words, tokenizer._tables.units, tokenizer._tables.first
+    for cache in caches:
+        cache.limit = 100
     for number in range(500):
         text = f"{number} ({number})\t{number}\n{'x' * number}"
         assert tokenizer.encode(text) == small.encode(text)
-        assert len(words) <= 100 >= len(units)
-        assert all(len(word) <= 32 for cache in (words, units) for word in cache)
+        assert all(len(cache) <= 100 for cache in caches)
+        assert all(len(word) <= 128 for cache in caches for word in cache)
+        assert all(sum(1 + len(word) // 32 for word in cache) <= 100 for cache in caches)
 
 
 # A value: pure, hashable, picklable; several processes; files.

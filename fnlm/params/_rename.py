@@ -7,8 +7,8 @@ silently.
 import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
-from functools import cache
-from typing import NamedTuple
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 import einops
 from torch import Tensor
@@ -80,9 +80,7 @@ def dialect_named(name: str, family: Family) -> Dialect:
 def dialect_of(names: Iterable[str], family: Family) -> Dialect:
     """Return the dialect that matches most of the names, the first one of equals."""
     names = [without_wrappers(name) for name in names]
-    return max(
-        family.dialects, key=lambda dialect: sum(_match(n, dialect) is not None for n in names)
-    )
+    return max(family.dialects, key=lambda d: sum(_match(n, d) is not None for n in names))
 
 
 def for_heads(family: Family, heads: Iterable[str]) -> Family:
@@ -189,12 +187,10 @@ def fit(
     # Tied leaves: a path that the model lacks is a copy of the first original that it has.
     for pattern, originals in family.ties.items():
         for path, leaf in found.items():
-            match = _pattern(pattern).fullmatch(path)
-            if path in wanted or not match:
-                continue
-            candidates = [original.replace("*", match[1]) for original in originals]
-            owner = next((name for name in candidates if name in wanted), None)
-            if owner is None:
+            place, number = _place(path, (pattern,))
+            names = (original.replace("*", number) for original in originals)
+            owner = next((name for name in names if name in wanted), None)
+            if path in wanted or place is None or owner is None:
                 continue
             del result[path]
             if not _same(result.setdefault(owner, leaf), leaf):
@@ -204,7 +200,7 @@ def fit(
                 )
     # Stacked leaves [L, ...]: one tensor for all L layers, separated along the first axis.
     for pattern, stacked in family.stacks.items():
-        layers = sorted((path for path in wanted if _pattern(pattern).fullmatch(path)), key=_order)
+        layers = sorted((p for p in wanted if _place(p, (pattern,))[0] is not None), key=_order)
         if stacked in found.keys() - wanted and found[stacked].shape[:1] == (len(layers),):
             result |= zip(layers, result.pop(stacked).unbind(0), strict=True)
     return result
@@ -303,7 +299,7 @@ def _match(name: str, dialect: Dialect) -> Match | None:
     short = name.removeprefix(without_wrappers(dialect.prefix))
     if short in dialect.ties:
         return Match("tie", dialect.ties[short])
-    if any(_pattern(pattern).fullmatch(short) for pattern in dialect.buffers):
+    if _place(short, tuple(dialect.buffers))[0] is not None:
         return Match("buffer")
     rule, number = _find(short, dialect.rules, "theirs")
     return rule and Match("leaf", rule.ours.replace("*", number), rule.layout)
@@ -311,21 +307,29 @@ def _match(name: str, dialect: Dialect) -> Match | None:
 
 def _find(name: str, rules: tuple[Rule, ...], side: str) -> tuple[Rule | None, str]:
     """Return the rule whose `side` matches a name, and the layer number in the name."""
-    for rule in rules:
-        pattern = _pattern(getattr(rule, side))
-        if match := pattern.fullmatch(name):
-            return rule, match.group(1) if pattern.groups else ""
-    return None, ""
+    place, number = _place(name, rules, side)
+    return (None, "") if place is None else (rules[place], number)
+
+
+@lru_cache(1 << 14)
+def _place(name: str, rules: tuple[Any, ...], side: str = "") -> tuple[int | None, str]:
+    """Return which of some patterns, "*" being a number, is the first to match; the number."""
+    forms = {name: ""}  # regular expressions take longer to make than a small file to read
+    for digits in re.finditer("[0-9]+", name):
+        forms[f"{name[: digits.start()]}*{name[digits.end() :]}"] = digits[0]
+    places = _places(rules, side) if "*" not in name else {}
+    found = [(places[form], number) for form, number in forms.items() if form in places]
+    return min(found, default=(None, ""))
+
+
+@cache
+def _places(rules: tuple[Any, ...], side: str) -> dict[str, int]:
+    return {getattr(r, side) if side else r: at for at, r in reversed([*enumerate(rules)])}
 
 
 def _name_of(rule: Rule, number: str, dialect: Dialect, prefixed: bool = True) -> str:
     name = rule.theirs.replace("*", number)
     return dialect.prefix + name if prefixed and not name.startswith(dialect.unprefixed) else name
-
-
-@cache
-def _pattern(text: str) -> re.Pattern[str]:
-    return re.compile(re.escape(text).replace(r"\*", "([0-9]+)"))
 
 
 def _order(path: str) -> list[int]:

@@ -11,8 +11,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_origin
 
-import jsonargparse
-
 from fnlm.programs._launch import environment
 
 __all__ = ["RENAMED", "RETIRED", "VERBS", "as_flags", "progress", "run"]
@@ -83,6 +81,8 @@ def run(
         the exit code: 0; 2 after an error of the caller, reported in one line; 130 after an
         interruption by Ctrl-C.
     """
+    import jsonargparse  # takes a while, and not every command needs it
+
     program = program or Path(sys.argv[0]).name
     types = {field.name: field.type for field in fields(cast(Any, flags))}
     try:

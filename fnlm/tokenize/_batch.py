@@ -15,8 +15,8 @@ def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[
     Args:
         encode: text -> ids; it can be pickled if there is more than one worker.
         texts: any number of strings.
-        workers: processes to share the work. New ones are spawned, not forked: a fork of a process
-            that runs threads, as torch does, may hang.
+        workers: processes to share the work, this one among them. The others are spawned, not
+            forked: a fork of a process that runs threads, as torch does, may hang.
 
     Raises:
         ValueError: `texts` is one string, or `workers` is below 1.
@@ -28,10 +28,13 @@ def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[
     texts = list(texts)
     if workers == 1 or len(texts) < 2:
         return [encode(text) for text in texts]
-    parts = list(shares(texts, workers))
+    own, *parts = shares(texts, workers)
+    if not parts:
+        return [encode(text) for text in own]
     with ProcessPoolExecutor(len(parts), mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(encode_all, encode, part, 1) for part in parts]
-        return [ids for job in jobs for ids in job.result()]
+        rows = [encode(text) for text in own]  # while the others start
+        return [*rows, *(ids for job in jobs for ids in job.result())]
 
 
 def shares(texts: list[str], workers: int) -> Iterator[list[str]]:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 from typing import NamedTuple
 
 from fnlm.tokenize import wordpiece
 from fnlm.tokenize._added import Finder, finder, forms
 from fnlm.tokenize._bert_words import (
     PROFILES,
+    Profile,
     Rules,
     Spacing,
     Special,
@@ -42,6 +44,15 @@ class Tables(NamedTuple):
     cut: Callable[[str], Iterator[IdSpan]]  # normalized text -> its tokens
 
 
+@lru_cache(16)
+def _characters(
+    profile: Profile, case: tuple[bool, bool, bool], never_split: tuple[str, ...]
+) -> tuple[Rules, Spacing]:
+    """Return rules, and their table of characters, which is filled once for all vocabularies."""
+    rules = make_rules(profile, *case, never_split)
+    return rules, Spacing(rules)
+
+
 def make_tables(
     vocab: dict[str, int],
     profile_name: str,
@@ -62,12 +73,11 @@ def make_tables(
         ValueError: ids have gaps, or a token is missing.
     """
     profile, (ids, tokens) = PROFILES[profile_name], with_ids(vocab, added, plain=True)
-    rules = make_rules(profile, *case, never_split)
+    rules, spacing = _characters(profile, case, never_split)
     words_too = {token: ids[token] for token in (*special, *never_split) if token in ids}
     pieces = wordpiece.pieces(
         vocab | words_too, unknown=special.unk, max_characters=profile.max_characters
     )
-    spacing = Spacing(rules)
 
     def encode_word(word: str) -> tuple[int, ...]:
         return tuple([token_id for token_id, _, _ in wordpiece.split(word, pieces)])
@@ -93,7 +103,7 @@ def make_tables(
         rules,
         spacing,
         tuple(token.translate(spacing) for token in (*never_split, *flags)),
-        WordCache(encode_word),
+        WordCache(encode_word, longest=profile.max_characters),  # longer ones are unknown at once
         WordCache(encode_chunk),
         chunk_pattern(rules),
         lambda text: tokens_of(text, plain),

@@ -154,12 +154,12 @@ def _merge_long(ids: list[int], rules: Merges) -> list[int]:
 class WordCache(dict[str, tuple[int, ...]]):
     """A cache word -> ids, filled on demand, of bounded size.
 
-    Words longer than `longest` characters are encoded anew each time. A cache that has reached
-    `limit` words is emptied before the next is stored.
+    Words longer than `longest` characters are encoded anew each time. A cache that would exceed
+    `limit` is emptied before the next word is stored.
 
     Args:
         encode: word -> ids, called for a word that is not in the cache.
-        limit: the most words in the cache.
+        limit: the most words in the cache, one counting once more for every 32 characters.
         longest: the most characters of a word in the cache.
 
     Example:
@@ -168,20 +168,22 @@ class WordCache(dict[str, tuple[int, ...]]):
         ((97, 98), 1)
     """
 
-    __slots__ = ("encode", "limit", "longest")
+    __slots__ = ("encode", "limit", "longest", "used")
 
     def __init__(
-        self, encode: Callable[[str], tuple[int, ...]], limit: int = 1 << 17, longest: int = 32
+        self, encode: Callable[[str], tuple[int, ...]], limit: int = 1 << 17, longest: int = 128
     ) -> None:
         super().__init__()
-        self.encode, self.limit, self.longest = encode, limit, longest
+        self.encode, self.limit, self.longest, self.used = encode, limit, longest, 0
 
     def __missing__(self, word: str) -> tuple[int, ...]:
-        """Encode `word`, and cache it if it is short."""
+        """Encode `word`, and cache it if it is not long."""
         ids = self.encode(word)
         if len(word) <= self.longest:
-            if len(self) >= self.limit:
+            self.used += 1 + len(word) // 32
+            if self.used > self.limit:
                 self.clear()
+                self.used = 1 + len(word) // 32
             self[word] = ids
         return ids
 

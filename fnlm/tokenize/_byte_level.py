@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import regex
 
-from fnlm.tokenize import _bpe
+from fnlm.tokenize import _bpe, _byte_merges
 from fnlm.tokenize._tokens import SpecialTokens, in_one_pass, with_ids
 from fnlm.tokenize.added import Added
 
@@ -16,10 +16,37 @@ PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 Offsets = list[tuple[int, int]]
 
 words_of = regex.compile(PATTERN).findall
-# A space before a visible character begins a word, whatever stands around it. Cutting there first
-# is much faster than finding every word by PATTERN, and the words come out the same. (`re` counts
-# U+001C to U+001F as spaces and `regex` does not: before those there is just no cut.)
-units_of = re.compile(r" (?=\S)").split
+ASCII_SPACES = "\t\n\v\f\r"  # white space of PATTERN, besides " "
+SPACES = f"{ASCII_SPACES}\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+GLUE = "\0"  # in units, for a space that begins no word; texts that hold it are not cut into units
+
+
+_GLUED = [(space, f" {space}", f"{GLUE}{space}") for space in SPACES]
+_ASCII_GLUED = _GLUED[: len(ASCII_SPACES)]
+
+
+def units_of(text: str) -> list[str]:
+    r"""Cut a text, without `GLUE`, at the spaces before visible characters.
+
+    Each begins a word of PATTERN, whatever stands around it. Cutting there first is much faster
+    than finding every word by PATTERN, and the words come out the same.
+
+    Example:
+        >>> units_of("a  big\n cat ")
+        ['a\x00', 'big\n', 'cat\x00']
+    """
+    for space, before, glued in _ASCII_GLUED if text.isascii() else _GLUED:
+        if space in text:
+            text = text.replace(before, glued)
+    if text.endswith(" "):
+        text = text[:-1] + GLUE
+    while "  " in text:
+        text = text.replace("  ", f"{GLUE} ")
+    if GLUE in text:
+        text = text.replace(f" {GLUE}", GLUE * 2)
+    return text.split(" ")
 
 
 def _alphabet() -> tuple[str, ...]:
@@ -31,6 +58,7 @@ def _alphabet() -> tuple[str, ...]:
 
 ALPHABET = _alphabet()
 _BYTE_OF = {symbol: byte for byte, symbol in enumerate(ALPHABET)}
+_TO_BYTES = str.maketrans(_BYTE_OF)
 
 
 class Tables(NamedTuple):
@@ -42,7 +70,8 @@ class Tables(NamedTuple):
     added: tuple[Added, ...]  # in the order of their ids
     special: SpecialTokens  # those that are no byte and that no merge makes
     words: _bpe.WordCache  # word -> ids
-    units: _bpe.WordCache  # text between two cuts of `units_of` -> ids of it after a space
+    first: _bpe.WordCache  # text before the first cut of `units_of` -> ids
+    units: _bpe.WordCache  # text between two cuts, or after the last -> ids of it after a space
 
 
 def make_tables(
@@ -71,27 +100,22 @@ def make_tables(
     special = {token: token_id for token, token_id in ids.items() if token_id not in ordinary}
     tokens = _validated(tokens, special, vocab)
 
-    def encode_word(word: str) -> tuple[int, ...]:
-        return tuple(_bpe.merge([bytes_ids[byte] for byte in word.encode()], rules))
-
+    content = {i: token.encode() for token, i in special.items()} | _bytes_of(ids, special)
+    encode_word = _byte_merges.encoder(rules, content, bytes_ids)
     words = _bpe.WordCache(encode_word)
 
     def encode_unit(unit: str) -> tuple[int, ...]:
-        unit_words = words_of(" " + unit)
-        if len(unit_words) == 1:  # the usual case, which `words` need not cache as well
+        text = f" {unit}"
+        if unit.isascii() and unit.isalpha():  # the usual case: one word of PATTERN
+            return encode_word(text)
+        unit_words = words_of(text.replace(GLUE, " "))
+        if len(unit_words) == 1:  # which `words` need not cache as well
             return encode_word(unit_words[0])
         return tuple(chain.from_iterable(map(words.__getitem__, unit_words)))
 
-    try:
-        content = {
-            i: token.encode() if token in special else bytes(map(_BYTE_OF.__getitem__, token))
-            for token, i in ids.items()
-        }
-    except KeyError as error:
-        raise ValueError(
-            f"merges make a token with {error.args[0]!r}, which stands for no byte; vocabulary and "
-            "merges are not byte-level"
-        ) from None
+    def encode_first(unit: str) -> tuple[int, ...]:
+        return tuple(chain.from_iterable(map(words.__getitem__, words_of(unit.replace(GLUE, " ")))))
+
     return Tables(
         ids,
         tuple(sorted(ids, key=ids.__getitem__)),
@@ -99,8 +123,24 @@ def make_tables(
         tuple(tokens),
         SpecialTokens(dict(sorted(special.items(), key=lambda item: item[1])), tokens),
         words,
+        _bpe.WordCache(encode_first),
         _bpe.WordCache(encode_unit),
     )
+
+
+def _bytes_of(ids: Mapping[str, int], special: Mapping[str, int]) -> dict[int, bytes]:
+    """Return the bytes of each ordinary token, by its id."""
+    tokens = {token: token_id for token, token_id in ids.items() if token not in special}
+    text = "".join(tokens)
+    if unknown := set(text) - _BYTE_OF.keys():
+        raise ValueError(
+            f"merges make a token with {min(unknown)!r}, which stands for no byte; vocabulary and "
+            "merges are not byte-level"
+        )
+    raw, ends = text.translate(_TO_BYTES).encode("latin-1"), accumulate(map(len, tokens), initial=0)
+    return {
+        i: raw[begin:end] for i, (begin, end) in zip(tokens.values(), pairwise(ends), strict=True)
+    }
 
 
 def _validated(

@@ -26,6 +26,7 @@ from fnlm.tokenize import _batch, _bpe, _files, _gpt2_files, _settings
 from fnlm.tokenize._added import simplest
 from fnlm.tokenize._byte_level import (
     ALPHABET,
+    GLUE,
     PATTERN,
     Offsets,
     Tables,
@@ -125,20 +126,22 @@ class Tokenizer:
 
     def _encode(self, text: str) -> list[int]:
         """Return the ids of a text without special tokens."""
-        tables = self._tables
-        try:
-            if self.add_prefix_space and text and not str.startswith(text, " "):
-                text = f" {text}"
-            first, *rest = units_of(text)
-            ids = list(chain.from_iterable(map(tables.words.__getitem__, words_of(first))))
-            ids.extend(chain.from_iterable(map(tables.units.__getitem__, rest)))
-        except UnicodeEncodeError:  # surrogates
-            return self._encode(_bpe.well_formed(text))
-        except TypeError:
+        if not isinstance(text, str):
             raise TypeError(
                 f"text is of type {type(text).__name__}, not str; decode bytes first, and give "
                 "several texts to encode_batch"
-            ) from None
+            )
+        if self.add_prefix_space and text and not text.startswith(" "):
+            text = f" {text}"
+        tables = self._tables
+        try:
+            if GLUE in text:
+                return list(chain.from_iterable(map(tables.words.__getitem__, words_of(text))))
+            units = iter(units_of(text))
+            ids = list(tables.first[next(units)])
+            ids.extend(chain.from_iterable(map(tables.units.__getitem__, units)))
+        except UnicodeEncodeError:  # surrogates
+            return self._encode(_bpe.well_formed(text))
         return ids
 
     def encode_batch(
