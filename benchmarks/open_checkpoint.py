@@ -130,7 +130,6 @@ def report(directory: Path, rounds: int) -> bool:
 def main() -> int:
     parser = arguments(__doc__, rounds=11, quick=2)
     parser.add_argument("--measure", nargs=2, metavar=("NAME", "DIRECTORY"), help="used by itself")
-    parser.add_argument("--quick", action="store_true", help="fewer rounds, a smaller model")
     args = parser.parse_args()
     if args.measure:
         print(json.dumps(growth(args.measure[0], Path(args.measure[1]))))

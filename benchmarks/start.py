@@ -35,7 +35,7 @@ OURS = """
 import torch
 from fnlm import gpt2
 def first(folder):
-    logits, _ = gpt2.apply(gpt2.load(folder), torch.tensor([[464, 3290, 318, 257, 845, 922, 3290, 13]]))
+    logits, _ = gpt2.apply(gpt2.load(folder), torch.arange(400, 408)[None])
     return int(logits[0, -1].argmax())
 """
 THEIRS = """
@@ -45,7 +45,7 @@ transformers.logging.disable_progress_bar()
 def first(folder):
     model = transformers.GPT2LMHeadModel.from_pretrained(folder)
     with torch.no_grad():
-        return int(model(torch.tensor([[464, 3290, 318, 257, 845, 922, 3290, 13]])).logits[0, -1].argmax())
+        return int(model(torch.arange(400, 408)[None]).logits[0, -1].argmax())
 """
 
 

@@ -136,9 +136,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=18)
     parser.add_argument("--tokens", type=int, default=100_000)
     parser.add_argument("--dense", action="store_true", help="use the dense implementation")
-    parser.add_argument("--quick", action="store_true", help="2 rounds")
     args = parser.parse_args()
-    args.rounds = 2 if args.quick else args.rounds
     print(environment(PEER))
     if not args.large and not is_installed("pytorch_pretrained_bert"):
         return 0

@@ -106,7 +106,7 @@ def tied_logits(hidden: Tensor, table: Tensor) -> Tensor:
     Returns:
         [..., V].
     """
-    return linear(hidden, table.mT)
+    return linear(hidden, table.mT, None)
 
 
 def choice_logits(

@@ -140,14 +140,18 @@ def _attention(
     """Relative attention of the new tokens to memory and themselves: [..., S, D] -> [..., T, D]."""
     qkv, width = weights["qkv"], config.n_head * config.d_head  # [D, 3 H Dh]
     new = inputs[..., inputs.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
-    q = split_heads(linear(new, qkv[:, :width]), config.n_head)[0]  # [..., H, T, Dh]
+    q = split_heads(linear(new, qkv[:, :width], None), config.n_head)[0]  # [..., H, T, Dh]
     k, v = split_heads(
-        linear(inputs, qkv[:, width:]), config.n_head, parts=2
+        linear(inputs, qkv[:, width:], None), config.n_head, parts=2
     )  # [..., H, S, Dh] each
-    r = split_heads(linear(positions, weights["relative"]), config.n_head)[0]  # [..., H, S + 1, Dh]
+    r = split_heads(linear(positions, weights["relative"], None), config.n_head)[
+        0
+    ]  # [..., H, S + 1, Dh]
     given = {k: weights[k] for k in ("content_bias", "position_bias", "taps") if k in weights}
     out = attend_relative(q, k, v, r, mask, **given, rate=config.dropatt, key=keys[0])
-    out = tap(linear(merge_heads(out), weights["out"]), weights.get("taps"), "out")  # [..., T, D]
+    out = tap(
+        linear(merge_heads(out), weights["out"], None), weights.get("taps"), "out"
+    )  # [..., T, D]
     return dropout(out, config.dropout, keys[1])
 
 

@@ -48,8 +48,8 @@ def test_linear_is_the_product(
     w, x = matrix(shape, dtype), vector(*lead, shape[0], dtype=dtype)
     w, bias = w if order == "rows" else w.mT.contiguous().mT, vector(shape[1], dtype=dtype)
     check(linear(x, w, bias), x, w, bias)
-    check(linear(x, w), x, w)
-    check(linear(x[..., ::1].clone().expand(x.shape), w), x, w)
+    check(linear(x, w, None), x, w)
+    check(linear(x[..., ::1].clone().expand(x.shape), w, None), x, w)
 
 
 def test_one_vector_takes_the_batched_product_outside_of_transforms_alone(
@@ -67,7 +67,7 @@ def test_one_vector_takes_the_batched_product_outside_of_transforms_alone(
     assert len(calls) == 1
     linear(x.expand(2, -1), w, bias)
     linear(x, w.contiguous(), bias)
-    linear(x.double(), w.double())
+    linear(x.double(), w.double(), None)
     tracked = linear(x, w.clone(memory_format=torch.preserve_format).requires_grad_(), bias)
     assert tracked.requires_grad and len(calls) == 1
     found = grad(lambda w: linear(x, w, bias).sin().sum())(w)

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -313,7 +313,8 @@ def test_every_argument_that_errors_of_reading_name_has_a_flag() -> None:
         "give it a flag in FLAGS of fnlm.programs._command, or say it otherwise"
     )
     parser = cli._parser()
-    commands = cast(Any, parser)._subcommands_action._name_parser_map
+    (commands,) = (action.choices for action in parser._actions if action.dest == "command")
+    assert isinstance(commands, dict)
     flags = {f"--{name}" for name in _command.FLAGS.values()}
     assert flags <= {*commands["convert"]._option_string_actions}
     for name in ("inspect", *_command.VERBS):

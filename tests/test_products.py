@@ -67,7 +67,7 @@ def test_views(of_x: str, of_matrix: str, calls: list[Any]) -> None:
         return linear(x, matrix, bias).sin().square().sum()
 
     torch.testing.assert_close(linear(x, matrix, bias).double(), exact(x, matrix, bias), **CLOSE)
-    torch.testing.assert_close(linear(x, matrix).double(), exact(x, matrix), **CLOSE)
+    torch.testing.assert_close(linear(x, matrix, None).double(), exact(x, matrix), **CLOSE)
     assert len(calls) == 2
     found = grad(loss, (0, 1, 2))(x, matrix, bias)
     wide = (x.double(), matrix.double(), bias.double())
@@ -91,7 +91,7 @@ def test_sizes(lead: tuple[int, ...], sizes: tuple[int, int]) -> None:
 def model(w: Tensor, x: Tensor) -> Tensor:
     """A number of w [5, 4] and x [3, 5]; w is used twice, and transposed."""
     hidden = linear(x, w, w[0]).tanh()  # [3, 4]
-    return (linear(hidden, w.mT) * x).sin().square().sum()
+    return (linear(hidden, w.mT, None) * x).sin().square().sum()
 
 
 def along(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -223,7 +223,7 @@ def test_exported_and_traced_graphs_are_plain(calls: list[Any]) -> None:
 def test_autocast_and_other_types_are_torchs(calls: list[Any]) -> None:
     x, w, b = draw(3, 5), draw(5, 4), draw(4)
     with torch.autocast("cpu", torch.bfloat16):
-        assert linear(x, w, b).dtype == linear(x, w).dtype == torch.bfloat16
+        assert linear(x, w, b).dtype == linear(x, w, None).dtype == torch.bfloat16
     for dtype in (torch.float64, torch.bfloat16):
         assert linear(*(t.to(dtype) for t in (x, w, b))).dtype == dtype
     assert linear(x.to("meta"), w.to("meta"), b.to("meta")).device.type == "meta"
@@ -233,7 +233,7 @@ def test_autocast_and_other_types_are_torchs(calls: list[Any]) -> None:
 def test_typed_leaves_answer_for_themselves(calls: list[Any]) -> None:
     params = leaves.lora({"w": draw(5, 4)}, random.key(3), rank=2, where=lambda path, leaf: True)
     leaf, x = params["w"], draw(3, 5)
-    torch.testing.assert_close(linear(x, leaf), x @ leaf)
+    torch.testing.assert_close(linear(x, leaf, None), x @ leaf)
     assert not any(shape == (3, 5) for shape in calls)
 
 
@@ -248,7 +248,7 @@ def test_errors_are_torchs(calls: list[Any]) -> None:
 def test_numbers_that_are_none_stay_so() -> None:
     x = draw(20, 40)
     x[3, 5], x[7, 1] = torch.nan, torch.inf
-    found, expected = linear(x, draw(40, 30)), x @ draw(40, 30)
+    found, expected = linear(x, draw(40, 30), None), x @ draw(40, 30)
     assert found.isnan().equal(expected.isnan()) and found.isinf().equal(expected.isinf())
 
 
@@ -256,8 +256,8 @@ def test_small_products_and_other_processors_are_torchs(calls: list[Any]) -> Non
     x, w = draw(16, 64), draw(64, 32)
     for changed in ({"LEAST": 16 * 64 * 32 + 1}, {"ROWS": 17}, {"FASTER": False}):
         with mock.patch.multiple(products, **changed):
-            linear(x, w)
+            linear(x, w, None)
     assert not calls
     with mock.patch.multiple(products, LEAST=16 * 64 * 32, ROWS=16):
-        linear(x, w)
+        linear(x, w, None)
     assert calls

@@ -24,7 +24,7 @@ from conftest import ROOT, data_path
 
 from fnlm import bert, cli, finetune, gpt2, random, train, tree
 from fnlm.finetune import data
-from fnlm.programs import PROGRAMS
+from fnlm.programs import PROGRAMS, extract_features
 from fnlm.tasks import corpus, glue
 from fnlm.tokenize import bert as tokenize
 
@@ -275,7 +275,8 @@ def test_hidden_states_go_on_after_a_torn_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (command, line), output = LINES[-1], tmp_path / "made.jsonl"
-    interrupt(finetune, "tensors", 3, monkeypatch)
+    monkeypatch.setattr(extract_features, "BATCHES", 1)
+    interrupt(finetune, "predict", 3, monkeypatch)
     assert run(command, line, "--output_file", str(output)) == 130
     (partial,) = tmp_path.iterdir()
     assert partial.read_text().count("\n") == 4 and not output.exists()

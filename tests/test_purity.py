@@ -25,7 +25,7 @@ from test_public_names import MODULES, api
 from torch import Tensor, nn
 from torch.func import grad
 
-from fnlm import tree
+from fnlm import leaves, tree
 from fnlm.leaves import Leaf
 
 # Public, yet without an example: the reason.
@@ -34,6 +34,8 @@ EXCEPTIONS = {
     "fnlm.tree.register_leaf": "its purpose is to make a class known to torch's trees and files",
     "fnlm.tree.register_value": "its purpose is to make a class known to torch's files",
     **{f"fnlm.leaves.Leaf.{name}": "each kind of leaf defines it" for name in ABSTRACT},
+    **dict.fromkeys(("fnlm.leaves.pack", *PACKED), "oneDNN's order of numbers can't be seen"),
+    "fnlm.layers.kv_cache.overwrite": "its purpose is to write into a cache that is given away",
     "fnlm.params.register_functions": "its purpose is to change the functions of a module",
 }
 
@@ -137,6 +139,11 @@ def public() -> dict[str, Any]:
 
 
 PUBLIC = public()
+EXCEPTIONS |= {
+    name: "oneDNN's order of numbers can't be seen"
+    for name in PUBLIC
+    if name.startswith(("fnlm.leaves.Packed.", "fnlm.leaves.pack"))
+}
 
 
 def named(node: ast.AST) -> Iterator[str]:
@@ -156,7 +163,7 @@ def documented() -> Iterator[str]:
 
 
 ROWS = {name.split(" ")[0].rstrip(",") for name in TABLE}
-DOCUMENTED = [name for name in documented() if name not in ROWS]
+DOCUMENTED = [name for name in documented() if name not in ROWS | EXCEPTIONS.keys()]
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -206,7 +206,7 @@ def sampled_nll(
     _check(targets, [words], "targets")
     table, bias, projection = words
     assert bias is not None  # only embeddings have none
-    hidden = hidden if projection is None else linear(hidden, projection.mT)
+    hidden = hidden if projection is None else linear(hidden, projection.mT, None)
     sampled = draw_words(key, 2 * samples, len(table)).sort(-1).values  # [..., 2 samples]
     # Sorted, so a duplicate equals its left neighbour.
     duplicate = torch.zeros_like(sampled[..., :1], dtype=torch.bool)
@@ -263,13 +263,13 @@ def _pick(logits: Tensor, ids: Tensor) -> Tensor:
 
 
 def _projected(x: Tensor, projection: Tensor | None) -> Tensor:
-    return x if projection is None else linear(x, projection)
+    return x if projection is None else linear(x, projection, None)
 
 
 def _logits(hidden: Tensor, cluster: Cluster) -> Tensor:
     """Return the logits of a cluster's tokens: [..., D] -> [..., n]."""
     if cluster.projection is not None:
-        hidden = linear(hidden, cluster.projection.mT)
+        hidden = linear(hidden, cluster.projection.mT, None)
     assert cluster.bias is not None  # only embeddings have none
     return linear(hidden, cluster.table.mT, cluster.bias)
 
@@ -280,7 +280,7 @@ def _head(hidden: Tensor, first: Cluster, gates: Cluster | None) -> tuple[Tensor
         token_logits = _logits(hidden, first)
         return token_logits, token_logits[..., :0]
     if first.projection is not None:
-        hidden = linear(hidden, first.projection.mT)
+        hidden = linear(hidden, first.projection.mT, None)
     return _logits(hidden, first._replace(projection=None)), _logits(hidden, gates)
 
 

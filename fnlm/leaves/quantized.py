@@ -22,8 +22,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from fnlm import tree
+from fnlm.layers._one_vector import flat, is_compiled
 from fnlm.layers.embedding import check_range
-from fnlm.layers.linear import flat, one_vector_compiled
 from fnlm.layers.precision import at_least_float32
 from fnlm.leaves._leaf import Leaf, check_predicate, is_table, none_selected
 from fnlm.leaves.low_rank import LowRank, linear_weights
@@ -142,7 +142,7 @@ class Int8(Quantized):
         return self.values.to(self.dtype) * self.scale[..., None]
 
     def _product(self, x: Tensor) -> Tensor:
-        if one_vector_compiled(x):
+        if is_compiled(x):
             y = (self.values.float() * flat(x)).sum(-1) * self.scale.float()
             return y.to(self.dtype).view(*x.shape[:-1], -1)
         legal = self.values.shape[-1] % STEP == 0
@@ -355,7 +355,7 @@ def _kernel_is_faster(x: Tensor, *parts: Tensor) -> bool:
     if x.dtype != torch.bfloat16:
         return False
     if torch.compiler.is_compiling():
-        return one_vector_compiled(x) and parts[-1].dtype == x.dtype and x.is_cpu
+        return is_compiled(x) and parts[-1].dtype == x.dtype and x.is_cpu
     tensors = (x, *parts)
     if x.numel() > FEW * x.shape[-1] or not x.numel() or not all(map(_is_plain, tensors)):
         return False

@@ -19,6 +19,7 @@ PROGRAM: dict[str, Make] = {
     ),
     "inspect": lambda folder: on(cli.inspect, str(saved(folder)), seen=list),
     "convert": lambda folder: on(cli.convert, str(saved(folder)), str(folder / "b"), seen=list),
+    "completion": lambda _: on(cli.completion, "bash", seen=list),
     "progress": lambda _: on(cli.progress, "rows", seen=lambda show: show(2, 2)),
     "run": lambda _: on(cli.run, str, finetune.Recipe, ["--seed", "3"]),
 }
