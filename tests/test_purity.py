@@ -34,7 +34,6 @@ EXCEPTIONS = {
     "fnlm.tree.register_leaf": "its purpose is to make a class known to torch's trees and files",
     "fnlm.tree.register_value": "its purpose is to make a class known to torch's files",
     **{f"fnlm.leaves.Leaf.{name}": "each kind of leaf defines it" for name in ABSTRACT},
-    **dict.fromkeys(("fnlm.leaves.pack", *PACKED), "oneDNN's order of numbers can't be seen"),
     "fnlm.layers.kv_cache.overwrite": "its purpose is to write into a cache that is given away",
     "fnlm.params.register_functions": "its purpose is to change the functions of a module",
 }
