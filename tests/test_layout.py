@@ -53,7 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "programs": {"random", "tree", "files", "params", "layers", "heads", "train", "finetune"}
     | {"distributed", "tokenize", "tasks", "checkpoints", *FAMILIES},
     "cli": {"random", "generate", "families", "checkpoints", "pipeline", "programs"},
-    "__main__": {"cli"},
+    "__main__": {"cli", "programs"},
 }
 
 FILE_LINES = 400
