@@ -1,4 +1,4 @@
-"""Lets `python -m fnlm` be the command `fnlm`, also where it is not on the path."""
+"""`python -m fnlm`: the command `fnlm`."""
 
 import os
 import sys

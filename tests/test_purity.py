@@ -25,7 +25,7 @@ from test_public_names import MODULES, api
 from torch import Tensor, nn
 from torch.func import grad
 
-from fnlm import leaves, tree
+from fnlm import tree
 from fnlm.leaves import Leaf
 
 # Public, yet without an example: the reason.
