@@ -276,7 +276,7 @@ def test_hidden_states_go_on_after_a_torn_line(
 ) -> None:
     (command, line), output = LINES[-1], tmp_path / "made.jsonl"
     monkeypatch.setattr(extract_features, "BATCHES", 1)
-    interrupt(finetune, "predict", 3, monkeypatch)
+    interrupt(finetune, "length_sorted_batches", 3, monkeypatch)
     assert run(command, line, "--output_file", str(output)) == 130
     (partial,) = tmp_path.iterdir()
     assert partial.read_text().count("\n") == 4 and not output.exists()
