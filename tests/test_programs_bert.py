@@ -274,18 +274,21 @@ def test_a_run_that_is_cut_ends_with_the_same_numbers(
 def test_hidden_states_go_on_after_a_torn_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (command, line), output = LINES[-1], tmp_path / "made.jsonl"
-    monkeypatch.setattr(extract_features, "BATCHES", 1)
+    (command, line), output = LINES[-1], tmp_path / "part" / "made.jsonl"
+    output.parent.mkdir()
+    monkeypatch.setattr(extract_features, "BATCHES", 1)  # a part of two lines, not of all
+    assert run(command, line, "--output_file", str(tmp_path / "whole.jsonl")) == 0
     interrupt(finetune, "length_sorted_batches", 3, monkeypatch)
     assert run(command, line, "--output_file", str(output)) == 130
-    (partial,) = tmp_path.iterdir()
+    (partial,) = output.parent.iterdir()
     assert partial.read_text().count("\n") == 4 and not output.exists()
     with partial.open("a") as file:
         file.write('{"linex_index": 4, "feat')  # as a machine that stops may leave it
     read: list[int] = []
     monkeypatch.setattr(finetune, "predict", read)
     assert run(command, line, "--output_file", str(output)) == 0
-    assert output.read_bytes() == Path("output.jsonl").read_bytes() and not partial.exists()
+    whole = (tmp_path / "whole.jsonl").read_bytes()
+    assert output.read_bytes() == whole and not partial.exists()
 
 
 def test_a_run_that_is_killed_ends_with_the_same_numbers(tmp_path: Path) -> None:
