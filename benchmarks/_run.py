@@ -2,11 +2,11 @@
 
     python benchmarks/_run.py                     # all, as `make bench`
     python benchmarks/_run.py --quick             # all, as `make bench-quick`: nothing is kept
-    python benchmarks/_run.py adam dropout        # some: nothing is kept
+    python benchmarks/_run.py adam dropout        # some: the results of others stay as they are
 
-The results of all are written to benchmarks/results/<date>-<machine>.jsonl: first a line about the
-machine, then a line for each script and for each number that it judges. The status is 1 if a bar
-was missed or a script failed; with --quick, where few rounds say little of bars, if one failed.
+Results are written to benchmarks/results/<date>-<machine>.jsonl: first a line about the machine,
+then a line for each script and for each number that it judges. The status is 1 if a bar was missed
+or a script failed; with --quick, where few rounds say little of bars, if one failed.
 """
 
 import argparse
@@ -175,6 +175,16 @@ def file_of(about: dict[str, Any]) -> Path:
     return RESULTS / f"{about['date']}-{name}.jsonl"
 
 
+def keep(found: list[dict[str, Any]]) -> None:
+    """Write results to the file of the machine and day; rows of other scripts there stay."""
+    about, *new = found
+    path, names = file_of(about), {each["script"] for each in new}
+    others = [each for each in rows(path)[1:] if each["script"] not in names]
+    RESULTS.mkdir(exist_ok=True)
+    lines = [json.dumps(each) + "\n" for each in (about, *others, *new)]
+    path.write_text("".join(lines), encoding="utf-8")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -192,9 +202,8 @@ def main() -> int:
         record.write_text(json.dumps(about) + "\n", encoding="utf-8")
         failed = run_all(flags.names or known, record, quick=flags.quick)
         found = rows(record)
-        if not flags.names and not flags.quick:
-            RESULTS.mkdir(exist_ok=True)
-            file_of(about).write_text(record.read_text(encoding="utf-8"), encoding="utf-8")
+        if not flags.quick:
+            keep(found)
     print("\n" + summary(found))
     return bool(failed) or not (flags.quick or all(each.get("met", True) for each in found))
 
