@@ -77,7 +77,8 @@ def _fits(x: Tensor, matrix: Tensor, bias: Tensor | None) -> bool:
         return False
     if matrix.ndim != 2 or not x.ndim or x.shape[-1] != matrix.shape[0]:
         return False
-    if x.numel() < ROWS * x.shape[-1] or x.numel() * matrix.shape[1] < LEAST:
+    # In this order: of a small model, a compiled graph then holds for any number of rows.
+    if x.numel() * matrix.shape[1] < LEAST or x.numel() < ROWS * x.shape[-1]:
         return False
     if bias is not None and bias.shape != matrix.shape[1:]:
         return False
