@@ -30,6 +30,7 @@ __all__ = [
     "num_embeddings",
     "pad_id",
     "pad_left",
+    "sample_settings",
     "select_rows",
     "start",
     "take_rows",
@@ -344,3 +345,13 @@ def call(
             "Transformer-XL's): decode rows of one length together, or one prompt at a time"
         )
     return apply(params, ids, cache, mask=mask)
+
+
+def sample_settings(
+    temperature: float, top_k: int, top_p: float, min_p: float, typical: float
+) -> dict[str, Any]:
+    """Return the settings of `sample` by their names."""
+    return {
+        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "typical": typical,
+    }  # fmt: skip

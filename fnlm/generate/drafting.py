@@ -24,6 +24,7 @@ from fnlm.generate._state import (
     num_embeddings,
     pad_id,
     pad_left,
+    sample_settings,
     select_rows,
     start,
     whole,
@@ -207,13 +208,7 @@ def speculative_stream(
     tensor([1, 2, 3, 4]) 3
     tensor([0, 1]) 1
     """
-    settings: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical": typical,
-    }
+    settings = sample_settings(temperature, top_k, top_p, min_p, typical)
     model, draft = _Model(apply, params), _Model(draft_apply, draft_params)
     draft_tokens = whole(draft_tokens, "draft_tokens")
     _check(model, draft, ids, mask, max_new_tokens, draft_tokens=draft_tokens)

@@ -9,7 +9,7 @@ Dimensions: R rows, V vocabulary, N the most new tokens of a row.
 """
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from fnlm.generate._state import (
     check_causal,
     check_prompt,
     eos_ids,
+    sample_settings,
     start,
     whole,
 )
@@ -227,13 +228,7 @@ def serve(
     1 tensor([4])
     0 tensor([1, 2, 3, 4])
     """
-    settings: dict[str, Any] = {
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "typical": typical,
-    }
+    settings = sample_settings(temperature, top_k, top_p, min_p, typical)
     check_causal(apply)
     check_settings(key, **settings)
     if key is not None:

@@ -24,6 +24,7 @@ from fnlm.generate._state import (
     eos_ids,
     pad_id,
     pad_left,
+    sample_settings,
     start,
 )
 from fnlm.layers.precision import at_least_float32
@@ -129,7 +130,7 @@ def scan(
         the state after all the tokens, and the tokens, int64 [*lead, steps]. Where the logits are
         no distribution the token is -1, see `sample`, and so are those after it.
     """
-    settings = _settings(temperature, top_k, top_p, min_p, typical)
+    settings = sample_settings(temperature, top_k, top_p, min_p, typical)
     tokens: list[Tensor] = []
     for n in range(steps):
         step_key = None if key is None else random.fold_in(key, n)
@@ -177,7 +178,7 @@ def stream(
     check_causal(apply)
     check_prompt(params, ids, mask, max_new_tokens)
     ids, mask = pad_left(ids, mask)
-    settings = _settings(temperature, top_k, top_p, min_p, typical)
+    settings = sample_settings(temperature, top_k, top_p, min_p, typical)
     check_settings(key, **settings, repetition_penalty=repetition_penalty)
     keys = None if key is None else row_keys(key, tuple(ids.shape[:-1]))
     eos_tokens = eos_ids(eos, ids.device)
@@ -296,16 +297,6 @@ def generate(
         (*ids.shape[:-1], max_new_tokens - len(steps)), filler, dtype=torch.int64
     )
     return torch.cat([torch.stack(steps, -1), padding], -1) if steps else padding
-
-
-def _settings(
-    temperature: float, top_k: int, top_p: float, min_p: float, typical: float
-) -> dict[str, Any]:
-    """Return the settings of `sample` by their names."""
-    return {
-        "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "typical": typical,
-    }  # fmt: skip
 
 
 def check_settings(
