@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(FAMILIES, _FAMILY),
     "families": set(),
     "generate": {"random", "tree", "layers"},
-    "transforms": {"random", "tree", "layers._levels", "layers._tap"},
+    "transforms": {"random", "tree", "layers._levels", "layers._tap", "layers.linear"},
     "train": {"random", "tree", "files", "transforms", "layers.mask", "layers.precision"}
     | {"layers._levels"},
     "distributed": {"tree", "layers._values", "leaves", "train._means", "train._processes"},

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from fnlm import tree
+from fnlm.layers.linear import linear
 from fnlm.transforms._views import View
 
 __all__ = ["Kind", "Probe", "Record", "Tape", "Watch"]
@@ -166,7 +167,7 @@ def _is_input(x: Any, *probes: Any) -> bool:
 def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
     if not _is_input(input, weight, bias) or weight.ndim != 2 or not _is_vector(bias):
         return NotImplemented
-    result = F.linear(input, _constant(weight), _constant(bias))
+    result = linear(input, _constant(weight).mT, _constant(bias))
     if result.dtype != input.dtype:  # autocast
         return NotImplemented
     if isinstance(weight, Probe):
@@ -186,7 +187,7 @@ def _is_vector(bias: Any) -> bool:
 def _matmul(tape: Tape, input: Any, other: Any) -> Any:
     if not _is_input(input, other) or other.region.box is None:
         return NotImplemented
-    result = input @ _constant(other)
+    result = linear(input, _constant(other), None)
     if result.dtype != input.dtype:
         return NotImplemented
     tape.note("product", other, other.region, input)

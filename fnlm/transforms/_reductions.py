@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fnlm import tree
+from fnlm.layers.linear import linear
 from fnlm.transforms import _products as products
 from fnlm.transforms._probe import Record
 from fnlm.transforms._products import Factor, OuterProducts
@@ -286,7 +287,8 @@ def _weighted(use: Product | Term, weights: Tensor, absent: Tensor | None) -> Te
         inputs = inputs * _like(weights, inputs)
     else:
         grads = grads * _like(weights, grads)
-    return view.place(inputs.flatten(0, 1).mT @ grads.flatten(0, 1), batched=False)
+    total = linear(inputs.flatten(0, 1).mT, grads.flatten(0, 1), None)
+    return view.place(total, batched=False)
 
 
 def _add_rows(total: Tensor, use: Lookup, weights: Tensor, absent: Tensor | None) -> Tensor:
