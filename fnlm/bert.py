@@ -11,7 +11,6 @@ Deviations: dropout is on when a key is given; losses are in `fnlm.train.losses`
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -314,7 +313,7 @@ def load(
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
-def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
+def save(params: Params, directory: io.PathLike, *, dialect: str = "transformers") -> None:
     """Write weights and config.json for another library to read: `fnlm.params.io.save` tells how.
 
     `dialect` is "transformers" or "pytorch-pretrained-bert", or "fnlm" for any set of heads.

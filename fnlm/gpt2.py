@@ -11,15 +11,12 @@ published code has none) is on when a key is given; padding masks; an immutable 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import Tensor
 
 from fnlm import _causal, random
-from fnlm._causal import Context, Sizes, attend_cached
 from fnlm.heads import choice_logits, head_params, output_table, tied_logits
-from fnlm.layers import ACTIVATIONS, dropout, dropout_keys, layer_norm, linear, mlp, tap
-from fnlm.layers.attention import merge_heads, split_heads
+from fnlm.layers import ACTIVATIONS, attention, dropout, dropout_keys, layer_norm, linear, mlp, tap
 from fnlm.layers.kv_cache import KV, AnyCache, Cache, FixedCache
 from fnlm.params import check_config, config_of, io, register_functions
 from fnlm.params.config import BaseConfig, Rate, Scale, Size, multiple_of, one_of
@@ -73,10 +70,10 @@ class Config(BaseConfig):
             one_of("summary_activation", self.summary_activation, ACTIVATIONS)
 
 
-def _sizes(params: Params) -> Sizes:
+def _sizes(params: Params) -> _causal.Sizes:
     config: Config = params["config"]
     layers, head_width = len(params["blocks"]), config.n_embd // config.n_head
-    return Sizes(layers, config.n_head, head_width, config.n_positions)
+    return _causal.Sizes(layers, config.n_head, head_width, config.n_positions)
 
 
 def init_cache(params: Params, batch: int | Sequence[int], capacity: int) -> FixedCache:
@@ -145,20 +142,23 @@ def _scale(config: Config, layer: int) -> float:
 
 
 def _attention(
-    x: Tensor, weights: Tree, context: Context, config: Config, keys: Sequence[Tensor | None]
-) -> tuple[Tensor, KV]:
+    x: Tensor, weights: Tree, context: _causal.Context, config: Config,
+    keys: Sequence[Tensor | None],
+) -> tuple[Tensor, KV]:  # fmt: skip
     """Causal multi-head self-attention, cached tokens included: [..., T, D] -> the same."""
     qkv, taps = linear(x, **weights["qkv"]), weights.get("taps")  # [..., T, 3 D]
-    q, k, v = split_heads(qkv, config.n_head, parts=3)  # [..., H, T, Dh] each
+    q, k, v = attention.split_heads(qkv, config.n_head, parts=3)  # [..., H, T, Dh] each
     scale = _scale(config, context.layer)
     q = q if scale == 1 else q * scale
-    out, new = attend_cached(q, k, v, context, rate=config.attn_pdrop, key=keys[0], taps=taps)
-    out = tap(linear(merge_heads(out), **weights["out"]), taps, "out")  # [..., T, D]
+    out, new = _causal.attend_cached(
+        q, k, v, context, rate=config.attn_pdrop, key=keys[0], taps=taps
+    )
+    out = tap(linear(attention.merge_heads(out), **weights["out"]), taps, "out")  # [..., T, D]
     return dropout(out, config.resid_pdrop, keys[1]), new
 
 
 def _block(
-    x: Tensor, block: Tree, context: Context, config: Config, key: Tensor | None
+    x: Tensor, block: Tree, context: _causal.Context, config: Config, key: Tensor | None
 ) -> tuple[Tensor, KV]:
     """Pre-norm transformer block: x [..., T, D] -> the same, with the new keys and values."""
     eps, activation = config.layer_norm_epsilon, ACTIVATIONS[config.activation_function]
@@ -287,7 +287,7 @@ def load(
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
-def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
+def save(params: Params, directory: io.PathLike, *, dialect: str = "transformers") -> None:
     """Write weights and config.json for another library to read: `fnlm.params.io.save` tells how.
 
     `dialect` is "transformers" or "pytorch-pretrained-bert".

@@ -12,16 +12,14 @@ Sources: Dai et al. 2019, "Transformer-XL: Attentive Language Models Beyond a Fi
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fnlm import _adaptive_vocabulary as vocabulary
-from fnlm.layers import dropout, dropout_keys, layer_norm, linear, memory, mlp, sinusoids, tap
+from fnlm.layers import attention, dropout, dropout_keys, layer_norm, linear, mlp, sinusoids, tap
 from fnlm.layers._inputs import check_ids, check_same_shape
-from fnlm.layers.attention import merge_heads, split_heads
-from fnlm.layers.memory import Mems, reset_mems
+from fnlm.layers.memory import Mems, check_mems, reset_mems, update_mems, zero_mems
 from fnlm.layers.relative_attention import attend_relative, attention_bias, causal_window_mask
 from fnlm.params import check_config, config_of, io, register_functions
 from fnlm.params.config import Count, Rate, Scale, Size, one_of
@@ -96,7 +94,7 @@ def init_mems(params: Params, batch: int | Sequence[int], *, empty: bool = False
     config, like = config_of(params, Config), params["embed"]["cluster_0"]["table"]
     lead = (batch,) if isinstance(batch, int) else batch
     shape = (*lead, config.mem_len, config.d_model)  # [..., M, D]
-    return memory.zero_mems(like, len(params["blocks"]), shape, empty=empty)
+    return zero_mems(like, len(params["blocks"]), shape, empty=empty)
 
 
 def spec(config: Config, heads: Sequence[str] = ()) -> Tree:
@@ -140,19 +138,16 @@ def _attention(
     """Relative attention of the new tokens to memory and themselves: [..., S, D] -> [..., T, D]."""
     qkv, width = weights["qkv"], config.n_head * config.d_head  # [D, 3 H Dh]
     new = inputs[..., inputs.shape[-2] - mask.shape[-2] :, :]  # [..., T, D]
-    q = split_heads(linear(new, qkv[:, :width], None), config.n_head)[0]  # [..., H, T, Dh]
-    k, v = split_heads(
-        linear(inputs, qkv[:, width:], None), config.n_head, parts=2
-    )  # [..., H, S, Dh] each
-    r = split_heads(linear(positions, weights["relative"], None), config.n_head)[
-        0
-    ]  # [..., H, S + 1, Dh]
+    new = linear(new, qkv[:, :width], None)  # [..., T, H Dh]
+    q = attention.split_heads(new, config.n_head)[0]  # [..., H, T, Dh]
+    kv = linear(inputs, qkv[:, width:], None)  # [..., S, 2 H Dh]
+    k, v = attention.split_heads(kv, config.n_head, parts=2)  # [..., H, S, Dh] each
+    relative = linear(positions, weights["relative"], None)  # [..., S + 1, H Dh]
+    r = attention.split_heads(relative, config.n_head)[0]  # [..., H, S + 1, Dh]
     given = {k: weights[k] for k in ("content_bias", "position_bias", "taps") if k in weights}
     out = attend_relative(q, k, v, r, mask, **given, rate=config.dropatt, key=keys[0])
-    out = tap(
-        linear(merge_heads(out), weights["out"], None), weights.get("taps"), "out"
-    )  # [..., T, D]
-    return dropout(out, config.dropout, keys[1])
+    out = linear(attention.merge_heads(out), weights["out"], None)  # [..., T, D]
+    return dropout(tap(out, weights.get("taps"), "out"), config.dropout, keys[1])
 
 
 def _block(
@@ -213,7 +208,7 @@ def _states(
         x = tap(x, block.get("taps"), "out")
         states.append(x)
     mems, ext_len = Mems(tuple(inputs), valid), config.ext_len  # of S tokens
-    mems = memory.update_mems(mems, new, config.mem_len, ext_len=ext_len, detach=detach)
+    mems = update_mems(mems, new, config.mem_len, ext_len=ext_len, detach=detach)
     return tuple(states), mems
 
 
@@ -309,7 +304,7 @@ def _check(params: Params, ids: Tensor, mems: Mems | None) -> None:
         )
     if mems is not None:
         like, layers = params["embed"]["cluster_0"]["table"], len(params["blocks"])
-        memory.check(mems, like, layers, ids.shape[:-1], config.d_model)
+        check_mems(mems, like, layers, ids.shape[:-1], config.d_model)
 
 
 def load(
@@ -320,7 +315,7 @@ def load(
     return io.load(name_or_path, names.FAMILY, Config, spec, heads=heads, key=key, ignore=ignore)
 
 
-def save(params: Params, directory: str | Path, *, dialect: str = "transformers") -> None:
+def save(params: Params, directory: io.PathLike, *, dialect: str = "transformers") -> None:
     """Write weights and config.json in a dialect of the family: `fnlm.params.io.save` tells how."""
     config_of(params, Config)
     io.save(params, directory, names.FAMILY, spec, dialect)

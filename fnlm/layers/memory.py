@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fnlm.tree import register_value
 
-__all__ = ["Mems", "zero_mems", "check", "update_mems", "reset_mems"]
+__all__ = ["Mems", "zero_mems", "check_mems", "update_mems", "reset_mems"]
 
 
 @register_value
@@ -38,7 +38,7 @@ def zero_mems(like: Tensor, layers: int, shape: Sequence[int], *, empty: bool = 
     return Mems(hidden, torch.full(shape[:-1], not empty, dtype=torch.bool, device=like.device))
 
 
-def check(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int) -> None:
+def check_mems(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int) -> None:
     """Validate the type, shapes, dtype and device of a memory; no value is read.
 
     Args:
@@ -53,7 +53,7 @@ def check(mems: Any, like: Tensor, layers: int, lead: Sequence[int], width: int)
         ValueError: of other shapes, or on another device.
 
     >>> zero = torch.zeros(())
-    >>> check(zero_mems(zero, 2, (3, 6, 8)), zero, 2, (3,), 8)
+    >>> check_mems(zero_mems(zero, 2, (3, 6, 8)), zero, 2, (3,), 8)
     """
     if not isinstance(mems, Mems):
         kind = f"a tuple of {len(mems)}" if type(mems) is tuple else type(mems).__name__

@@ -23,7 +23,9 @@ from fnlm.params.config import BaseConfig
 from fnlm.params.names import Family
 from fnlm.tree import Tree
 
-__all__ = ["NameOrPath", "assemble", "config_from", "load", "read", "save", "write"]
+__all__ = ["NameOrPath", "PathLike", "assemble", "config_from", "load", "read", "save", "write"]
+
+PathLike = str | Path  # where a folder is
 
 _READERS = {
     ".safetensors": _safetensors,
@@ -128,7 +130,7 @@ def load(
 
 def save(
     params: Tree,
-    directory: str | Path,
+    directory: PathLike,
     family: Family,
     spec: SpecOf,
     dialect: str,
