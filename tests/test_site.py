@@ -96,6 +96,17 @@ def test_the_reference_shows_what_docstrings_say(built: Path) -> None:
         assert not re.search(r"<blockquote>|&gt;&gt;&gt;\s*</p>|>Example:<", page), path.name
 
 
+def test_notebooks_are_pages_that_end_in_their_picture(built: Path) -> None:
+    paths = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    assert paths
+    for path in paths:
+        page = built / "notebooks" / path.with_suffix(".html").name
+        shown = page.read_text(encoding="utf-8").rpartition("<img")[2].partition(">")[0]
+        picture = re.search(r'src="([^"]+)"', shown)
+        assert picture and (page.parent / picture[1]).read_bytes().startswith(b"\x89PNG"), path.name
+        assert Page(page).targets.count(path.name) == 1  # the download
+
+
 def test_nothing_is_fetched_from_elsewhere(built: Path) -> None:
     for path in built.rglob("*.html"):
         loaded = re.findall(

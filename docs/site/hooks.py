@@ -1,4 +1,4 @@
-"""Pages that mkdocs finds in no file of docs/: the reference, and what lies at the root."""
+"""Pages that mkdocs finds in no Markdown of docs/: reference, notebooks, what lies at the root."""
 
 import posixpath
 import re
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import names
+import notebooks
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
@@ -25,16 +26,19 @@ _ROW = re.compile(r"^- `(\w+)(\(.*?\))?`: ", re.MULTILINE)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Add the pages of the reference to the navigation."""
-    pages = [{title: file} for file, title, _ in names.pages()]
+    """Add the pages of the reference and the notebooks to the navigation."""
+    pages = {
+        "Reference": [{title: file} for file, title, _ in names.pages()],
+        "Notebooks": [{title: file} for file, title, *_ in notebooks.pages()],
+    }
     for entry in config.nav or []:
-        if "Reference" in entry:
-            entry["Reference"] = [*entry["Reference"][:1], *pages]
+        for title in entry.keys() & pages.keys():
+            entry[title] = [*entry[title][:1], *pages[title]]
     return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the reference, and those of files at the root."""
+    """Add the pages of the reference, of the notebooks, and of files at the root."""
     for page, file in FILES.items():
         text = (ROOT / file).read_text(encoding="utf-8")
         if page == "index.md":
@@ -42,6 +46,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, page, content=moved(text, (ROOT / file).parent, page)))
     for page, _, text in names.pages():
         files.append(File.generated(config, page, content=text))
+    for page, _, text, pictures in notebooks.pages():
+        for place, content in {page: text, **pictures}.items():
+            files.append(File.generated(config, place, content=content))
     return files
 
 
@@ -59,7 +66,7 @@ def moved(text: str, folder: Path, page: str) -> str:
         path, hash_, anchor = match[1].partition("#")
         target = (folder / path).resolve()
         if target.is_relative_to(DOCS):
-            place = target.relative_to(DOCS).as_posix()
+            place = target.relative_to(DOCS).as_posix().replace(".ipynb", ".md")
         elif target in pages:
             place = pages[target]
         else:
