@@ -3,10 +3,14 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from itertools import accumulate
+from itertools import accumulate, chain
 from multiprocessing import get_context
 
 Encode = Callable[[str], list[int]]
+
+# Parts of the work for each process: texts of one length do not take one time, and a process has up
+# to three parts before it that no other may take.
+_PARTS = 32
 
 
 def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[int]]:
@@ -15,8 +19,9 @@ def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[
     Args:
         encode: text -> ids; it can be pickled if there is more than one worker.
         texts: any number of strings.
-        workers: processes to share the work, this one among them. The others are spawned, not
-            forked: a fork of a process that runs threads, as torch does, may hang.
+        workers: processes to share the work, this one among them. The others take parts from the
+            front and this one from the back until all are taken. They are spawned, not forked: a
+            fork of a process that runs threads, as torch does, may hang.
 
     Raises:
         ValueError: `texts` is one string, or `workers` is below 1.
@@ -28,13 +33,34 @@ def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[
     texts = list(texts)
     if workers == 1 or len(texts) < 2:
         return [encode(text) for text in texts]
-    own, *parts = shares(texts, workers)
-    if not parts:
-        return [encode(text) for text in own]
-    with ProcessPoolExecutor(len(parts), mp_context=get_context("spawn")) as pool:
-        jobs = [pool.submit(encode_all, encode, part, 1) for part in parts]
-        rows = [encode(text) for text in own]  # while the others start
-        return [*rows, *(ids for job in jobs for ids in job.result())]
+    parts = list(shares(texts, _PARTS * workers))
+    if len(parts) < 2:
+        return [encode(text) for text in texts]
+    others = min(workers, len(parts)) - 1
+    with ProcessPoolExecutor(others, get_context("spawn"), _begin, (encode,)) as pool:
+        jobs = [pool.submit(_encode_part, part) for part in parts]
+        rows: list[list[list[int]]] = []  # of the parts that this process takes, last one first
+        try:
+            while len(rows) < len(jobs) and jobs[~len(rows)].cancel():
+                rows.append([encode(text) for text in parts[~len(rows)]])
+            rows += [job.result() for job in reversed(jobs[: len(jobs) - len(rows)])]
+        finally:
+            pool.shutdown(cancel_futures=True)  # of texts, once one is refused
+    return list(chain.from_iterable(reversed(rows)))
+
+
+class _Worker:
+    """What a process that was started for `encode_all` encodes with: it does nothing else."""
+
+    encode: Encode
+
+
+def _begin(encode: Encode) -> None:
+    _Worker.encode = encode
+
+
+def _encode_part(texts: list[str]) -> list[list[int]]:
+    return [_Worker.encode(text) for text in texts]
 
 
 def shares(texts: list[str], workers: int) -> Iterator[list[str]]:
