@@ -78,9 +78,13 @@ def make_tables(
     pieces = wordpiece.pieces(
         vocab | words_too, unknown=special.unk, max_characters=profile.max_characters
     )
+    whole = pieces.first.get  # no piece is longer, and no piece of one character shorter
 
     def encode_word(word: str) -> tuple[int, ...]:
-        return tuple([token_id for token_id, _, _ in wordpiece.split(word, pieces)])
+        token_id = whole(word, pieces.unknown if len(word) == 1 else None)
+        if token_id is not None and len(word) <= profile.max_characters:
+            return (token_id,)
+        return tuple(wordpiece.ids_and_ends(word, pieces)[0])
 
     def tokens_of(text: str, rules: Rules) -> Iterator[IdSpan]:
         for word, starts, ends in words(text, rules):

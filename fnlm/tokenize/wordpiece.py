@@ -4,8 +4,9 @@ A piece that does not begin its word is written with "##" before it. A word with
 a tokenization, or that is too long, is one unknown token.
 
 Source: `WordpieceTokenizer` of Google's BERT. Deviation: it tries every length that is left of the
-word, quadratic in that length; here no piece longer than the longest of the vocabulary is tried, so
-that the time is proportional to the length of the word, and the pieces are the same.
+word, quadratic in that length; here no piece is tried that is longer than all those of the
+vocabulary which begin with the same two characters, so that the time is proportional to the length
+of the word, and the pieces are the same.
 """
 
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ class Pieces(NamedTuple):
 
     first: dict[str, int]  # piece at the beginning of a word -> id
     later: dict[str, int]  # continuation without its "##" -> id
-    longest: int  # characters of the longest piece
+    first_longest: dict[str, int]  # two characters -> those of the longest of `first` with them
+    later_longest: dict[str, int]  # the same of `later`
     unknown: int  # id of a word that cannot be cut
     max_characters: int  # of a word; a longer one is unknown
 
@@ -54,8 +56,13 @@ def pieces(
     later = {
         token.removeprefix(CONTINUED): i for token, i in vocab.items() if token[:2] == CONTINUED
     }
-    longest = max(map(len, vocab))
-    return Pieces(dict(vocab), later, longest, vocab[unknown], max_characters)
+    longest = _longest(vocab), _longest(later)
+    return Pieces(dict(vocab), later, *longest, vocab[unknown], max_characters)
+
+
+def _longest(table: Mapping[str, int]) -> dict[str, int]:
+    """Return the first two characters of pieces -> characters of the longest that begins so."""
+    return {piece[:2]: len(piece) for piece in sorted(table, key=len)}
 
 
 def split(word: str, known: Pieces) -> list[Piece]:
@@ -73,20 +80,35 @@ def split(word: str, known: Pieces) -> list[Piece]:
         >>> split("unaffable", known), split("able", known)
         ([(1, 0, 2), (2, 2, 5), (3, 5, 9)], [(0, 0, 4)])
     """
+    ids, ends = ids_and_ends(word, known)
+    return list(zip(ids, [0, *ends], ends, strict=False))
+
+
+def ids_and_ends(word: str, known: Pieces) -> tuple[list[int], list[int]]:
+    """Return the ids of the pieces of a word, and where in the word each of them ends.
+
+    Example:
+        >>> ids_and_ends("unable", pieces({"[UNK]": 0, "un": 1, "##able": 2}))
+        ([1, 2], [2, 6])
+    """
+    table, later, longest, later_longest, unknown, most = known
     length = len(word)
-    if length > known.max_characters:
-        return [(known.unknown, 0, length)]
-    split_pieces: list[Piece] = []
-    begin, table = 0, known.first
+    if length > most:
+        return [unknown], [length]
+    ids: list[int] = []
+    ends: list[int] = []
+    begin = 0
     while begin < length:
-        end = min(length, begin + known.longest)
-        while (token_id := table.get(word[begin:end])) is None:
-            end -= 1
-            if end == begin:
-                return [(known.unknown, 0, length)]
-        split_pieces.append((token_id, begin, end))
-        begin, table = end, known.later
-    return split_pieces
+        piece = word[begin : begin + longest.get(word[begin : begin + 2], 1)]
+        while (token_id := table.get(piece)) is None:
+            piece = piece[:-1]
+            if not piece:
+                return [unknown], [length]
+        ids.append(token_id)
+        begin += len(piece)
+        ends.append(begin)
+        table, longest = later, later_longest
+    return ids, ends
 
 
 def read_vocab(path: Path) -> dict[str, int]:
