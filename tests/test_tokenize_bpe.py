@@ -252,7 +252,8 @@ def test_the_short_cuts_give_what_merging_gives(
     made: tuple[_bpe.Merges, dict[int, bytes]], word: str, times: int
 ) -> None:
     rules, content = made
-    encode = _byte_merges.encoder(rules, content, range(256))
+    known = _byte_merges.reachable(rules, range(256), len(content))
+    encode = _byte_merges.encoder(rules, content, range(256), known.tolist())
     texts = [raw.decode(errors="replace") for raw in content.values()]
     tokens = [text for text in texts if "\ufffd" not in text]
     for text in (word, word * times, f"x{word}" * times, *tokens):

@@ -1,12 +1,17 @@
-"""GPT-2's tokenizer: equal to its peers, lossless, total; offsets, special tokens, saving."""
+"""GPT-2's tokenizer: equal to its peers, lossless, total; offsets, special tokens, saving.
+
+Words are merged in Python here, as one of the peers may do it otherwise.
+"""
 
 import gzip
 import json
 import os
 import pickle
+import random
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -108,12 +113,12 @@ def check_offsets(
 
 @pytest.fixture(scope="session")
 def small() -> gpt2.Tokenizer:
-    return gpt2.train([TRAINING_TEXT], 600)
+    return replace(gpt2.train([TRAINING_TEXT], 600), compiled=False)
 
 
 @pytest.fixture(scope="session")
 def real() -> gpt2.Tokenizer:
-    return gpt2.load(data_path("vocab/gpt2/vocab.bpe").parent)
+    return gpt2.load(data_path("vocab/gpt2/vocab.bpe").parent, compiled=False)
 
 
 @pytest.fixture(scope="session")
@@ -454,6 +459,20 @@ def test_processes_give_what_one_gives(small: gpt2.Tokenizer, count: int) -> Non
     expected = [small.encode(text, allowed_special="all") for text in texts]
     assert small.encode_batch(texts, allowed_special="all", workers=2) == expected
     assert small.encode_batch(iter(texts), allowed_special=iter([END]), workers=1) == expected
+
+
+def test_texts_of_uneven_cost_come_back_in_their_order(small: gpt2.Tokenizer) -> None:
+    draw = random.Random(0)
+    texts = ["".join(draw.choices("abcdefgh ", k=300)) for _ in range(200)] + ["a " * 150] * 200
+    assert small.encode_batch(texts, workers=2) == [small.encode(text) for text in texts]
+
+
+@pytest.mark.parametrize("place", [0, 99], ids=["other process", "this one"])
+def test_what_is_no_text_is_refused_by_any_process(small: gpt2.Tokenizer, place: int) -> None:
+    texts: list[Any] = ["one two"] * 100
+    texts[place] = b"bytes"
+    with pytest.raises(TypeError, match="bytes, not str"):
+        small.encode_batch(texts, workers=2)
 
 
 def test_shares_hold_all_texts_in_order() -> None:

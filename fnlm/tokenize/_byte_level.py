@@ -1,13 +1,13 @@
 """Tables of GPT-2's tokenizer: the byte alphabet, words, vocabulary; and offsets in a text."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, chain, pairwise
 from typing import NamedTuple
 
 import regex
 
-from fnlm.tokenize import _bpe, _byte_merges
+from fnlm.tokenize import _bpe, _byte_merges, _compiled
 from fnlm.tokenize._tokens import SpecialTokens, in_one_pass, with_ids
 from fnlm.tokenize.added import Added
 
@@ -72,17 +72,21 @@ class Tables(NamedTuple):
     words: _bpe.WordCache  # word -> ids
     first: _bpe.WordCache  # text before the first cut of `units_of` -> ids
     units: _bpe.WordCache  # text between two cuts, or after the last -> ids of it after a space
+    compiled: _compiled.Choice  # of what merges the bytes of new words
 
 
 def make_tables(
-    vocab: Mapping[str, int], merges: Sequence[tuple[str, str]], added: Sequence[str | Added]
+    vocab: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    added: Sequence[str | Added],
+    compiled: bool,
 ) -> Tables:
     """Validate a vocabulary and its merges, and return the tables.
 
     Args:
         vocab: token -> id.
         merges: pairs of tokens that join, in order.
-        added: as for `gpt2.Tokenizer`.
+        added, compiled: as for `gpt2.Tokenizer`.
 
     Raises:
         ValueError: bytes are missing, ids have gaps, merges do not fit, or a token is there twice.
@@ -101,31 +105,51 @@ def make_tables(
     tokens = _validated(tokens, special, vocab)
 
     content = {i: token.encode() for token, i in special.items()} | _bytes_of(ids, special)
-    encode_word = _byte_merges.encoder(rules, content, bytes_ids)
-    words = _bpe.WordCache(encode_word)
-
-    def encode_unit(unit: str) -> tuple[int, ...]:
-        text = f" {unit}"
-        if unit.isascii() and unit.isalpha():  # the usual case: one word of PATTERN
-            return encode_word(text)
-        unit_words = words_of(text.replace(GLUE, " "))
-        if len(unit_words) == 1:  # which `words` need not cache as well
-            return encode_word(unit_words[0])
-        return tuple(chain.from_iterable(map(words.__getitem__, unit_words)))
-
-    def encode_first(unit: str) -> tuple[int, ...]:
-        return tuple(chain.from_iterable(map(words.__getitem__, words_of(unit.replace(GLUE, " ")))))
-
+    known = _byte_merges.reachable(rules, bytes_ids, len(ids)).tolist()
+    allowed = compiled and all(known[i] for i in rules.made)
+    choice = _compiled.Choice(rules, tuple(bytes_ids), PATTERN, allowed=allowed)
     return Tables(
         ids,
         tuple(sorted(ids, key=ids.__getitem__)),
         content,
         tuple(tokens),
         SpecialTokens(dict(sorted(special.items(), key=lambda item: item[1])), tokens),
-        words,
-        _bpe.WordCache(encode_first),
-        _bpe.WordCache(encode_unit),
+        *_caches(_byte_merges.encoder(rules, content, bytes_ids, known), choice),
+        choice,
     )
+
+
+def _caches(
+    merge_word: Callable[[str], tuple[int, ...]], choice: _compiled.Choice
+) -> tuple[_bpe.WordCache, _bpe.WordCache, _bpe.WordCache]:
+    """Return the caches `words`, `first` and `units` of `Tables`.
+
+    Args:
+        merge_word: a word -> its ids, in Python.
+        choice: of a library, which may do the same, and find the words of ASCII as well.
+    """
+
+    def encode_word(word: str) -> tuple[int, ...]:
+        library = choice.library(len(word))
+        return merge_word(word) if library is None else tuple(library.word(word.encode()))
+
+    def encode_first(unit: str) -> tuple[int, ...]:
+        unit_words = words_of(unit.replace(GLUE, " "))
+        if len(unit_words) == 1:  # which `words` need not cache as well
+            return encode_word(unit_words[0])
+        return tuple(chain.from_iterable(map(words.__getitem__, unit_words)))
+
+    def encode_unit(unit: str) -> tuple[int, ...]:
+        text = f" {unit}"
+        if unit.isascii() and len(unit) <= words.longest:
+            if (library := choice.library(len(text))) is not None:
+                return tuple(library.words(text.replace(GLUE, " ")))
+            if unit.isalpha():  # the usual case: one word of PATTERN
+                return merge_word(text)
+        return encode_first(text)
+
+    words = _bpe.WordCache(encode_word)
+    return words, _bpe.WordCache(encode_first), _bpe.WordCache(encode_unit)
 
 
 def _bytes_of(ids: Mapping[str, int], special: Mapping[str, int]) -> dict[int, bytes]:

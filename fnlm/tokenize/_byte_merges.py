@@ -20,7 +20,10 @@ LONG = 128  # characters of a word that is looked at for places to cut
 
 
 def encoder(
-    rules: _bpe.Merges, content: Mapping[int, bytes], bytes_ids: Sequence[int]
+    rules: _bpe.Merges,
+    content: Mapping[int, bytes],
+    bytes_ids: Sequence[int],
+    known: Sequence[bool],
 ) -> Callable[[str], tuple[int, ...]]:
     """Return a function from a word to its ids, those that `_bpe.merge` makes of its bytes.
 
@@ -28,14 +31,15 @@ def encoder(
         rules: merge rules over ids.
         content: id -> the bytes it stands for.
         bytes_ids: the ids of the 256 bytes.
+        known: whether each id is `reachable`.
 
     Example:
         >>> rules = _bpe.Merges({(104, 105): 0}, ((104, 105),), (256,))
-        >>> encode = encoder(rules, {i: bytes([i]) for i in range(256)} | {256: b"hi"}, range(256))
+        >>> content = {i: bytes([i]) for i in range(256)} | {256: b"hi"}
+        >>> encode = encoder(rules, content, range(256), reachable(rules, range(256), 257).tolist())
         >>> encode("hi"), encode("hih")
         ((256,), (256, 104))
     """
-    known = reachable(rules, bytes_ids, max(content, default=0) + 1).tolist()
     alone = {content[i]: (i,) for i in rules.made if known[i]}
     joined = _neighbours([content[i] for i in dict.fromkeys(rules.made)])
 

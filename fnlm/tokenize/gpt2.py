@@ -56,6 +56,8 @@ class Tokenizer:
             they may also be of `vocab`.
         add_prefix_space: whether text that does not begin with a space is given one, at its
             beginning and after each special token; it is then part of what `decode` returns.
+        compiled: whether `tiktoken` may merge the bytes of words that are new, if it is installed
+            and proved to give the same ids. `engine` says whether it does.
 
     Raises:
         ValueError: bytes are missing, ids have gaps, merges do not fit, or a token is there twice.
@@ -72,12 +74,13 @@ class Tokenizer:
     merges: Sequence[tuple[str, str]]
     added: Sequence[str | Added] = ()
     add_prefix_space: bool = False
+    compiled: bool = field(default=True, kw_only=True, compare=False)
     _tables: Tables = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "vocab", MappingProxyType(dict(self.vocab)))
         object.__setattr__(self, "merges", tuple(self.merges))
-        tables = make_tables(self.vocab, self.merges, self.added)
+        tables = make_tables(self.vocab, self.merges, self.added, self.compiled)
         object.__setattr__(self, "added", tuple(map(simplest, tables.added)))
         object.__setattr__(self, "_tables", tables)
 
@@ -85,7 +88,8 @@ class Tokenizer:
         return hash((len(self.vocab), len(self.merges), self.added))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Tokenizer, (dict(self.vocab), self.merges, self.added, self.add_prefix_space)
+        arguments = dict(self.vocab), self.merges, self.added, self.add_prefix_space
+        return partial(Tokenizer, compiled=self.compiled), arguments
 
     def __repr__(self) -> str:
         return f"gpt2.Tokenizer(vocab_size={self.vocab_size}, special={[*self.special]})"
@@ -99,6 +103,21 @@ class Tokenizer:
     def special(self) -> tuple[str, ...]:
         """The special tokens, in order of their ids."""
         return tuple(self._tables.special.ids)
+
+    @property
+    def engine(self) -> str:
+        """What merges the bytes of words that are new: "tiktoken" or "python"; ids are the same.
+
+        The first 2,000 characters or so are merged in Python, as a prompt is done before `tiktoken`
+        has its tables. It is "python" also without `tiktoken` 0.13 or later, with
+        `compiled=False`, and for a vocabulary for which the two are not proved equal.
+
+        Example:
+            >>> tokenizer = train(["low lower lowest"], 260)
+            >>> Tokenizer(tokenizer.vocab, tokenizer.merges, compiled=False).engine
+            'python'
+        """
+        return self._tables.compiled.name
 
     def encode(self, text: str, *, allowed_special: Special = ()) -> list[int]:
         """Return the ids of a text.
@@ -293,7 +312,10 @@ class Tokenizer:
         """
         if isinstance(tokens, str):
             raise ValueError(f"tokens={tokens!r} is one string; give a list of tokens")
-        return Tokenizer(self.vocab, self.merges, (*self.added, *tokens), self.add_prefix_space)
+        added = (*self.added, *tokens)
+        return Tokenizer(
+            self.vocab, self.merges, added, self.add_prefix_space, compiled=self.compiled
+        )
 
     def save(self, directory: str | Path) -> None:
         """Write vocab.json, merges.txt and, where need be, lists of added tokens and settings.
@@ -326,7 +348,7 @@ class Tokenizer:
 
 
 @_former.answering
-def load(name_or_path: NameOrPath) -> Tokenizer:
+def load(name_or_path: NameOrPath, *, compiled: bool = True) -> Tokenizer:
     """Read a tokenizer from disk or, by its name, from the Hugging Face hub.
 
     Args:
@@ -335,6 +357,7 @@ def load(name_or_path: NameOrPath) -> Tokenizer:
             perhaps lists of added tokens and settings. Or the name of a model inside the package,
             or of one on the hub, which is asked only when its cache lacks the files; or a `Source`,
             whose vocabulary is then read.
+        compiled: as for `Tokenizer`.
 
     Raises:
         FileNotFoundError: the files are not there; the message says where they were looked for.
@@ -347,7 +370,7 @@ def load(name_or_path: NameOrPath) -> Tokenizer:
         ...
         FileNotFoundError: './no/such/directory' is no directory and no name of a model ...
     """
-    return Tokenizer(*_gpt2_files.read(name_or_path))
+    return Tokenizer(*_gpt2_files.read(name_or_path), compiled=compiled)
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
