@@ -117,8 +117,11 @@ def compare(
             for program, times in taken.items():
                 speed = size / statistics.median(times) / 1e6
                 print(row(f"{name}, {state}: {program}", times, note=f", {speed:.1f} MB/s"))
-            what = f"{name}, {state}: {peer}'s time over fnlm's"
-            met &= judge(what, ratios(taken[peer], taken["fnlm"]), bar)
+            for program in (name for name in programs if name != peer):
+                ours = "fnlm's" if program == "fnlm" else f"that of {program}"
+                found_ratios = ratios(taken[peer], taken[program])
+                limit = bar if program == "fnlm" else None
+                met &= judge(f"{name}, {state}: {peer}'s time over {ours}", found_ratios, limit)
     return met
 
 
