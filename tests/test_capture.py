@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from fnlm import random, tree
 from fnlm.layers.norm import layer_norm
+from fnlm.train import Precision
 from fnlm.transforms import Product, capture, clipped_grad_sum, per_example_grads, per_example_norms
 from fnlm.tree import Tree
 
@@ -270,7 +271,6 @@ OTHER: dict[str, Op] = {
     "a function of its own": lambda p, x, ids: x @ Square.apply(p["w"]),
     "set rows": set_rows,
     "chunks": lambda p, x, ids: torch.cat([x @ part for part in p["w"].chunk(2, 1)], -1),
-    "another type": lambda p, x, ids: (x.float() @ p["w"].float()).double(),
     "tensor attributes": lambda p, x, ids: x @ p["w"].type_as(x).clone().contiguous(),
 }
 OPS = KNOWN | OTHER
@@ -456,6 +456,46 @@ def test_under_transforms(name: str) -> None:
     found, expected = (AROUND[name](fn, params, batch) for fn in (both, materialized))
     for a, b in zip(tree.leaves(found), tree.leaves(expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("compute", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_casts_of_leaves_are_followed(compute: torch.dtype) -> None:
+    """A loss that casts its parameters, as `Precision.wrap` does, materializes no gradient."""
+    family = next(family for family in FAMILIES if family.name == "bert")
+    params, (ids, _) = make_params(family, dtype=torch.float64), make_batch(family)
+    task = next(iter(family.tasks.values()))
+    apply = Precision(params=torch.float64, compute=compute, output=torch.float64).wrap(
+        task, arguments=1
+    )
+
+    def loss(params: Tree, row: Tensor) -> Tensor:
+        return scalar(apply(params, row[None]))
+
+    found, each = capture(loss, params, ids), per_example_grads(loss, params, ids)
+    assert found.uses and not found.each
+    rtol = {torch.float64: 1e-9, torch.float32: 1e-4}.get(compute, 0.05)
+    weights = torch.arange(1.0, 1 + len(ids), dtype=torch.float64)
+    sums = found.weighted_sum(weights)
+    for (path, a), b in zip(tree.named_leaves(sums), tree.leaves(each), strict=True):
+        assert a.dtype == torch.float64, path
+        expected = torch.einsum("b,b...->...", weights, b)
+        assert (a - expected).norm() <= rtol * expected.norm() + 1e-9, path
+    squares = torch.stack([flat(g).square().sum(1) for g in tree.leaves(each)]).sum(0)
+    torch.testing.assert_close(found.norms(), squares.sqrt(), rtol=rtol, atol=0.0)
+    along = torch.stack([flat(g).sum(1) for g in tree.leaves(each)]).sum(0)
+    direction = tree.map(torch.ones_like, found.params)
+    scale = float(squares.sqrt().max()) * sum(x.numel() for x in tree.leaves(params)) ** 0.5
+    assert (found.dot(direction) - along).abs().max() <= rtol * scale
+
+
+def test_a_cast_to_a_type_of_no_derivative_is_none() -> None:
+    """What is known of a leaf does not hold for its integers."""
+    params = {"w": torch.tensor([1.5, -2.5], dtype=torch.float64)}
+
+    def loss(params: Tree, x: Tensor) -> Tensor:
+        return (params["w"].to(torch.int64) * x).sum() + (params["w"] * x).sum()
+
+    assert_exact(loss, params, torch.eye(2, dtype=torch.float64))
 
 
 def test_half_parameters_have_norms_in_float32() -> None:

@@ -1,8 +1,8 @@
 """Leaves that write down how a loss uses them.
 
 A `Probe` stands where a leaf of the parameters stood. What it knows (products, lookups, additions,
-scales, layer norms, of the leaf or of a view of it) it computes with the leaf as a constant, and
-notes the input and the output: the gradient of the leaf is a product of that input and of the
+scales, layer norms, of the leaf, a view or a cast of it) it computes with the leaf as a constant,
+and notes the input and the output: the gradient of the leaf is a product of that input and of the
 gradient of that output. In everything else it is the tensor itself, with its derivative. So
 autograd finds the rest of the gradient, if there is any, and this holds for what goes past
 `__torch_function__` as well, such as an inner `vmap`.
@@ -236,6 +236,16 @@ def _transpose(tape: Tape, matrix: Any, *axes: Any) -> Any:
     return matrix.viewed(lambda x: x.mT)
 
 
+def _to(tape: Tape, leaf: Any, *given: Any, **options: Any) -> Any:
+    """Cast a leaf: what it is used for next is a use of the leaf, in another dtype."""
+    if not isinstance(leaf, Probe):
+        return NotImplemented
+    plain, constant = leaf.plain.to(*given, **options), leaf.constant.to(*given, **options)
+    if not plain.dtype.is_floating_point or plain.device != leaf.plain.device:
+        return NotImplemented
+    return Probe.of(plain, constant, leaf.path, leaf.region, tape)
+
+
 def _add(tape: Tape, input: Any, other: Any, *, alpha: Any = 1) -> Any:
     if alpha != 1 or not all(isinstance(x, Tensor | int | float) for x in (input, other)):
         return NotImplemented
@@ -293,6 +303,11 @@ _HANDLERS: dict[Any, Callable[..., Any]] = {
     torch.t: _transpose,
     Tensor.transpose: _transpose,
     torch.transpose: _transpose,
+    Tensor.to: _to,
+    Tensor.double: lambda tape, leaf: _to(tape, leaf, torch.float64),
+    Tensor.float: lambda tape, leaf: _to(tape, leaf, torch.float32),
+    Tensor.half: lambda tape, leaf: _to(tape, leaf, torch.float16),
+    Tensor.bfloat16: lambda tape, leaf: _to(tape, leaf, torch.bfloat16),
     torch.add: _add,
     Tensor.add: _add,
     torch.mul: _mul,

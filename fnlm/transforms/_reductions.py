@@ -265,24 +265,28 @@ def weighted_sum(by_leaf: ByLeaf, params: Tree, weights: Tensor) -> Tree:
     clear = unread or bool(absent.any())
 
     def of_leaf(path: str, leaf: Tensor) -> Tensor:
-        uses, own = by_leaf.pop(path, []), weights.to(leaf.dtype)
+        uses = by_leaf.pop(path, [])
+        # Of a leaf that was cast, the factors are of another dtype.
+        dtype = reduce(torch.promote_types, (use.grads.dtype for use in uses), leaf.dtype)
+        own = weights.to(dtype)
         lookups = [use for use in uses if isinstance(use, Lookup)]
         others = (use for use in uses if not isinstance(use, Lookup))
         found = (_weighted(use, own, absent if clear else None) for use in others)
-        total = reduce(torch.add, found) if len(lookups) < len(uses) else torch.zeros_like(leaf)
+        zeros = torch.zeros_like(leaf, dtype=dtype) if len(lookups) == len(uses) else None
+        total = reduce(torch.add, found) if zeros is None else zeros
         for use in lookups:
             total = _add_rows(total, use, own, absent if clear else None)
-        return total
+        return total.to(leaf.dtype)
 
     return tree.map_with_path(of_leaf, params)
 
 
 def _weighted(use: Product | Term, weights: Tensor, absent: Tensor | None) -> Tensor:
     """Return the sum over the examples of weight times gradient: [*leaf]."""
-    view, grads = use.site.view, _cleared(use.grads, absent)
+    view, grads = use.site.view, _cleared(use.grads, absent).to(weights.dtype)
     if isinstance(use, Term):
         return view.place((weights @ _flat(grads)).reshape(view.shape), batched=False)
-    inputs = _cleared(use.inputs, absent)
+    inputs = _cleared(use.inputs, absent).to(weights.dtype)
     if inputs.shape[2] <= grads.shape[2]:  # the narrower one is scaled
         inputs = inputs * _like(weights, inputs)
     else:
@@ -294,7 +298,7 @@ def _weighted(use: Product | Term, weights: Tensor, absent: Tensor | None) -> Te
 def _add_rows(total: Tensor, use: Lookup, weights: Tensor, absent: Tensor | None) -> Tensor:
     """Return total [*leaf], which is written to where it can be, plus the sum of a lookup."""
     view, ids = use.site.view, use.ids.flatten()
-    rows = _cleared(use.grads, absent)
+    rows = _cleared(use.grads, absent).to(weights.dtype)
     rows = (rows * _like(weights, rows)).flatten(0, 1)
     if not view.is_whole:
         table = rows.new_zeros(view.shape).index_add(0, ids, rows)
@@ -310,9 +314,10 @@ def dot(by_leaf: ByLeaf, direction: dict[str, Tensor], losses: Tensor) -> Tensor
     total = torch.zeros_like(losses, dtype=dtype)
     for path, uses in by_leaf.items():
         for use in uses:
-            along, grads = use.site.view.read(_wide(direction[path])), _wide(use.grads)
+            along = use.site.view.read(_wide(direction[path]))
+            grads = use.grads.to(along.dtype)
             if isinstance(use, Product):
-                along = _wide(use.inputs) @ along  # [B, T, m]
+                along = use.inputs.to(along.dtype) @ along  # [B, T, m]
             elif isinstance(use, Lookup):
                 along = along[use.ids]
             total = total + _flat(grads * along).sum(1)

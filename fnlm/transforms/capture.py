@@ -86,8 +86,8 @@ def capture(loss: Loss, params: Tree, *batch: Any) -> Capture:
 
     Returns:
         The losses, inputs and output gradients of each use. Known are products `x @ W` and
-        `F.linear`, lookups, additions, scales and layer norms, of leaves and of their slices and
-        transposes, in any number. What comes of other uses of a leaf is kept as gradients
+        `F.linear`, lookups, additions, scales and layer norms, of leaves and of their slices,
+        transposes and casts, in any number. What comes of other uses of a leaf is kept as gradients
         [B, *shape]; all leaves have these where nothing else is known to be right: while
         `torch.compile` traces, and for a loss that writes to the input of a layer or
         differentiates by plain autograd.
