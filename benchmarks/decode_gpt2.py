@@ -30,6 +30,8 @@ from torch import Tensor
 
 from fnlm import gpt2, random, tree
 from fnlm.generate import State, advance, start
+from fnlm.heads import tied_logits
+from fnlm.layers import linear
 from fnlm.layers.kv_cache import FixedCache
 from fnlm.leaves import pack, quantize
 from fnlm.params.layout import for_decoding
@@ -98,6 +100,24 @@ def compiled(fast: Any, params: Any, ids: Tensor, tokens: int) -> Callable[[], f
             state = fast(params, state, state.logits.argmax(-1))
             took.append(time.perf_counter() - begin)
         return statistics.median(took)
+
+    return run
+
+
+def products(params: Any) -> Callable[[], float]:
+    """Return a function that makes the matrix products of a token, and returns their seconds."""
+    x = {n: torch.ones(1, 1, n) for n in (params["config"].n_embd, 4 * params["config"].n_embd)}
+    table = params["embed"]["token"]
+    x = {n: values.to(table.dtype) for n, values in x.items()}
+    halves = [block[half] for block in params["blocks"] for half in ("attention", "mlp")]
+    layers = [layer for half in halves for layer in half.values()]
+
+    def run() -> float:
+        begin = time.perf_counter()
+        for layer in layers:
+            linear(x[layer["weight"].shape[0]], **layer)
+        tied_logits(x[table.shape[1]], table)
+        return time.perf_counter() - begin
 
     return run
 
@@ -192,6 +212,9 @@ def report(name: str, context: int, size: int, taken: dict[str, list[float]], nb
     ours = "compiled" if "bits" in name else "eager"
     shares = [size / t / rate for t, rate in zip(taken[ours], streaming, strict=True)]
     judge(f"{name} context {context}: share of streaming", shares, SHARES[name])
+    if "products" in taken:
+        shares = [size / t / rate for t, rate in zip(taken["products"], streaming, strict=True)]
+        judge(f"{name} context {context}: share of streaming, products alone", shares)
     for peer, bar in (("CTranslate2", 1.0), ("transformers", 1.15 if name == "float32" else 2.0)):
         if peer in taken:
             found = ratios(taken[peer], taken[ours])
@@ -234,6 +257,8 @@ def one_type(
             calls["compiled"] = compiled(fast, params, ids, args.tokens)
             first = seconds(calls["compiled"])
             print(f"{name}, {context} tokens of context: first run, compiled, {first:.0f} s")
+        else:
+            calls["products"] = products(params)
         if peer is not None:
             calls["transformers"] = of_peer(peer, ids, args.tokens)
         if folder and (other := of_ctranslate2(folder, name, ids, args.tokens)):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.func import grad, hessian, jacrev, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fnlm import leaves, random
 from fnlm.layers import _products as products
@@ -74,6 +75,25 @@ def test_views(of_x: str, of_matrix: str, calls: list[Any]) -> None:
     for slope, expected in zip(found, grad(loss, (0, 1, 2))(*wide), strict=True):
         torch.testing.assert_close(slope.double(), expected, **CLOSE)
     assert len(calls) == 5  # in float64, products are torch's
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_onednn_is_given_dense_matrices(view: str) -> None:
+    """With others it is right, and takes a thousand times as long."""
+    given: list[Tensor] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.ops.mkldnn._linear_pointwise.default:
+                given.append(args[1])
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        KERNEL(draw(5, 7), VIEWS[view](draw(7, 3, seed=1)), None)
+    (weight,) = given
+    assert weight.is_contiguous() or weight.mT.is_contiguous()
 
 
 CLOSE: Any = {"rtol": 1e-5, "atol": 1e-5}

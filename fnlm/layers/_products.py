@@ -86,9 +86,9 @@ def _fits(x: Tensor, matrix: Tensor, bias: Tensor | None) -> bool:
 
 
 def _kernel(x: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    rows, columns = matrix.stride()
-    if not (rows == 1 and columns >= len(matrix) or columns == 1 and rows >= matrix.shape[1]):
-        matrix = matrix.contiguous()  # no stride of 0, and none that skips numbers of a row
+    if not (matrix.is_contiguous() or matrix.mT.is_contiguous()):
+        # Of rows or columns that stand apart, as in a slice of a matrix, oneDNN makes a plain loop.
+        matrix = matrix.contiguous()
     bias = bias if bias is None else bias.contiguous()
     return torch.ops.mkldnn._linear_pointwise(x, matrix.mT, bias, "none", [], "")
 
