@@ -29,7 +29,7 @@ def calls() -> Iterator[list[tuple[int, ...]]]:
         found.append(tuple(x.shape))
         return KERNEL(x, matrix, bias)
 
-    with mock.patch.multiple(products, FASTER=True, ROWS=1, LEAST=1, _kernel=kernel):
+    with mock.patch.multiple(products, FASTER=True, ROWS=1, COLUMNS=1, LEAST=1, _kernel=kernel):
         yield found
 
 
@@ -274,7 +274,7 @@ def test_numbers_that_are_none_stay_so() -> None:
 
 def test_small_products_and_other_processors_are_torchs(calls: list[Any]) -> None:
     x, w = draw(16, 64), draw(64, 32)
-    for changed in ({"LEAST": 16 * 64 * 32 + 1}, {"ROWS": 17}, {"FASTER": False}):
+    for changed in ({"LEAST": 16 * 64 * 32 + 1}, {"ROWS": 17}, {"COLUMNS": 33}, {"FASTER": False}):
         with mock.patch.multiple(products, **changed):
             linear(x, w, None)
     assert not calls

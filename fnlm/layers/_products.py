@@ -22,7 +22,8 @@ from fnlm.layers._levels import is_traced, levels
 
 __all__ = ["can_multiply", "multiply"]
 
-ROWS, LEAST = 16, 1 << 24  # rows, and multiplications, below which the call costs what it gains
+# Rows, columns and multiplications below which the call gains nothing.
+ROWS, COLUMNS, LEAST = 16, 128, 1 << 24
 
 
 def _is_faster() -> bool:
@@ -79,6 +80,8 @@ def _fits(x: Tensor, matrix: Tensor, bias: Tensor | None) -> bool:
         return False
     # In this order: of a small model, a compiled graph then holds for any number of rows.
     if x.numel() * matrix.shape[1] < LEAST or x.numel() < ROWS * x.shape[-1]:
+        return False
+    if matrix.shape[1] < COLUMNS:
         return False
     if bias is not None and bias.shape != matrix.shape[1:]:
         return False
