@@ -281,3 +281,25 @@ def test_small_products_and_other_processors_are_torchs(calls: list[Any]) -> Non
     with mock.patch.multiple(products, LEAST=16 * 64 * 32, ROWS=16):
         linear(x, w, None)
     assert calls
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_products_in_float16_are_those_of_float32_rounded(with_bias: bool) -> None:
+    """So are the derivatives, where the processor has no instructions for the type."""
+    wide = [draw(2, 5, 7), draw(7, 3, seed=1), *([draw(3, seed=2)] if with_bias else [])]
+    x, matrix, *bias = (t.half() for t in wide)
+
+    def loss(*given: Tensor) -> Tensor:
+        x, matrix, *bias = given
+        return (linear(x, matrix, bias[0] if bias else None) * seed.to(x.dtype)).sum()
+
+    seed = draw(2, 5, 3, seed=3).half()
+    with mock.patch.object(products, "HAS_FLOAT16", False):
+        found = linear(x, matrix, bias[0] if bias else None)
+        slopes = grad(loss, tuple(range(len(wide))))(x, matrix, *bias)
+    expected = exact(x, matrix, bias[0] if bias else None)
+    assert found.dtype == torch.float16 and found.equal(expected.half())
+    of_double = grad(loss, tuple(range(len(wide))))(*(t.double() for t in (x, matrix, *bias)))
+    for a, b in zip(slopes, of_double, strict=True):
+        assert a.dtype == torch.float16
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-4)

@@ -20,7 +20,7 @@ from torch.nn import Parameter
 
 from fnlm.layers._levels import is_traced, levels
 
-__all__ = ["can_multiply", "multiply"]
+__all__ = ["can_multiply", "gains_by_float32", "multiply"]
 
 # Rows, columns and multiplications below which the call gains nothing.
 ROWS, COLUMNS, LEAST = 16, 128, 1 << 24
@@ -38,6 +38,7 @@ def _is_faster() -> bool:
 
 _CPU = Path("/proc/cpuinfo")
 FASTER = _is_faster()
+HAS_FLOAT16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
 
 
 def can_multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> bool:
@@ -48,6 +49,17 @@ def can_multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> bool:
     if torch.compiler.is_compiling():
         return not torch.compiler.is_exporting() and _fits(x, matrix, bias)
     return not is_traced() and _fits(x, matrix, bias) and not levels(*given).forward
+
+
+def gains_by_float32(x: Tensor, matrix: Tensor) -> bool:
+    """Return whether a product in float16 is better made in float32 and rounded.
+
+    Without instructions for the type, torch multiplies in plain loops: derivatives by a matrix take
+    twenty times as long.
+    """
+    if x.dtype != torch.float16 or matrix.dtype != x.dtype or not x.is_cpu or HAS_FLOAT16:
+        return False
+    return type(matrix) in (Tensor, Parameter) and not is_traced()
 
 
 def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -30,6 +30,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if products.can_multiply(x, weight, bias):
         return products.multiply(x, weight, bias)
+    if products.gains_by_float32(x, weight):
+        wide_bias = None if bias is None else bias.float()
+        return linear(x.float(), weight.float(), wide_bias).to(x.dtype)
     rows = weight.mT  # [outputs, inputs]
     if x.numel() == x.shape[-1] and type(rows) is Tensor and rows.is_cpu:
         if is_compiled(x):
