@@ -65,10 +65,10 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--layers", type=int, default=12)
-    parser.add_argument("--quick", action="store_true", help="2 layers, 2 rows and 3 rounds")
+    parser.add_argument("--quick", action="store_true", help="2 layers, 2 rows and 2 rounds")
     args = parser.parse_args()
     if args.quick:
-        args.rounds, args.layers, args.rows = 3, 2, 2
+        args.rounds, args.layers, args.rows = 2, 2, 2
     print(
         f"{environment('transformers')}, [{args.rows}, {args.length}], {args.layers} layers, "
         f"{args.rounds} rounds"
