@@ -55,11 +55,12 @@ def gains_by_float32(x: Tensor, matrix: Tensor) -> bool:
     """Return whether a product in float16 is better made in float32 and rounded.
 
     Without instructions for the type, torch multiplies in plain loops: derivatives by a matrix take
-    twenty times as long.
+    twenty times as long. For few rows, a wide copy of the matrix costs what it gains.
     """
     if x.dtype != torch.float16 or matrix.dtype != x.dtype or not x.is_cpu or HAS_FLOAT16:
         return False
-    return type(matrix) in (Tensor, Parameter) and not is_traced()
+    many = x.ndim > 0 and x.numel() >= ROWS * x.shape[-1]
+    return many and type(matrix) in (Tensor, Parameter) and not is_traced()
 
 
 def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:

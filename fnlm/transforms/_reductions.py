@@ -272,8 +272,10 @@ def weighted_sum(by_leaf: ByLeaf, params: Tree, weights: Tensor) -> Tree:
         lookups = [use for use in uses if isinstance(use, Lookup)]
         others = (use for use in uses if not isinstance(use, Lookup))
         found = (_weighted(use, own, absent if clear else None) for use in others)
-        zeros = torch.zeros_like(leaf, dtype=dtype) if len(lookups) == len(uses) else None
-        total = reduce(torch.add, found) if zeros is None else zeros
+        if len(lookups) < len(uses):
+            total = reduce(torch.add, found)
+        else:
+            total = torch.zeros_like(leaf, dtype=dtype)
         for use in lookups:
             total = _add_rows(total, use, own, absent if clear else None)
         return total.to(leaf.dtype)
