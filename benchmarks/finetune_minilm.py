@@ -190,7 +190,8 @@ def evaluate(work: Work, side: Side) -> dict[str, float]:
 def score_in(dtype: str, task: str, seed: int, given: argparse.Namespace) -> dict[str, Any]:
     """Fine-tune by fnlm alone, computing in a dtype, and evaluate."""
     work, plan = read(task, given.data or DATA), PLANS[task]
-    plan = plan._replace(epochs=given.epochs or plan.epochs)
+    rate = given.learning_rate or plan.learning_rate
+    plan = plan._replace(epochs=given.epochs or plan.epochs, learning_rate=rate)
     steps = orders(work.train[2].sum(axis=1), plan, seed)[: given.steps]
     side = ours(start(work, seed), work, plan, len(steps), random.key(seed), dtype=dtype)
     for rows in tqdm(steps, f"{task}, {dtype}, seed {seed}"):
@@ -278,6 +279,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="how many")
     parser.add_argument("--dtypes", nargs="+", help="to compare with the first of them")
     parser.add_argument("--epochs", type=int, help="of --dtypes, in place of those of the task")
+    parser.add_argument("--learning_rate", type=float, help="of --dtypes, likewise")
     parser.add_argument("--steps", type=int, help="of --dtypes, at most")
     given = parser.parse_args()
     if given.dtypes:

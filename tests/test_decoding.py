@@ -10,7 +10,7 @@ from torch.func import grad, jvp, vmap
 from torch.nn import functional as F
 
 from fnlm import gpt2, random, tree
-from fnlm.generate import State, advance, generate, start
+from fnlm.generate import State, advance, generate, scan, start
 from fnlm.layers import linear
 from fnlm.layers.attention import attend
 from fnlm.leaves import Packed, lora, merge, pack, quantize
@@ -198,3 +198,24 @@ def test_a_compiled_step_says_what_the_eager_one_does(bits: int) -> None:
             state = step(params, state, token)
             torch.testing.assert_close(state.logits, expected.logits, rtol=2e-2, atol=2e-2)
             torch.testing.assert_close(state.cache.length, expected.cache.length)
+
+
+@pytest.mark.parametrize("bits", [0, 8])
+def test_compiled_calls_of_some_tokens_go_on_as_generate_does(bits: int) -> None:
+    torch.compiler.reset()
+    config = gpt2.Config(vocab_size=71, n_positions=24, n_embd=64, n_layer=2, n_head=2)
+    params = for_decoding(tree.map(lambda x: 4 * x, gpt2.init(config, random.key(0))))
+    if bits:
+        params = quantize(params, bits=bits, where=lambda path, x: x.ndim == 2)
+    decode = partial(scan, gpt2.apply, steps=3, donate=True)
+    compiled = torch.compile(decode, backend="aot_eager", fullgraph=True)
+    ids, found = torch.tensor([[3, 70], [0, 9]]), []
+    whole = generate(gpt2.apply, params, ids, 6)
+    with torch.no_grad():
+        state = start(gpt2.apply, params, ids, gpt2.init_cache(params, 2, 9))
+        for _ in range(2):
+            state, tokens = compiled(params, state)
+            found.append(tokens)
+    assert torch.equal(torch.cat(found, -1), whole)
+    assert int(state.cache.length) == 8
+    assert len(whole.unique()) > 2

@@ -115,8 +115,12 @@ def scan(
     top_p: float = 1.0,
     min_p: float = 0.0,
     typical: float = 1.0,
+    donate: bool = False,
 ) -> tuple[State, Tensor]:
-    """Decode a fixed number of tokens without reading any value: for use inside `vmap` or `grad`.
+    """Decode a fixed number of tokens without reading any value: inside `vmap`, `grad` or a graph.
+
+    `torch.compile` makes one graph of all the steps, so that what a call costs is paid once for
+    them: with a `FixedCache` and `donate` it is the fastest way to decode one text.
 
     Args:
         apply: the model.
@@ -125,6 +129,7 @@ def scan(
         steps: how many tokens.
         key: [*lead] keys, or None for the most likely tokens.
         temperature: see `sample`, as for `top_k`, `top_p`, `min_p` and `typical`.
+        donate: see `advance`.
 
     Returns:
         the state after all the tokens, and the tokens, int64 [*lead, steps]. Where the logits are
@@ -137,7 +142,8 @@ def scan(
         token = sample(state.logits, step_key, **settings)
         # A row without a distribution stays at -1, whatever the model makes of the tokens after.
         tokens.append(token if n == 0 else torch.where(tokens[-1] < 0, -1, token))
-        state = advance(apply, params, state, tokens[-1].clamp_min(0))  # -1 has no embedding
+        known = tokens[-1].clamp_min(0)  # -1 has no embedding
+        state = advance(apply, params, state, known, donate=donate)
     if not tokens:
         return state, state.logits.argmax(-1, keepdim=True)[..., :0]  # [*lead, 0]
     return state, torch.stack(tokens, -1)
