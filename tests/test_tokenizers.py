@@ -1,5 +1,6 @@
 """What every tokenizer keeps to: a new row of `vocabularies.TOKENIZERS` gets all of these tests."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,21 @@ def test_ways_to_the_same_ids_agree(name: str) -> None:
         assert all(0 <= start <= end <= len(text) for start, end in offsets)
         assert len(tokenizer.tokenize(text)) == len(ids)
     assert tokenizer.encode("the cat") == tokenizer.tokens_to_ids(tokenizer.tokenize("the cat"))
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@each_tokenizer
+def test_the_collector_is_afterwards_as_it_was(name: str, enabled: bool) -> None:
+    before = gc.isenabled()
+    try:
+        (gc.enable if enabled else gc.disable)()
+        small(name).encode_batch(TEXTS)
+        assert gc.isenabled() == enabled
+        with pytest.raises(TypeError):
+            small(name).encode_batch(["the", 3])
+        assert gc.isenabled() == enabled
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 @each_tokenizer

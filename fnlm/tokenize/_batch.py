@@ -1,8 +1,10 @@
 """Encoding many texts, in this process or in several."""
 
+import gc
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from itertools import accumulate, chain
 from multiprocessing import get_context
 
@@ -31,6 +33,11 @@ def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[
     if workers < 1:
         raise ValueError(f"workers={workers} must be at least 1, the process that calls")
     texts = list(texts)
+    with _collector_paused():
+        return _encode_all(encode, texts, workers)
+
+
+def _encode_all(encode: Encode, texts: list[str], workers: int) -> list[list[int]]:
     if workers == 1 or len(texts) < 2:
         return [encode(text) for text in texts]
     parts = list(shares(texts, _PARTS * workers))
@@ -49,6 +56,18 @@ def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[
     return list(chain.from_iterable(reversed(rows)))
 
 
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the collector of cycles: lists of ids have none, and it would walk them often."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class _Worker:
     """What a process that was started for `encode_all` encodes with: it does nothing else."""
 
@@ -56,6 +75,7 @@ class _Worker:
 
 
 def _begin(encode: Encode) -> None:
+    gc.disable()  # see `_collector_paused`
     _Worker.encode = encode
 
 
