@@ -77,6 +77,30 @@ def test_views(of_x: str, of_matrix: str, calls: list[Any]) -> None:
     assert len(calls) == 5  # in float64, products are torch's
 
 
+@pytest.mark.parametrize("rows", [0, 1, 2, 3])
+@pytest.mark.parametrize("of_matrix", VIEWS)
+def test_few_rows(rows: int, of_matrix: str, calls: list[Any]) -> None:
+    """They gain by matrices that need no copy, and where no transform is active."""
+    x, matrix, bias = draw(rows, 7), VIEWS[of_matrix](draw(7, 3, seed=1)), draw(3)
+    with mock.patch.multiple(products, LEAST=1 << 24, ROWS=16, LARGE=21):
+        found = linear(x, matrix, bias)
+        torch.testing.assert_close(found.double(), exact(x, matrix, bias), **CLOSE)
+        dense = matrix.is_contiguous() or matrix.mT.is_contiguous()
+        assert len(calls) == (
+            rows > 1 and dense
+        )  # one row alone needs a matrix four times as large
+        found = vmap(lambda row: linear(row, matrix, bias))(x) if rows else found
+        grad(lambda x: linear(x, matrix, bias).sum())(x)
+        assert len(calls) == (rows > 1 and dense)
+        torch.testing.assert_close(found.double(), exact(x, matrix, bias), **CLOSE)
+    with mock.patch.multiple(products, LEAST=1 << 24, ROWS=16, LARGE=5):
+        calls.clear()
+        found = linear(x, matrix, bias)
+        torch.testing.assert_close(found.double(), exact(x, matrix, bias), **CLOSE)
+        expected = matrix.is_contiguous() if rows == 1 else rows > 1 and dense
+        assert len(calls) == expected
+
+
 @pytest.mark.parametrize("view", VIEWS)
 def test_onednn_is_given_dense_matrices(view: str) -> None:
     """With others it is right, and takes a thousand times as long."""

@@ -4,8 +4,8 @@ torch multiplies matrices of float32 by MKL, which leaves half of AVX-512 unused
 AMD; oneDNN, which torch ships as well, uses all of it (benchmarks/products.py). Its operation has
 no derivative and no rule for `vmap`. So it stands in an `autograd.Function` whose gradients are
 products again, and so have derivatives of every order. In forward mode, under autocast and where
-operations are recorded, products are torch's own, as they are where nothing is gained: for few
-rows, small matrices, other types and other processors. `torch.compile` takes it as one operation.
+operations are recorded, products are torch's own, as they are where nothing is gained: for small
+matrices, other types and other processors. `torch.compile` takes it as one operation.
 
 Dimensions: K inputs, N outputs, R rows (all leading axes).
 """
@@ -22,8 +22,10 @@ from fnlm.layers._levels import is_traced, levels
 
 __all__ = ["can_multiply", "gains_by_float32", "multiply"]
 
-# Rows, columns and multiplications below which the call gains nothing.
+# Rows, columns and multiplications below which nothing is gained, with what derivatives cost.
 ROWS, COLUMNS, LEAST = 16, 128, 1 << 24
+# Without derivatives, large matrices gain by any number of rows: numbers in one of them.
+LARGE = 1 << 17
 
 
 def _is_faster() -> bool:
@@ -46,9 +48,16 @@ def can_multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> bool:
     given = (x, matrix) if bias is None else (x, matrix, bias)
     if not FASTER or any(type(t) not in (Tensor, Parameter) for t in given):
         return False
+    if matrix.ndim != 2 or not x.ndim or x.shape[-1] != matrix.shape[0]:
+        return False
+    # In this order: of a small model, a compiled graph then holds for any number of rows.
+    much = x.numel() * matrix.shape[1] >= LEAST and x.numel() >= ROWS * x.shape[-1]
     if torch.compiler.is_compiling():
-        return not torch.compiler.is_exporting() and _fits(x, matrix, bias)
-    return not is_traced() and _fits(x, matrix, bias) and not levels(*given).forward
+        return much and not torch.compiler.is_exporting() and _fits(x, matrix, bias)
+    if not (much or _is_long_to_read(x, matrix)) or not _fits(x, matrix, bias) or is_traced():
+        return False
+    active = levels(*given)
+    return not active.forward and (much or not (active.order or active.transforms))
 
 
 def gains_by_float32(x: Tensor, matrix: Tensor) -> bool:
@@ -84,15 +93,18 @@ def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
     return _kernel(x, matrix, bias)
 
 
+def _is_long_to_read(x: Tensor, matrix: Tensor) -> bool:
+    """Return whether few rows gain: one alone by a matrix in order of rows, if it is larger."""
+    if x.numel() == x.shape[-1]:  # in order of columns, see `linear`
+        return matrix.is_contiguous() and matrix.numel() >= 4 * LARGE
+    dense = matrix.is_contiguous() or matrix.mT.is_contiguous()  # others are copied by `_kernel`
+    return dense and x.numel() > 0 and matrix.numel() >= LARGE
+
+
 def _fits(x: Tensor, matrix: Tensor, bias: Tensor | None) -> bool:
-    """Return whether sizes and types are those that gain, and fit each other."""
+    """Return whether oneDNN takes these types and sizes, and is not slower."""
     given = (x, matrix) if bias is None else (x, matrix, bias)
     if any(t.dtype != torch.float32 or t.device.type != "cpu" for t in given):
-        return False
-    if matrix.ndim != 2 or not x.ndim or x.shape[-1] != matrix.shape[0]:
-        return False
-    # In this order: of a small model, a compiled graph then holds for any number of rows.
-    if x.numel() * matrix.shape[1] < LEAST or x.numel() < ROWS * x.shape[-1]:
         return False
     if matrix.shape[1] < COLUMNS:
         return False
