@@ -52,12 +52,16 @@ def can_multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> bool:
         return False
     # In this order: of a small model, a compiled graph then holds for any number of rows.
     much = x.numel() * matrix.shape[1] >= LEAST and x.numel() >= ROWS * x.shape[-1]
+    if not (much or _is_long_to_read(x, matrix)):
+        return False
     if torch.compiler.is_compiling():
-        return much and not torch.compiler.is_exporting() and _fits(x, matrix, bias)
-    if not (much or _is_long_to_read(x, matrix)) or not _fits(x, matrix, bias) or is_traced():
+        plain = not torch.is_grad_enabled()
+        return (much or plain) and not torch.compiler.is_exporting() and _fits(x, matrix, bias)
+    if not _fits(x, matrix, bias) or is_traced():
         return False
     active = levels(*given)
-    return not active.forward and (much or not (active.order or active.transforms))
+    plain = not (active.order or active.transforms)
+    return (much or plain) and not active.forward
 
 
 def gains_by_float32(x: Tensor, matrix: Tensor) -> bool:
@@ -95,10 +99,12 @@ def multiply(x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _is_long_to_read(x: Tensor, matrix: Tensor) -> bool:
     """Return whether few rows gain: one alone by a matrix in order of rows, if it is larger."""
-    if x.numel() == x.shape[-1]:  # in order of columns, see `linear`
-        return matrix.is_contiguous() and matrix.numel() >= 4 * LARGE
-    dense = matrix.is_contiguous() or matrix.mT.is_contiguous()  # others are copied by `_kernel`
-    return dense and x.numel() > 0 and matrix.numel() >= LARGE
+    if matrix.numel() < LARGE or not x.numel():
+        return False
+    if x.numel() == x.shape[-1]:  # in order of columns, and compiled, see `linear`
+        large = matrix.numel() >= 4 * LARGE
+        return large and matrix.is_contiguous() and not torch.compiler.is_compiling()
+    return matrix.is_contiguous() or matrix.mT.is_contiguous()  # others are copied by `_kernel`
 
 
 def _fits(x: Tensor, matrix: Tensor, bias: Tensor | None) -> bool:
