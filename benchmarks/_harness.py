@@ -175,16 +175,32 @@ def row(name: str, times: Sequence[float], unit: str = "ms", note: str = "") -> 
 
 
 def judge(
-    what: str, found: Sequence[float], bar: float | None = None, *, at_most: bool = False
+    what: str,
+    found: Sequence[float],
+    bar: float | None = None,
+    *,
+    at_most: bool = False,
+    because: str = "",
 ) -> bool:
     """Print and record the median of ratios beside its bar, and return whether the bar is met.
 
-    Without a bar, the ratio is told for comparison.
+    Args:
+        what: the name of the row.
+        found: the ratios.
+        bar: without one, the ratio is told for comparison.
+        at_most: the bar is an upper one.
+        because: what a profile says holds the ratio back, told where the bar is missed; by default
+            that the bar lies within the spread, where it does.
     """
     ratio, (low, high) = statistics.median(found), spread(found)
     met = bar is None or (ratio <= bar if at_most else ratio >= bar)
     limit = "" if bar is None else f"{'at most' if at_most else 'at least'} {bar:g}"
     verdict = f"; bar: {limit}: {'met' if met else 'MISSED'}" if limit else ""
-    print(f"{what}: median {quartiles(found)}{verdict}", flush=True)
-    record(what=what, median=ratio, low=low, high=high, rounds=len(found), bar=limit, met=met)
+    if not because and bar is not None and low <= bar <= high:
+        because = "the bar lies within the spread"
+    told = {} if met or not because else {"because": because}
+    print(f"{what}: median {quartiles(found)}{verdict}", *told.values(), sep="\n  ", flush=True)
+    record(
+        what=what, median=ratio, low=low, high=high, rounds=len(found), bar=limit, met=met, **told
+    )
     return met

@@ -66,6 +66,12 @@ def script(about: dict[str, Any], found: Found) -> list[str]:
     ]
     if rows := [row for row in own if "what" in row]:
         lines += [*table(rows), ""]
+    reasons: dict[str, list[str]] = {}  # -> the rows that it holds for
+    for row in rows:
+        if "because" in row:
+            reasons.setdefault(row["because"], []).append(row["what"])
+    for because, names in reasons.items():
+        lines += [f"Missed, *{'; '.join(names)}*: {because}.", ""]
     if absent := sorted({row["absent"] for row in own if "absent" in row}):
         lines += [f"Not compared, as not installed: {', '.join(absent)}.", ""]
     if about["state"] not in ("met", "missed"):
