@@ -98,7 +98,9 @@ from _harness import is_installed, judge
 
 is_installed("nobody_has_this")
 met = judge("time | a peer's", [1.0, 1.4, 1.2, 1.8, 1.6], {bar}, at_most=True)
-judge("told", [2.0])
+judge("told", [2.0], because="nobody asks")
+judge("other", [1.0, 1.1], {bar} - 0.4, at_most=True, because="it is slow")
+judge("noise", [1.0, 1.4, 1.4], {bar}, at_most=True)
 {last}
 '''
 ABOUT = {
@@ -143,13 +145,16 @@ def test_what_scripts_judge_is_recorded_and_becomes_a_page(
     assert states["lonely"] == "left out: a_peer is not installed"
     row = next(row for row in runner.rows(record) if row.get("script") == "good" and "bar" in row)
     assert row["bar"] == "at most 1.5" and row["met"] is True and row["rounds"] == 5
+    assert "because" not in row
     assert row["median"] == pytest.approx(1.4) and row["low"] < row["median"] < row["high"]
     assert "MISSED time | a peer's: 1.4, bar at most 1.3" in runner.summary(runner.rows(record))
     page = renderer.page(tmp_path)
-    assert "## A chip, 2 cores, 2030-01-02\n" in page and "3 of 4 bars were met" in page
+    assert "## A chip, 2 cores, 2030-01-02\n" in page and "9 of 12 bars were met" in page
     assert "\n### One\n" in page and "`benchmarks/good.py`" in page and "good is fast." in page
     assert "| time \\| a peer's | 1.4 | 1.1 to 1.7 | at most 1.3 | **missed** |" in page
     assert "| told | 2 |  |  |  |" in page
+    assert "\nMissed, *other*: it is slow.\n" in page and "nobody asks" not in page
+    assert "Missed, *time | a peer's; noise*: the bar lies within the spread." in page
     assert "Not compared, as not installed: nobody_has_this." in page
     assert "It was left out: a_peer is not installed." in page
 
