@@ -73,6 +73,8 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    typical: float = 1.0,
     repetition_penalty: float = 1.0,
     seed: int = 0,
     num_samples: int = 1,
@@ -86,7 +88,7 @@ def generate(
         prompt: text to continue; an empty one starts a new text, which GPT cannot.
         max_new_tokens: the most tokens of a text; GPT-2 may end one earlier by <|endoftext|>.
         temperature: 0 takes the most likely token each time.
-        top_k: see `fnlm.generate`, as for `top_p` and `repetition_penalty`.
+        top_k: see `fnlm.generate`, as for the next four.
         seed: random seed; text i depends on the seed and i alone.
         num_samples: how many texts; with beams, that many of the best.
         num_beams: more than 1 is beam search instead of sampling; its texts come when it is done.
@@ -103,7 +105,12 @@ def generate(
             "and beams, where there are several, no fewer than samples"
         )
     _check_temperature(temperature)
-    idle = {"top_k": (top_k, 0), "top_p": (top_p, 1.0)} if num_beams > 1 or not temperature else {}
+    filters: dict[str, Any] = {
+        "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical": typical
+    }  # fmt: skip
+    neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical": 1.0}
+    unused = num_beams > 1 or not temperature
+    idle = {name: (filters[name], neutral[name]) for name in filters if unused}
     if num_beams > 1:
         idle |= {"repetition_penalty": (repetition_penalty, 1.0)}
         idle |= {"temperature": (temperature or 1.0, 1.0)}
@@ -133,7 +140,7 @@ def generate(
             key = random.fold_in(random.key(seed), i)[None] if temperature else None
             yield stream(
                 apply, params, ids, max_new_tokens, key=key, temperature=temperature or 1.0,
-                top_k=top_k, top_p=top_p, repetition_penalty=repetition_penalty, **shared,
+                repetition_penalty=repetition_penalty, **filters, **shared,
             )  # fmt: skip
 
     for i, tokens in enumerate(texts()):
@@ -223,6 +230,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=1.0, help="0 takes the most likely token each time")
     add("--top_k", type=int, default=0, help="sample among the k most likely tokens; 0 for all")
     add("--top_p", type=float, default=1.0, help="sample among the most likely of this probability")
+    add("--min_p", type=float, default=0.0, help="among those this times as likely as the first")
+    add("--typical", type=float, default=1.0, help="among those of typical surprise")
     add("--repetition_penalty", type=float, default=1.0, help="more than 1 avoids repetition")
     add("--seed", type=int, default=0, help="random seed")
     add("--num_samples", type=int, default=1, help="how many texts")

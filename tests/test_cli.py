@@ -58,10 +58,10 @@ def test_generate_prints_what_the_library_makes(
 
 def test_several_texts_and_beams(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", str(model), "--prompt", PROMPT, "--max_new_tokens", "9"]
-    assert cli.main([*words, "--num_samples", "3", "--top_p", "0.9"]) == 0
-    three = capsys.readouterr().out
+    assert cli.main([*words, "--num_samples", "3", "--top_p", "0.9", "--min_p", "0.01"]) == 0
+    three, settings = capsys.readouterr().out, {"top_p": 0.9, "min_p": 0.01}
     texts = [
-        expected(model, PROMPT, 9, key=random.fold_in(random.key(0), i)[None], top_p=0.9)
+        expected(model, PROMPT, 9, key=random.fold_in(random.key(0), i)[None], **settings)
         for i in range(3)
     ]
     assert three == "".join(f"--- {i + 1} of 3\n{text}" for i, text in enumerate(texts))
@@ -132,6 +132,9 @@ def test_inspect_says_what_would_not_load(
         (["generate", "MODEL", "--num_samples", "3", "--num_beams", "2"], ["num_beams=2"]),
         (["generate", "MODEL", "--temperature", "0", "--top_k", "4"], ["top_k=4", "temperature=0"]),
         (["generate", "MODEL", "--num_beams", "2", "--top_p", "0.5"], ["top_p=0.5", "num_beams=2"]),
+        (["generate", "MODEL", "--num_beams", "2", "--min_p", "0.5"], ["min_p=0.5", "num_beams=2"]),
+        (["generate", "MODEL", "--temperature", "0", "--typical", "0.5"], ["typical=0.5"]),
+        (["generate", "MODEL", "--min_p", "1.5"], ["min_p", "1.5"]),
         (
             ["generate", "MODEL", "--num_beams", "2", "--temperature", "0.5"],
             ["temperature=0.5", "num_beams=2"],
