@@ -191,8 +191,8 @@ def of_ctranslate2(
 ) -> Callable[[], float] | None:
     """Return the seconds of a token of CTranslate2; None where it lacks the type on this CPU.
 
-    It runs in another process: in this one its threads would count as torch's, and with more
-    threads than cores those of torch sleep between operations, at the cost of half their speed.
+    It runs in another process: once its threads are in this one, torch's take nearly twice the time
+    for a token, perhaps as more threads than cores do not wait actively.
     """
     import ctranslate2
 
