@@ -5,8 +5,8 @@
 A token reads every weight once. So for each type the script prints the share of the streaming rate
 at which weights are read: their bytes over the time of a token, beside the rate of a sum over 500
 MB in the same round, with the same threads. Keys and values are read too and do not count: 66 MB at
-900 tokens in float32. Beside it run CTranslate2, where it is installed and has the type, and
-`transformers`.
+900 tokens in float32. Beside it run CTranslate2 and ggml (of `ctransformers`), where they are
+installed and have the type, and `transformers`.
 
     compiled    `torch.compile` of `scan` over a `FixedCache`, three tokens a call; the share of
                 streaming is its, and so is the comparison with CTranslate2. The first call, which
@@ -21,17 +21,13 @@ between operations. All sides hold random weights of the true sizes.
 
 import argparse
 import statistics
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor
-from contextlib import contextmanager
-from functools import lru_cache, partial
-from multiprocessing import get_context
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
+from _decode_peers import Peers, all_peers, of_module
 from _harness import environment, judge, ratios, seconds, take_turns
 from torch import Tensor
 
@@ -46,7 +42,6 @@ BECAUSE = "keys and values are read beside the weights: the next row counts them
 UNPACKING = "; to unpack 4 bits takes arithmetic, so that torch's kernel is slower than memory"
 WIDE = "an eager token is hundreds of small operations, which both sides have"
 EAGER = {"float32": 1.15, "bfloat16": 2.0}  # times the speed of `transformers`
-PEER_TYPES = {"float32": "float32", "bfloat16": "bfloat16", "8 bits": "int8"}
 
 
 def matrices(path: str, leaf: Any) -> bool:
@@ -111,98 +106,6 @@ def compiled(fast: Any, params: Any, ids: Tensor, tokens: int, call: int) -> Cal
     return run
 
 
-def hugging_face(params: Any, dtype: torch.dtype, directory: str) -> Any:
-    """Return the same weights as a module of `transformers`; they stay in the directory."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import transformers
-
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
-        gpt2.save(params, directory)
-        return transformers.GPT2LMHeadModel.from_pretrained(directory, dtype=dtype).eval()
-
-
-def of_peer(peer: Any, ids: Tensor, tokens: int) -> Callable[[], float]:
-    """Return the seconds of a token of `transformers`, by its own forward function and cache."""
-
-    def run() -> float:
-        out = peer(ids, use_cache=True, logits_to_keep=1)
-        took = []
-        for _ in range(tokens):
-            begin = time.perf_counter()
-            last = out.logits[:, -1:].argmax(-1)
-            out = peer(last, past_key_values=out.past_key_values, use_cache=True)
-            took.append(time.perf_counter() - begin)
-        return statistics.median(took)
-
-    return run
-
-
-@contextmanager
-def ctranslate2_model(directory: str) -> Iterator[str | None]:
-    """Yield the folder of a CTranslate2 model of what `transformers` saved; None without it."""
-    try:
-        from ctranslate2.converters import TransformersConverter
-    except ImportError:
-        print("CTranslate2 is not installed: its rows are left out (pip install ctranslate2)")
-        yield None
-        return
-
-    class Words:
-        unk_token = bos_token = eos_token = "0"
-
-        def get_vocab(self) -> dict[str, int]:
-            return {str(n): n for n in range(50257)}
-
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        converter = TransformersConverter(directory)
-        converter.load_tokenizer = lambda *args, **kwargs: Words()
-        converter.convert(folder, force=True)
-        yield folder
-
-
-@lru_cache(maxsize=1)
-def generator(folder: str, kind: str, threads: int) -> Any:
-    import ctranslate2
-
-    return ctranslate2.Generator(folder, compute_type=kind, intra_threads=threads)
-
-
-def by_ctranslate2(folder: str, kind: str, threads: int, prompt: list[str], tokens: int) -> float:
-    """Return the seconds of a token."""
-    times: list[float] = []
-
-    def note(result: object) -> bool:
-        times.append(time.perf_counter())
-        return False
-
-    generator(folder, kind, threads).generate_batch(
-        [prompt], max_length=tokens + 1, min_length=tokens + 1, sampling_topk=1,
-        include_prompt_in_result=False, cache_static_prompt=False,
-        callback=note,
-    )  # fmt: skip
-    return statistics.median(b - a for a, b in zip(times, times[1:], strict=False))
-
-
-def of_ctranslate2(
-    other: Executor, folder: str, name: str, ids: Tensor, tokens: int
-) -> Callable[[], float] | None:
-    """Return the seconds of a token of CTranslate2; None where it lacks the type on this CPU.
-
-    It runs in another process: once its threads are in this one, torch's take nearly twice the time
-    for a token, perhaps as more threads than cores do not wait actively.
-    """
-    import ctranslate2
-
-    kind = PEER_TYPES.get(name)
-    if kind not in ctranslate2.get_supported_compute_types("cpu"):
-        return None
-    given = folder, kind, torch.get_num_threads(), [str(n) for n in ids[0].tolist()], tokens
-    return lambda: other.submit(by_ctranslate2, *given).result()
-
-
 def report(
     name: str, context: int, params: Any, taken: dict[str, list[float]], nbytes: int
 ) -> None:
@@ -225,6 +128,8 @@ def report(
     if "CTranslate2" in taken:
         found = ratios(taken["CTranslate2"], taken["compiled"])
         judge(f"{what}: compiled, speed to that of CTranslate2", found, 1.0)
+    if "ggml" in taken:
+        judge(f"{what}: compiled, speed to that of ggml", ratios(taken["ggml"], taken["compiled"]))
     if "transformers" in taken:
         found, bar = ratios(taken["transformers"], taken["eager"]), EAGER[name]
         judge(f"{what}: eager, speed to that of transformers", found, bar, because=WIDE)
@@ -233,7 +138,7 @@ def report(
 def batches(laid: Any, peer: Any, rounds: int, context: int) -> None:
     """Print the rows of eight texts at once, and of reading a long prompt."""
     ids = prompts(8, 32)
-    calls = {"fnlm": eager(laid, ids, 8), "transformers": of_peer(peer, ids, 8)}
+    calls = {"fnlm": eager(laid, ids, 8), "transformers": of_module(peer, ids, 8)}
     taken = take_turns(calls, rounds, timer=lambda call: call())
     found = ratios(taken["transformers"], taken["fnlm"])
     judge("float32 batch 8: speed to that of transformers", found, 1.3)
@@ -253,27 +158,23 @@ def prompts(rows: int, length: int) -> Tensor:
 
 
 def one_type(
-    name: str, params: Any, contexts: list[int], args: argparse.Namespace, peer: Any,
-    folder: str | None, other: Executor,
-) -> dict[str, list[float]]:  # fmt: skip
+    name: str, params: Any, args: argparse.Namespace, peers: Peers
+) -> dict[str, list[float]]:
     """Print the rows of one type; return the last times."""
     big = torch.ones(args.megabytes * 250_000)
     decode = partial(scan, gpt2.apply, steps=args.call, donate=True)
     fast, taken = torch.compile(decode), {}
     laid = pack(params) if name == "bfloat16" else params
-    for context in contexts:
+    for context in args.contexts:
         ids = prompts(1, context)
         calls = {
-            "stream": lambda: seconds(big.sum),
+            "stream": lambda: statistics.median(seconds(big.sum) for _ in range(args.tokens)),
             "eager": eager(laid, ids, args.tokens),
             "compiled": compiled(fast, params, ids, args.tokens, args.call),
         }
         first = seconds(calls["compiled"])
         print(f"{name}, {context} tokens of context: first run, compiled, {first:.0f} s")
-        if peer is not None:
-            calls["transformers"] = of_peer(peer, ids, args.tokens)
-        if folder and (call := of_ctranslate2(other, folder, name, ids, args.tokens)):
-            calls["CTranslate2"] = call
+        calls |= peers.calls(name, ids, args.tokens)
         rest = dict.fromkeys(calls, partial(time.sleep, 0.3))  # until no thread waits actively
         taken = take_turns(calls, args.rounds, timer=lambda call: call(), prepare=rest)
         report(name, context, params, dict(taken), big.nbytes)
@@ -297,23 +198,14 @@ def main() -> None:
 
     print(f"{environment('transformers')}, {torch.backends.cpu.get_cpu_capability()}")
     params = gpt2.init(gpt2.Config(n_layer=1 if args.quick else 12), random.key(0))
-    types = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     eager_times = {}
-    with (
-        torch.no_grad(),
-        tempfile.TemporaryDirectory() as directory,
-        ProcessPoolExecutor(1, get_context("spawn")) as other,
-    ):
-        whole = hugging_face(params, torch.float32, directory)
-        with ctranslate2_model(directory) as folder:
-            for name, form in forms(params).items():
-                if name in args.types:
-                    dtype = types.get(name)
-                    peer = whole.to(dtype) if dtype else None
-                    taken = one_type(name, form, args.contexts, args, peer, folder, other)
-                    eager_times[name] = taken["eager"]
-                    if name == "float32":
-                        batches(pack(form), whole, args.rounds, 100 if args.quick else 900)
+    with torch.no_grad(), all_peers(params) as peers:
+        for name, form in forms(params).items():
+            if name in args.types:
+                eager_times[name] = one_type(name, form, args, peers)["eager"]
+                if name == "float32":
+                    length = 100 if args.quick else 900
+                    batches(pack(form), peers.module, args.rounds, length)
     if {"float32", "bfloat16"} <= eager_times.keys():
         found = ratios(eager_times["float32"], eager_times["bfloat16"])
         judge("bfloat16: speed / float32's", found, 1.0)
