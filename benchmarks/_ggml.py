@@ -98,7 +98,7 @@ def _put(file: BinaryIO, name: str, x: Any, kind: Kind) -> None:
 def _model(path: str, threads: int, prompt: tuple[int, ...]) -> Any:
     from ctransformers import LLM, Config
 
-    settings = Config(threads=threads, context_length=1024, batch_size=len(prompt))
+    settings = Config(threads=threads, context_length=1024, batch_size=64)  # its memory is fixed
     model = LLM(path, "gpt2", config=settings)
     model.eval(prompt)
     return model
