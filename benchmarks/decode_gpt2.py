@@ -8,7 +8,7 @@ MB in the same round, with the same threads. Keys and values are read too and do
 900 tokens in float32. Beside it run CTranslate2 and ggml (of `ctransformers`), where they are
 installed and have the type, and `transformers`.
 
-    compiled    `torch.compile` of `scan` over a `FixedCache`, three tokens a call; the share of
+    compiled    `torch.compile` of `scan` over a `FixedCache`, two tokens a call; the share of
                 streaming is its, and so is the comparison with CTranslate2. The first call, which
                 compiles, is printed apart.
     eager       token by token, of `pack(for_decoding(...))` in bfloat16, `for_decoding(...)` in
@@ -185,9 +185,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=12, help="decoded in each round")
-    parser.add_argument("--call", type=int, default=3, help="of these, by a compiled call")
+    parser.add_argument("--call", type=int, default=2, help="of these, by a compiled call")
     parser.add_argument("--contexts", type=int, nargs="+", default=[32, 900])
     parser.add_argument("--types", nargs="+", choices=SHARES, default=[*SHARES])
     parser.add_argument("--quick", action="store_true", help="one block, few rounds")
