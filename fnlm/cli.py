@@ -99,25 +99,16 @@ def generate(
             it is not a causal language model.
         FileNotFoundError: no such model.
     """
-    if num_samples < 1 or num_beams < 1 or 1 < num_beams < num_samples:
-        raise ValueError(
-            f"num_samples={num_samples} and num_beams={num_beams} must be at least 1, "
-            "and beams, where there are several, no fewer than samples"
-        )
+    _check_counts(num_samples, num_beams)
     _check_temperature(temperature)
     filters: dict[str, Any] = {
         "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical": typical
     }  # fmt: skip
-    neutral = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "typical": 1.0}
-    unused = num_beams > 1 or not temperature
-    idle = {name: (filters[name], neutral[name]) for name in filters if unused}
+    beamed = {"repetition_penalty": repetition_penalty, "temperature": temperature or 1.0}
     if num_beams > 1:
-        idle |= {"repetition_penalty": (repetition_penalty, 1.0)}
-        idle |= {"temperature": (temperature or 1.0, 1.0)}
-    for name, (value, default) in idle.items():
-        if value != default:
-            reason = f"num_beams={num_beams}" if num_beams > 1 else "temperature=0"
-            raise ValueError(f"{name}={value} has no effect with {reason}: leave out one of them")
+        _check_unused({**filters, **beamed}, f"num_beams={num_beams}")
+    elif not temperature:
+        _check_unused(filters, "temperature=0")
     from fnlm import pipeline, random
     from fnlm.generate import beam_search, stream
 
@@ -149,6 +140,21 @@ def generate(
         yield prompt or ""
         yield from lm.decode(tokens)
         yield "\n"
+
+
+def _check_counts(num_samples: int, num_beams: int) -> None:
+    if num_samples < 1 or num_beams < 1 or 1 < num_beams < num_samples:
+        raise ValueError(
+            f"num_samples={num_samples} and num_beams={num_beams} must be at least 1, "
+            "and beams, where there are several, no fewer than samples"
+        )
+
+
+def _check_unused(settings: dict[str, Any], reason: str) -> None:
+    """Raise ValueError if a setting of sampling that has no effect is not left at its default."""
+    for name, value in settings.items():
+        if value != (0 if name in ("top_k", "min_p") else 1):
+            raise ValueError(f"{name}={value} has no effect with {reason}: leave out one of them")
 
 
 def _check_temperature(temperature: float) -> None:
