@@ -233,12 +233,7 @@ def _parser() -> argparse.ArgumentParser:
     add("model", type=str, help=f"directory, file, bundled model or hub name, of: {titles}")
     add("--prompt", type=str, help="text to continue; by default a new text is started")
     add("--max_new_tokens", type=int, default=60, help="the most tokens of a text")
-    add("--temperature", type=float, default=1.0, help="0 takes the most likely token each time")
-    add("--top_k", type=int, default=0, help="sample among the k most likely tokens; 0 for all")
-    add("--top_p", type=float, default=1.0, help="sample among the most likely of this probability")
-    add("--min_p", type=float, default=0.0, help="among those this times as likely as the first")
-    add("--typical", type=float, default=1.0, help="among those of typical surprise")
-    add("--repetition_penalty", type=float, default=1.0, help="more than 1 avoids repetition")
+    _add_sampling(generator)
     add("--seed", type=int, default=0, help="random seed")
     add("--num_samples", type=int, default=1, help="how many texts")
     add("--num_beams", type=int, default=1, help="more than 1 is beam search instead of sampling")
@@ -285,6 +280,18 @@ _POSITIONAL = {
     "config": "its configuration file; by default the one beside it",
     "target": "directory, or file that ends in .bin, to write",
 }
+
+
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--temperature", type=float, default=1.0, help="0 takes the most likely token each time")
+    add("--top_k", type=int, default=0, help="sample among the k most likely tokens; 0 for all")
+    add("--top_p", type=float, default=1.0, help="sample among the most likely of this probability")
+    add(
+        "--min_p", type=float, default=0.0, help="of the likeliest, the least probability to sample"
+    )
+    add("--typical", type=float, default=1.0, help="sample among those of typical surprise")
+    add("--repetition_penalty", type=float, default=1.0, help="more than 1 avoids repetition")
 
 
 def _add_reading(parser: argparse.ArgumentParser) -> None:
