@@ -175,7 +175,8 @@ def one_type(
         first = seconds(calls["compiled"])
         print(f"{name}, {context} tokens of context: first run, compiled, {first:.0f} s")
         calls |= peers.calls(name, ids, args.tokens)
-        rest = dict.fromkeys(calls, partial(time.sleep, 0.3))  # until no thread waits actively
+        # Until no thread of the one before waits actively.
+        rest = dict.fromkeys(calls, partial(time.sleep, args.rest))
         taken = take_turns(calls, args.rounds, timer=lambda call: call(), prepare=rest)
         report(name, context, params, dict(taken), big.nbytes)
     return taken
@@ -190,11 +191,12 @@ def main() -> None:
     parser.add_argument("--call", type=int, default=2, help="of these, by a compiled call")
     parser.add_argument("--contexts", type=int, nargs="+", default=[32, 900])
     parser.add_argument("--types", nargs="+", choices=SHARES, default=[*SHARES])
-    parser.add_argument("--quick", action="store_true", help="one block, few rounds")
+    parser.add_argument("--quick", action="store_true", help="one block, two types, few rounds")
     args = parser.parse_args()
-    args.megabytes = 100 if args.quick else 500
+    args.megabytes, args.rest = (100, 0.0) if args.quick else (500, 0.3)
     if args.quick:
         args.rounds, args.tokens, args.call, args.contexts = 2, 4, 1, args.contexts[:1]
+        args.types = [name for name in args.types if name in ("float32", "8 bits")]
 
     print(f"{environment('transformers')}, {torch.backends.cpu.get_cpu_capability()}")
     params = gpt2.init(gpt2.Config(n_layer=1 if args.quick else 12), random.key(0))
