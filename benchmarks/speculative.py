@@ -164,7 +164,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.quick:
-        args.rounds, args.tokens, args.steps = 2, 24, 1
+        args.rounds, args.tokens, args.steps = 1, 16, 1
     print(f"{environment()}, {torch.backends.cpu.get_cpu_capability()}")
     draft = tree.cast(gpt2.load("tiny"), torch.float32)
     ids, others = windows()
