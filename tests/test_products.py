@@ -86,9 +86,8 @@ def test_few_rows(rows: int, of_matrix: str, calls: list[Any]) -> None:
         found = linear(x, matrix, bias)
         torch.testing.assert_close(found.double(), exact(x, matrix, bias), **CLOSE)
         dense = matrix.is_contiguous() or matrix.mT.is_contiguous()
-        assert len(calls) == (
-            rows > 1 and dense
-        )  # one row alone needs a matrix four times as large
+        # One row alone needs a matrix four times as large.
+        assert len(calls) == (rows > 1 and dense)
         found = vmap(lambda row: linear(row, matrix, bias))(x) if rows else found
         grad(lambda x: linear(x, matrix, bias).sum())(x)
         assert len(calls) == (rows > 1 and dense)
