@@ -7,7 +7,6 @@ import gzip
 import json
 import os
 import pickle
-import random
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -25,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiktoken_ext import openai_public  # type: ignore[import-untyped]
 
-from fnlm.tokenize import _batch, _bpe, _byte_level, gpt2
+from fnlm.tokenize import _bpe, _byte_level, gpt2
 
 EXAMPLES = int(os.environ.get("FNLM_EXAMPLES", "300"))
 END = gpt2.END_OF_TEXT
@@ -451,37 +450,6 @@ def test_equality_and_pickles(small: gpt2.Tokenizer) -> None:
     assert copy.encode(TRAINING_TEXT) == small.encode(TRAINING_TEXT)
     assert small != small.extend(["<new>"])
     assert repr(small) == f"gpt2.Tokenizer(vocab_size=600, special=['{END}'])"
-
-
-@pytest.mark.parametrize("count", [0, 1, 2, 7])
-def test_processes_give_what_one_gives(small: gpt2.Tokenizer, count: int) -> None:
-    texts = [f"text {number} {'x ' * number}{END}" for number in range(count)]
-    expected = [small.encode(text, allowed_special="all") for text in texts]
-    assert small.encode_batch(texts, allowed_special="all", workers=2) == expected
-    assert small.encode_batch(iter(texts), allowed_special=iter([END]), workers=1) == expected
-
-
-def test_texts_of_uneven_cost_come_back_in_their_order(small: gpt2.Tokenizer) -> None:
-    draw = random.Random(0)
-    texts = ["".join(draw.choices("abcdefgh ", k=300)) for _ in range(200)] + ["a " * 150] * 200
-    assert small.encode_batch(texts, workers=2) == [small.encode(text) for text in texts]
-
-
-@pytest.mark.parametrize("place", [0, 99], ids=["other process", "this one"])
-def test_what_is_no_text_is_refused_by_any_process(small: gpt2.Tokenizer, place: int) -> None:
-    texts: list[Any] = ["one two"] * 100
-    texts[place] = b"bytes"
-    with pytest.raises(TypeError, match="bytes, not str"):
-        small.encode_batch(texts, workers=2)
-
-
-def test_shares_hold_all_texts_in_order() -> None:
-    for texts in (["a"] * 5, ["a" * 100, "", "b"], ["", "", ""], ["a", "b" * 100], ["a"]):
-        for workers in (1, 2, 3, 8):
-            shares = list(_batch.shares(texts, workers))
-            assert [text for share in shares for text in share] == texts
-            assert len(shares) <= workers
-            assert all(shares)
 
 
 def test_wrong_arguments_are_named(small: gpt2.Tokenizer) -> None:

@@ -1,18 +1,19 @@
 """Encoding many texts, in this process or in several."""
 
 import gc
+import pickle
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import accumulate, chain
-from multiprocessing import get_context
 
-Encode = Callable[[str], list[int]]
+from fnlm.tokenize._processes import Encode, encode_elsewhere, start, take
 
-# Parts of the work for each process: texts of one length do not take one time, and a process has up
-# to three parts before it that no other may take.
-_PARTS = 32
+# Parts of the work for each process: texts of one length do not take one time, and the last process
+# to end has up to two parts that no other may take.
+_PARTS = 128
 
 
 def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[int]]:
@@ -22,8 +23,7 @@ def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[
         encode: text -> ids; it can be pickled if there is more than one worker.
         texts: any number of strings.
         workers: processes to share the work, this one among them. The others take parts from the
-            front and this one from the back until all are taken. They are spawned, not forked: a
-            fork of a process that runs threads, as torch does, may hang.
+            front and this one from the back until all are taken.
 
     Raises:
         ValueError: `texts` is one string, or `workers` is below 1.
@@ -40,47 +40,42 @@ def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[
 def _encode_all(encode: Encode, texts: list[str], workers: int) -> list[list[int]]:
     if workers == 1 or len(texts) < 2:
         return [encode(text) for text in texts]
-    parts = list(shares(texts, _PARTS * workers))
-    if len(parts) < 2:
+    waiting = deque(enumerate(shares(texts, _PARTS * workers)))
+    if len(waiting) < 2:
         return [encode(text) for text in texts]
-    others = min(workers, len(parts)) - 1
-    with ProcessPoolExecutor(others, get_context("spawn"), _begin, (encode,)) as pool:
-        jobs = [pool.submit(_encode_part, part) for part in parts]
-        rows: list[list[list[int]]] = []  # of the parts that this process takes, last one first
+    count = len(waiting)
+    pickled = pickle.dumps(encode)
+    with ThreadPoolExecutor(workers) as pool:
+        processes = [start() for _ in range(min(workers, count) - 1)]
+        others = [pool.submit(encode_elsewhere, process, pickled, waiting) for process in processes]
         try:
-            while len(rows) < len(jobs) and jobs[~len(rows)].cancel():
-                rows.append([encode(text) for text in parts[~len(rows)]])
-            rows += [job.result() for job in reversed(jobs[: len(jobs) - len(rows)])]
+            rows = {
+                place: [encode(text) for text in part] for place, part in take(waiting, last=True)
+            }
         finally:
-            pool.shutdown(cancel_futures=True)  # of texts, once one is refused
-    return list(chain.from_iterable(reversed(rows)))
+            waiting.clear()  # of texts, once one is refused
+    for other in others:
+        rows |= other.result()
+    return list(chain.from_iterable(rows[place] for place in range(count)))
 
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Pause the collector of cycles: lists of ids have none, and it would walk them often."""
+    """Pause the collector of cycles: lists of ids have none, and it would walk them often.
+
+    It would also walk them when it goes on, as they are new. To freeze and unfreeze makes them old,
+    in no time, and is left out where the caller has frozen something.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if was_enabled:
+            if not gc.get_freeze_count():
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
-
-
-class _Worker:
-    """What a process that was started for `encode_all` encodes with: it does nothing else."""
-
-    encode: Encode
-
-
-def _begin(encode: Encode) -> None:
-    gc.disable()  # see `_collector_paused`
-    _Worker.encode = encode
-
-
-def _encode_part(texts: list[str]) -> list[list[int]]:
-    return [_Worker.encode(text) for text in texts]
 
 
 def shares(texts: list[str], workers: int) -> Iterator[list[str]]:

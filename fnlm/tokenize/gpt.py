@@ -199,9 +199,8 @@ class Tokenizer:
         Args:
             texts: any number of strings.
             allowed_special: as for `encode`.
-            workers: processes to share the work. Each starts a fresh interpreter and an empty
-                cache, so more than one pays only for much text; a script that asks for them must
-                guard its own code by ``if __name__ == "__main__":``.
+            workers: processes to share the work, this one among them. Each other starts a fresh
+                interpreter and an empty cache, so more than one pays only for much text.
 
         Raises:
             ValueError: `texts` is one string, `workers` is below 1, or as for `encode`.
