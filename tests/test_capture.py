@@ -34,9 +34,20 @@ def flat(x: Tensor) -> Tensor:
     return x[:, None].flatten(1)
 
 
+def by_vmap(loss: Callable[..., Tensor], params: Tree, *batch: Any) -> Tree:
+    """Return the gradient of each example of the floating-point leaves, by torch's transforms."""
+    floats, rest = tree.partition(params, lambda path, x: x.is_floating_point())
+    of_floats = grad(lambda floats, *example: loss(tree.merge(floats, rest), *example))
+    return vmap(of_floats, (None, *(0 for _ in batch)))(floats, *batch)
+
+
 def assert_exact(loss: Callable[..., Tensor], params: Tree, *batch: Any) -> Any:
     """Compare everything that a capture gives with the materialized gradients; return it."""
-    each = per_example_grads(loss, params, *batch)
+    each = by_vmap(loss, params, *batch)
+    for chunk_size in (None, 2):
+        grads = per_example_grads(loss, params, *batch, chunk_size=chunk_size)
+        for (path, g), expected in zip(tree.named_leaves(each), tree.leaves(grads), strict=True):
+            torch.testing.assert_close(g, expected, rtol=1e-9, atol=1e-9, msg=path)
     found = capture(loss, params, *batch)
     size = tree.leaves(batch)[0].shape[0]
     squares = [flat(g).square().sum(1) for g in tree.leaves(each)]
@@ -310,7 +321,7 @@ def test_autocast() -> None:
             return (x @ params["w"]).float().square().sum()
 
     params, x = tree.cast(make_leaves(), torch.float32), make_examples()[0].float()
-    expected = per_example_grads(loss, params, x)["w"].flatten(1).norm(dim=1)
+    expected = by_vmap(loss, params, x)["w"].flatten(1).norm(dim=1)
     torch.testing.assert_close(per_example_norms(loss, params, x), expected)
     assert set(capture(loss, params, x).each) == {"w"}
 
@@ -410,7 +421,7 @@ def both(params: Tree, *batch: Any) -> Any:
 
 def materialized(params: Tree, *batch: Any) -> Any:
     loss = make_loss(*ROUND)
-    each = per_example_grads(loss, params, *batch)
+    each = by_vmap(loss, params, *batch)
     squares = [flat(g).square().sum(1) for g in tree.leaves(each)]
     norms = torch.stack(squares).sum(0).sqrt()
     scale = (1.3 / norms).clamp(max=1)
@@ -471,7 +482,7 @@ def test_casts_of_leaves_are_followed(compute: torch.dtype) -> None:
     def loss(params: Tree, row: Tensor) -> Tensor:
         return scalar(apply(params, row[None]))
 
-    found, each = capture(loss, params, ids), per_example_grads(loss, params, ids)
+    found, each = capture(loss, params, ids), by_vmap(loss, params, ids)
     assert found.uses and not found.each
     rtol = {torch.float64: 1e-9, torch.float32: 1e-4}.get(compute, 0.05)
     weights = torch.arange(1.0, 1 + len(ids), dtype=torch.float64)

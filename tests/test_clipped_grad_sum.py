@@ -78,7 +78,7 @@ def test_models_with_padding_and_dropout(family: Family) -> None:
     def loss(params: Tree, ids: Tensor, mask: Tensor, key: Tensor) -> Tensor:
         return scalar(task(params, ids, mask, key=key))
 
-    each = per_example_grads(loss, params, ids, mask, keys)
+    each = vmap(grad(loss), (None, 0, 0, 0))(params, ids, mask, keys)
     norms = torch.stack([tree.norm(g) for g in tree.unstack(each)])
     max_norm = norms.median().item()
     total, found = clipped_grad_sum(loss, params, ids, mask, keys, max_norm=max_norm, chunk_size=3)

@@ -80,6 +80,52 @@ def test_equals_the_loop_for_any_chunk_size(chunk_size: int | None) -> None:
     assert all((leaf[0] != 0).any() for leaf in tree.leaves(together))
 
 
+def test_a_loss_that_encloses_a_tracked_tensor() -> None:
+    """Plain autograd differentiates the gradients by it, as it does those of `vmap`."""
+    w, x = (random.normal(random.key(s), (n, 3), torch.float64) for s, n in ((0, 3), (1, B)))
+    scale = random.normal(random.key(2), (3,), torch.float64).requires_grad_()
+
+    def loss(w: Tensor, x: Tensor) -> Tensor:
+        return ((x @ w) * scale).sin().sum()
+
+    each = vmap(grad(loss), (None, 0))(w, x)
+    found = per_example_grads(loss, w, x, chunk_size=2)
+    torch.testing.assert_close(found, each, rtol=1e-12, atol=1e-12)
+    slopes = [torch.autograd.grad(g.square().sum(), scale)[0] for g in (found, each)]
+    torch.testing.assert_close(*slopes, rtol=1e-12, atol=1e-12)
+    tracked = w.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(per_example_grads(loss, tracked, x).square().sum(), tracked)
+    expected = grad(lambda w: vmap(grad(loss), (None, 0))(w, x).square().sum())(w)
+    torch.testing.assert_close(slope, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_shared_gradient_is_two_tensors() -> None:
+    """Leaves whose gradients are equal do not share memory: one may be written to."""
+    params = {"a": torch.zeros(3), "b": torch.zeros(3)}
+
+    def loss(params: Tree, x: Tensor) -> Tensor:
+        return (params["a"] + params["b"] + x).square().sum()
+
+    found = per_example_grads(loss, params, torch.ones(B, 3))
+    found["a"].zero_()
+    assert (found["b"] == 2).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision(dtype: torch.dtype) -> None:
+    """Types are those of the leaves; numbers are as near float32's as those of `vmap`."""
+    params, batch = tree.cast(make_params(), dtype), make_batch()
+    found = per_example_grads(loss, params, *batch)
+    each = vmap(grad(loss), (None, 0, 0, 0))(params, *batch)
+    exact = loop(loss, tree.cast(params, torch.float32), *batch)
+    for (path, x), y, z in zip(
+        tree.named_leaves(found), *map(tree.leaves, (each, exact)), strict=True
+    ):
+        assert x.dtype == dtype, path
+        error, allowed = ((a.float() - z).norm() for a in (x, y))
+        assert error <= 1.2 * allowed + 1e-6, path
+
+
 def slope(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return grad(lambda w: fn(w).cos().sum())
 

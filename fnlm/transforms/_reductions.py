@@ -1,4 +1,4 @@
-"""What is computed from the factors of per-example gradients: norms, sums, inner products.
+"""What is computed from the factors of per-example gradients: these, norms, sums, inner products.
 
 Dimensions: B examples, T positions (tokens) of a use, n inputs, m outputs.
 """
@@ -32,6 +32,7 @@ __all__ = [
     "norms",
     "term_of_leaf",
     "weighted_sum",
+    "write_gradients",
 ]
 
 ELEMENTS = 2**22  # of gradients in memory at once, where norms need them; at least one example's
@@ -248,11 +249,52 @@ def _gradient(use: Use, span: slice) -> Tensor:
         return view.place(_wide(use.inputs[span]).mT @ grads, batched=True)
     if isinstance(use, Term):
         return view.place(grads, batched=True)
-    ids, (examples, rows) = use.ids[span], (grads.shape[0], view.shape[0])
-    index = ids + rows * torch.arange(examples, device=ids.device)[:, None]  # [b, T]
+    examples, rows = grads.shape[0], view.shape[0]
     table = grads.new_zeros(examples * rows, *view.shape[1:])
-    table = table.index_add(0, index.flatten(), grads.flatten(0, 1))
+    table = table.index_add(0, _places(use.ids[span], view), grads.flatten(0, 1))
     return view.place(table.unflatten(0, (examples, rows)), batched=True)
+
+
+def _places(ids: Tensor, view: View) -> Tensor:
+    """Return the rows of all examples' tables, one below the other, that are looked up: [b T]."""
+    first = view.shape[0] * torch.arange(ids.shape[0], device=ids.device)
+    return (ids + first[:, None]).flatten()
+
+
+def write_gradients(by_leaf: ByLeaf, result: Tree) -> None:
+    """Write the gradients of all examples to a tree like params of leaves [B, *shape].
+
+    Each product, which is most of the gradient, is written once, where it belongs. `by_leaf` is
+    emptied on the way; nothing of it or of `result` may be wrapped or tracked by autograd.
+    """
+    for path, into in tree.named_leaves(result):
+        uses = sorted(by_leaf.pop(path, []), key=lambda use: not isinstance(use, Product))
+        for number, use in enumerate(uses):
+            _write(use, into, add=number > 0)
+        if not uses:
+            into.zero_()
+
+
+def _write(use: Use, into: Tensor, *, add: bool) -> None:
+    """Write the gradients of one use to `into` [B, *leaf], or add them to what is there."""
+    view, alike = use.site.view, use.grads.dtype == into.dtype
+    if isinstance(use, Product) and alike and not add and _covers(view):
+        assert view.box is not None
+        rows, columns = use.inputs, use.grads
+        if view.box.transposed:
+            rows, columns = columns, rows
+        torch.bmm(rows.mT, columns, out=into)
+    elif isinstance(use, Lookup) and alike and view.is_whole and into.dtype not in _HALF:
+        table = into if add else into.zero_()
+        table.flatten(0, 1).index_add_(0, _places(use.ids, view), use.grads.flatten(0, 1))
+    else:
+        gradient = _gradient(use, slice(None))
+        _ = into.add_(gradient) if add else into.copy_(gradient)
+
+
+def _covers(view: View) -> bool:
+    """Whether the view is the whole leaf, or that transposed."""
+    return view.is_whole or view.then(lambda x: x.mT).is_whole
 
 
 # Sums and inner products.

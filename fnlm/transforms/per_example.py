@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fnlm import _former, tree
+from fnlm.layers._levels import is_traced, levels
 from fnlm.transforms import _reductions as reductions
 from fnlm.transforms._examples import (
     Loss,
@@ -25,7 +26,11 @@ __all__ = ["clipped_grad_sum", "per_example_grads", "per_example_norms"]
 
 @_former.answering
 def per_example_grads(loss: Loss, params: Tree, *batch: Any, chunk_size: int | None = None) -> Tree:
-    """Return the gradient of the loss for each example, vectorized by `vmap`.
+    """Return the gradient of the loss for each example, as `vmap(grad(loss))` does.
+
+    They are made of the factors of one pass back over the batch (see `capture`). Under a transform,
+    in a compiled function and where autograd tracks the loss it is `vmap(grad(loss))`, which can be
+    differentiated further.
 
     Args:
         loss: `loss(params, *example) -> []`, where an example has no batch axis.
@@ -49,7 +54,17 @@ def per_example_grads(loss: Loss, params: Tree, *batch: Any, chunk_size: int | N
     floats, constants = differentiable(params)
     if rows(batch) == 0:
         return tree.map(lambda p: p.new_zeros(0, *p.shape), floats)
-    return _map_examples(grad(merged(loss, constants)), floats, batch, chunk_size)
+    of_floats = merged(loss, constants)
+    active = levels(*tree.leaves(floats), *tree.leaves(batch))
+    if active.order or active.transforms or is_traced():
+        return _map_examples(grad(of_floats), floats, batch, chunk_size)
+    result = tree.map(lambda p: p.new_empty(rows(batch), *p.shape), floats)  # [B, ...]
+    for span in _spans(rows(batch), chunk_size):
+        captured = run(of_floats, floats, _take(batch, span))
+        if captured.losses.requires_grad:  # by a tensor that the loss encloses
+            return _map_examples(grad(of_floats), floats, batch, chunk_size)
+        reductions.write_gradients(captured.by_leaf(), tree.map(lambda x, s=span: x[s], result))
+    return result
 
 
 @_former.answering
