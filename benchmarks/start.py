@@ -65,14 +65,21 @@ def process(words: Sequence[str], env: dict[str, str]) -> Took:
 
 
 def turns(calls: dict[str, Sequence[str]], rounds: int, cache: str) -> dict[str, list[float]]:
-    """Let processes take turns; print what they took, and return the seconds of processors."""
-    # Modules are compiled once, into a folder of this run, as an installation has them compiled.
+    """Let processes take turns; print what they took, and return the seconds of processors.
+
+    Args:
+        calls: name -> arguments of Python.
+        rounds: in each of which every process runs once.
+        cache: folder of compiled modules, which a first run of each fills as an installation does;
+            "" for those beside the sources, without such a run.
+    """
     env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     env |= {"OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": cache, "PYTHONPATH": str(ROOT)}
     env |= {"HF_HUB_OFFLINE": "1"}
     taken = take_turns(
-        calls, rounds, timer=lambda words: process([sys.executable, *words], env), order="both"
-    )
+        calls, rounds, warm_up=1 if cache else 0, order="both",
+        timer=lambda words: process([sys.executable, *words], env),
+    )  # fmt: skip
     for name, times in taken.items():
         print(row(f"{name}, clock", [took.clock for took in times], "s"))
         print(row(f"{name}, processor", [took.processor for took in times], "s"))
@@ -120,7 +127,8 @@ def main() -> int:
     commands = ("fnlm.__main__", "fnlm.cli", "fnlm.programs")
     everything = ", ".join(name for name in names if not name.startswith(commands))
     generate = "-m fnlm generate tiny --prompt The --max_new_tokens 1".split()
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as own:
+        cache = "" if args.quick else own
         small = turns(
             {
                 "import torch": ["-c", "import torch"],
@@ -140,7 +148,7 @@ def main() -> int:
                 name: ["-c", f"{code}\nfirst({folder!r})"]
                 for name, code in {"fnlm": OURS, "transformers": THEIRS}.items()
             },
-            max(2, rounds // 3), cache,
+            -(-rounds // 3), cache,
         )  # fmt: skip
         what = "processor: process, checkpoint and first token, transformers over fnlm"
         met &= judge(what, ratios(large["transformers"], large["fnlm"]), 1.5)
