@@ -78,7 +78,7 @@ def register_leaf(cls: C) -> C:
     where `frame` is the rest of it, which no transform sees: tuples, strings and numbers.
     A child of the name "" has the path of the leaf itself.
     `tree_unflatten` takes anything for a child, as the children of a half of a `partition` are
-    `{}`. Pickles, `torch.load` and `torch.export` know the class.
+    `{}`. Pickles, `torch.load` and `torch.export` know the class, whose own `__reduce__` is kept.
 
     >>> @register_leaf
     ... class Scaled:
@@ -120,7 +120,8 @@ def register_leaf(cls: C) -> C:
         from_dumpable_context=_tuples,
     )
     _TYPED.add(cls)
-    cls.__reduce__ = _reduce_leaf  # type: ignore[assignment, method-assign]
+    if "__reduce__" not in vars(cls):
+        cls.__reduce__ = _reduce_leaf  # type: ignore[assignment, method-assign]
     return cls
 
 

@@ -293,7 +293,7 @@ def cast(tree: Tree, dtype: torch.dtype) -> Tree:
     """
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r:.60}: such as torch.float16")
-    return map(lambda x: x.to(dtype) if x.is_floating_point() else x, tree)
+    return map(lambda x: _plain(x).to(dtype) if x.is_floating_point() else x, tree)
 
 
 def to(tree: Tree, device: torch.device | str) -> Tree:
@@ -303,7 +303,7 @@ def to(tree: Tree, device: torch.device | str) -> Tree:
     'meta'
     """
     try:
-        return map(lambda x: x.to(device), tree)
+        return map(lambda x: _plain(x).to(device), tree)
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         try:
             torch.empty(0, device=device)
@@ -325,7 +325,14 @@ def stack(trees: Iterable[Tree]) -> Tree:
     trees = list(trees)
     if not trees:
         raise ValueError("stack() needs at least one tree")
-    return map(lambda *xs: torch.stack(xs), *trees)
+    return map(lambda *xs: torch.stack([_plain(x) for x in xs]), *trees)
+
+
+def _plain(x: Tensor) -> Tensor:
+    """Return a tensor, unless it is in an order that torch only multiplies by."""
+    if x.layout == torch._mkldnn:  # type: ignore[attr-defined]
+        raise TypeError("packed weights have one type and place: give fnlm.leaves.merge(params)")
+    return x
 
 
 def init_many(init: Callable[..., Tree], config: Any, keys: Tensor, **kwargs: Any) -> Tree:

@@ -1,5 +1,9 @@
 """Products of one vector: each kernel equals the dense product, and no transform sees it."""
 
+import copy
+import io
+import pickle
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -134,6 +138,46 @@ def test_packed_models_say_the_same(dtype: torch.dtype) -> None:
         assert torch.equal(generate(gpt2.apply, fast, ids, 6), generate(gpt2.apply, params, ids, 6))
         adapted = lora(fast, random.key(3), rank=2)
         torch.testing.assert_close(gpt2.apply(adapted, ids)[0], gpt2.apply(fast, ids)[0])
+
+
+def through_torch(x: Any) -> Any:
+    torch.save(x, file := io.BytesIO())
+    return torch.load(io.BytesIO(file.getvalue()))
+
+
+@pytest.mark.parametrize("has_kernel", [True, False], ids=["this CPU", "one without the kernel"])
+@pytest.mark.parametrize(
+    "again",
+    [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy, through_torch],
+    ids=["pickle", "copy", "torch"],
+)
+def test_packed_weights_are_packed_again(
+    again: Callable[[Any], Any], has_kernel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params = {"w": torch.randn(24, 36), "output": {"table": torch.randn(50, 24)}}
+    fast = pack(params, **EVERY)
+    if not has_kernel:
+        monkeypatch.setattr("fnlm.leaves.packed._has_kernel", lambda leaf: False)
+    found = again(fast)
+    if has_kernel:
+        assert tree.structure(found) == tree.structure(fast)
+    else:
+        assert all(type(x) is Tensor for x in tree.leaves(found))
+    for a, b in zip(tree.leaves(merge(found)), tree.leaves(params), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_what_packed_weights_cannot_do_is_named() -> None:
+    fast = pack({"w": torch.randn(24, 36)}, **EVERY)
+    if not isinstance(fast["w"], Packed):
+        pytest.skip("this CPU has no kernel for packed weights")
+    for call in (
+        lambda: tree.cast(fast, torch.float64),
+        lambda: tree.to(fast, "meta"),
+        lambda: tree.stack([fast, fast]),
+    ):
+        with pytest.raises(TypeError, match=r"packed weights .*: give fnlm.leaves.merge\(params\)"):
+            call()
 
 
 def test_wrong_requests_to_pack_are_named() -> None:

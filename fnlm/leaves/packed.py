@@ -7,6 +7,7 @@ constants: nothing differentiates by them.
 Dimensions: C channels, K numbers a channel.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -71,6 +72,10 @@ class Packed(Leaf):
     def mT(self) -> "Packed":
         return Packed(self.packed, self.table, not self.turned)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as the tensor, which is packed again, where there is the kernel."""
+        return _packed, (self._channels(), bool(self.table), self.turned)
+
     def _channels(self) -> Tensor:
         """Return the tensor [C, K], a constant of every transform."""
         packed, wrapped = self.packed, True
@@ -123,7 +128,8 @@ def pack(params: Tree, *, where: Predicate = _packable) -> Tree:
             matrices in float32, and in bfloat16 with AVX-512. Others are returned as they are.
 
     Returns:
-        a tree with `Packed` leaves: constants of this machine, which no file holds.
+        a tree with `Packed` leaves: constants, which no checkpoint holds. A pickle holds the
+        tensors, and packs them again where it is read.
 
     Raises:
         ValueError: nothing is selected.
@@ -146,14 +152,33 @@ def pack(params: Tree, *, where: Predicate = _packable) -> Tree:
         if not isinstance(leaf, Tensor) or not _has_kernel(leaf):
             return leaf
         table = is_table(path)
-        channels = (leaf if table else leaf.mT).detach().contiguous()
-        blocked = torch.ops.mkldnn._reorder_linear_weight(channels, 1)
-        return Packed(blocked, (leaf,) if table else (), not table)
+        return _packed(leaf if table else leaf.mT, table, not table)
 
     result = tree.map_with_path(packed, params, whole=Leaf)
     if not found:
         raise ValueError(none_selected(params))
     return result
+
+
+def _loadable(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function, which `torch.load` may call from now on; usable as a decorator."""
+    torch.serialization.add_safe_globals([function])
+    return function
+
+
+@_loadable
+def _packed(channels: Tensor, table: bool, turned: bool) -> Packed | Tensor:
+    """Return channels [C, K] as a leaf, or as the tensor for which it stands if there is no kernel.
+
+    Args:
+        channels: the matrix.
+        table: whether it is kept as well, for its rows.
+        turned: whether the leaf is the transpose.
+    """
+    if not _has_kernel(channels):
+        return channels.mT if turned else channels
+    blocked = torch.ops.mkldnn._reorder_linear_weight(channels.detach().contiguous(), 1)
+    return Packed(blocked, (channels,) if table else (), turned)
 
 
 def _has_kernel(leaf: Tensor) -> bool:
