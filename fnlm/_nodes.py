@@ -16,8 +16,8 @@ Predicate = Callable[[str, Any], bool]
 C = TypeVar("C", bound=type)
 
 __all__ = [
-    "Params", "Predicate", "Tree", "check_alike", "dotted", "is_typed", "keep", "register_constant",
-    "register_leaf", "register_value", "table", "union",
+    "Params", "Predicate", "Tree", "check_alike", "dotted", "is_typed", "keep", "plain",
+    "register_constant", "register_leaf", "register_value", "table", "union",
 ]  # fmt: skip
 
 _TYPED: set[type] = set()  # the classes of typed leaves
@@ -156,11 +156,34 @@ def _compact(x: Any) -> Any:
     return x.clone() if x.untyped_storage().nbytes() > x.nbytes else x
 
 
-def dotted(path: Iterable[Any]) -> str:
-    """Return the keys of a path, joined by dots."""
+def plain(x: torch.Tensor) -> torch.Tensor:
+    """Return a tensor, unless it is in an order that torch only multiplies by."""
+    if x.layout == torch._mkldnn:  # type: ignore[attr-defined]
+        raise TypeError("packed weights have one type and place: give fnlm.leaves.merge(params)")
+    return x
+
+
+def dotted(path: Iterable[Any], seen: set[str] | None = None) -> str:
+    """Return the keys of a path, joined by dots.
+
+    Args:
+        path: as torch gives it.
+        seen: the paths of the tree so far, to which this one is added.
+
+    Raises:
+        ValueError: another leaf has the path, so that it says nothing.
+    """
     names = (getattr(e, "key", getattr(e, "idx", getattr(e, "name", None)))
              for e in path if e is not _SAME)  # fmt: skip
-    return ".".join(map(str, names))
+    joined = ".".join(map(str, names))
+    if seen is not None:
+        if joined in seen:
+            raise ValueError(
+                f"two leaves have the path {joined!r}, as a dict has a key with a dot in it, or "
+                "both 1 and '1': give one of them another name"
+            )
+        seen.add(joined)
+    return joined
 
 
 def _join(path: str, name: object) -> str:

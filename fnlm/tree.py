@@ -23,6 +23,7 @@ from fnlm._nodes import (
     dotted,
     is_typed,
     keep,
+    plain,
     register_constant,
     register_leaf,
     register_value,
@@ -72,11 +73,14 @@ def named_leaves(tree: Tree, *, whole: type | None = None) -> list[tuple[str, An
         tree: any tree.
         whole: a class of typed leaves, or their base class, that count as one leaf each.
 
+    Raises:
+        ValueError: two leaves have one path.
+
     >>> named_leaves({"blocks": ({"weight": 1}, {"weight": 2})})
     [('blocks.0.weight', 1), ('blocks.1.weight', 2)]
     """
-    pairs, _ = pytree.tree_flatten_with_path(tree, is_leaf=_is_a(whole))
-    return [(dotted(path), leaf) for path, leaf in pairs]
+    pairs, seen = pytree.tree_flatten_with_path(tree, is_leaf=_is_a(whole))[0], set[str]()
+    return [(dotted(path, seen), leaf) for path, leaf in pairs]
 
 
 def typed_leaves(tree: Tree) -> list[tuple[str, Any]]:
@@ -127,11 +131,15 @@ def map_with_path(
         rest: more trees of that structure.
         whole: a class of typed leaves, or their base class, that count as one leaf each.
 
+    Raises:
+        ValueError: two leaves have one path.
+
     >>> map_with_path(lambda path, x: f"{path}={x}", {"a": {"b": 1}})
     {'a': {'b': 'a.b=1'}}
     """
+    seen = set[str]()
     return pytree.tree_map_with_path(
-        lambda path, *xs: fn(dotted(path), *xs), tree, *rest, is_leaf=_is_a(whole)
+        lambda path, *xs: fn(dotted(path, seen), *xs), tree, *rest, is_leaf=_is_a(whole)
     )
 
 
@@ -293,7 +301,7 @@ def cast(tree: Tree, dtype: torch.dtype) -> Tree:
     """
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype must be a torch.dtype, got {dtype!r:.60}: such as torch.float16")
-    return map(lambda x: _plain(x).to(dtype) if x.is_floating_point() else x, tree)
+    return map(lambda x: plain(x).to(dtype) if x.is_floating_point() else x, tree)
 
 
 def to(tree: Tree, device: torch.device | str) -> Tree:
@@ -303,7 +311,7 @@ def to(tree: Tree, device: torch.device | str) -> Tree:
     'meta'
     """
     try:
-        return map(lambda x: _plain(x).to(device), tree)
+        return map(lambda x: plain(x).to(device), tree)
     except (AssertionError, NotImplementedError, RuntimeError) as error:
         try:
             torch.empty(0, device=device)
@@ -325,14 +333,7 @@ def stack(trees: Iterable[Tree]) -> Tree:
     trees = list(trees)
     if not trees:
         raise ValueError("stack() needs at least one tree")
-    return map(lambda *xs: torch.stack([_plain(x) for x in xs]), *trees)
-
-
-def _plain(x: Tensor) -> Tensor:
-    """Return a tensor, unless it is in an order that torch only multiplies by."""
-    if x.layout == torch._mkldnn:  # type: ignore[attr-defined]
-        raise TypeError("packed weights have one type and place: give fnlm.leaves.merge(params)")
-    return x
+    return map(lambda *xs: torch.stack([plain(x) for x in xs]), *trees)
 
 
 def init_many(init: Callable[..., Tree], config: Any, keys: Tensor, **kwargs: Any) -> Tree:

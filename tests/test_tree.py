@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 from torch.utils.flop_counter import FlopCounterMode
 
-from fnlm import bert, gpt2, random, tree
+from fnlm import bert, gpt2, random, transforms, tree
 
 Tree = Any
 
@@ -85,6 +85,31 @@ def test_leaves_come_in_order_with_dotted_paths(t: Tree) -> None:
     assert [path for path, _ in found] == [path for path, _ in expected]
     for (_, a), (_, b), c in zip(found, expected, tree.leaves(t), strict=True):
         assert a is b and c is b
+
+
+@pytest.mark.parametrize(
+    "ambiguous",
+    [{"a.b": 1.0, "a": {"b": 2.0}}, {1: 1.0, "1": 2.0}, {"": {"": 1.0}, ".": 2.0}],
+    ids=["a dot", "a number", "nothing"],
+)
+def test_two_leaves_of_one_path_are_refused(ambiguous: Tree) -> None:
+    """What goes by paths would take one for the other: norms of examples did."""
+    with pytest.raises(ValueError, match=r"two leaves have the path '.*', .*: give"):
+        tree.named_leaves(ambiguous)
+    with pytest.raises(ValueError, match="two leaves have the path"):
+        tree.map_with_path(lambda path, x: x, ambiguous)
+    assert tree.leaves(tree.map(lambda x: 2 * x, ambiguous)) == [2.0, 4.0]  # by place, not by path
+
+
+def test_no_transform_mixes_leaves_of_one_path() -> None:
+    params = {"a.b": torch.ones(3, 2), "a": {"b": torch.ones(3, 2)}}
+
+    def loss(params: Tree, x: Tensor) -> Tensor:
+        return ((x @ params["a.b"]) * (x @ params["a"]["b"])).sum()
+
+    for transform in (transforms.per_example_grads, transforms.per_example_norms):
+        with pytest.raises(ValueError, match="two leaves have the path 'a.b'"):
+            transform(loss, params, torch.ones(2, 3))
 
 
 @given(trees)
