@@ -4,8 +4,7 @@ Parameters, gradients, optimizer states and caches are all trees, and one vocabu
 all. A frozen dataclass that was registered with `register_constant` (a model's config) has no
 leaves: every function here carries it along unchanged. A typed leaf, such as those of
 `fnlm.leaves`, stands where a tensor stands and is itself a small tree: paths go on into it, as in
-`blocks.0.attention.qkv.weight.a`. This module and `_nodes` alone know which tree library does the
-work.
+`blocks.0.attention.qkv.weight.a`. This module and `_nodes` alone know whose tree library it is.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -79,7 +78,8 @@ def named_leaves(tree: Tree, *, whole: type | None = None) -> list[tuple[str, An
     >>> named_leaves({"blocks": ({"weight": 1}, {"weight": 2})})
     [('blocks.0.weight', 1), ('blocks.1.weight', 2)]
     """
-    pairs, seen = pytree.tree_flatten_with_path(tree, is_leaf=_is_a(whole))[0], set[str]()
+    seen: set[str] = set()
+    pairs, _ = pytree.tree_flatten_with_path(tree, is_leaf=_is_a(whole))
     return [(dotted(path, seen), leaf) for path, leaf in pairs]
 
 
@@ -137,7 +137,7 @@ def map_with_path(
     >>> map_with_path(lambda path, x: f"{path}={x}", {"a": {"b": 1}})
     {'a': {'b': 'a.b=1'}}
     """
-    seen = set[str]()
+    seen: set[str] = set()
     return pytree.tree_map_with_path(
         lambda path, *xs: fn(dotted(path, seen), *xs), tree, *rest, is_leaf=_is_a(whole)
     )
