@@ -40,10 +40,13 @@ from fnlm.params.layout import for_decoding
 SHARES = {"float32": 0.8, "bfloat16": 0.6, "8 bits": 0.5, "4 bits": 0.4}
 BECAUSE = (
     "keys and values are read beside the weights (the next row counts them), and a call's own cost "
-    "and the operations between the products are part of a token"
+    "and the operations between the products are part of a token; tried: more tokens a call, which "
+    "compile a minute longer for little, and sums in place of attention's products"
 )
 UNPACKING = "; to unpack 4 bits takes arithmetic, so that torch's kernel is slower than memory"
-WIDE = "an eager token is hundreds of small operations, which both sides have"
+WIDE = (
+    "an eager token is hundreds of small operations, which both sides have; compiled, most are gone"
+)
 EAGER = {"float32": 1.15, "bfloat16": 2.0}  # times the speed of `transformers`
 
 
