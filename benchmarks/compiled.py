@@ -10,6 +10,7 @@ the losses must agree. A further batch of the same shape must compile nothing ag
 import argparse
 import math
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -83,7 +84,7 @@ def contenders(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def judge_shares(name: str, step: Any, parts: dict[str, tuple[str, ...]]) -> None:
+def judge_shares(name: str, step: Any, parts: Mapping[str, tuple[str, ...]]) -> None:
     """Print the shares of a step's time that some parts take, by torch's profiler."""
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step()

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import accumulate, chain
 
 from fnlm.tokenize._processes import Encode, encode_elsewhere, start, take
@@ -40,13 +40,12 @@ def encode_all(encode: Encode, texts: Iterable[str], workers: int) -> list[list[
 def _encode_all(encode: Encode, texts: list[str], workers: int) -> list[list[int]]:
     if workers == 1 or len(texts) < 2:
         return [encode(text) for text in texts]
-    waiting = deque(enumerate(shares(texts, _PARTS * workers)))
-    if len(waiting) < 2:
-        return [encode(text) for text in texts]
-    count = len(waiting)
-    pickled = pickle.dumps(encode)
-    with ThreadPoolExecutor(workers) as pool:
-        processes = [start() for _ in range(min(workers, count) - 1)]
+    with ExitStack() as stack:
+        count = min(workers, len(texts))
+        processes = [stack.enter_context(start()) for _ in range(count - 1)]  # import meanwhile
+        waiting = deque(enumerate(shares(texts, _PARTS * count)))
+        parts, pickled = len(waiting), pickle.dumps(encode)
+        pool = stack.enter_context(ThreadPoolExecutor(count))
         others = [pool.submit(encode_elsewhere, process, pickled, waiting) for process in processes]
         try:
             rows = {
@@ -54,9 +53,9 @@ def _encode_all(encode: Encode, texts: list[str], workers: int) -> list[list[int
             }
         finally:
             waiting.clear()  # of texts, once one is refused
-    for other in others:
-        rows |= other.result()
-    return list(chain.from_iterable(rows[place] for place in range(count)))
+        for other in others:
+            rows |= other.result()
+    return list(chain.from_iterable(rows[place] for place in range(parts)))
 
 
 @contextmanager
