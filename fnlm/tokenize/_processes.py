@@ -24,7 +24,7 @@ _BEGUN, _FAILED = b".", b"!"
 
 
 def take(waiting: deque[Part], *, last: bool = False) -> Iterator[Part]:
-    """Yield parts that wait, from the front or from the back, until nobody has left one."""
+    """Yield the first part that waits, or the last, until none does; others may take some too."""
     with suppress(IndexError):
         while True:
             yield waiting.pop() if last else waiting.popleft()
@@ -75,7 +75,7 @@ def encode_elsewhere(process: Popen[bytes], encode: bytes, waiting: deque[Part])
 
 
 def serve() -> None:
-    """Encode the parts that standard input brings, up to None, and then write what was asked for.
+    """Encode the parts that standard input brings, up to None, and then write their ids.
 
     After an error the parts are read and not encoded, so that the caller is not left writing.
     """
