@@ -176,12 +176,17 @@ def file_of(about: dict[str, Any]) -> Path:
 
 
 def keep(found: list[dict[str, Any]]) -> None:
-    """Write results to the file of the machine and day; rows of other scripts there stay."""
+    """Write results to the file of the machine and day, where rows of other scripts stay.
+
+    Scripts are in the order of `scripts()`, whichever was run last.
+    """
     about, *new = found
     path, names = file_of(about), {each["script"] for each in new}
     others = [each for each in rows(path)[1:] if each["script"] not in names]
+    order = {name: place for place, name in enumerate(scripts())}
+    found = sorted((*others, *new), key=lambda each: order.get(each["script"], len(order)))
     RESULTS.mkdir(exist_ok=True)
-    lines = [json.dumps(each) + "\n" for each in (about, *others, *new)]
+    lines = [json.dumps(each) + "\n" for each in (about, *found)]
     path.write_text("".join(lines), encoding="utf-8")
 
 

@@ -17,9 +17,8 @@ from pathlib import Path
 from _harness import judge, ratios, row, take_turns
 
 BECAUSE = (
-    "the other process starts and makes its tables (0.3 s), each meets every word for the first "
-    "time, and a tenth of a process is what lists of ids cost to send and to make again; tried: "
-    "arrays in their place, more and smaller parts"
+    "the other process starts and makes its tables, each meets every word for the first time, and "
+    "lists of ids are sent and made again; tried: arrays in their place, more and smaller parts"
 )
 
 Encode = Callable[[str], list[int]]
@@ -131,15 +130,6 @@ def compare(
     return met
 
 
-def held(call: Callable[[], object]) -> float:
-    """Return the seconds that a call takes, without those that its result takes to be freed."""
-    start = time.perf_counter()
-    result = call()
-    taken = time.perf_counter() - start
-    del result
-    return taken
-
-
 def compare_processes(encode_batch: Callable[..., object], rounds: int, *, quick: bool) -> bool:
     """Compare the seconds by the clock of one process and two, on a text of many lines."""
     count = 2 if quick else 20
@@ -147,7 +137,7 @@ def compare_processes(encode_batch: Callable[..., object], rounds: int, *, quick
     lines = [" ".join(words[i : i + 40]) for words in texts for i in range(0, len(words), 40)]
     lines += prose().splitlines() * count
     calls = {str(n): lambda n=n: encode_batch(lines, workers=n) for n in (1, 2)}
-    taken = take_turns(calls, 1 if quick else max(2, rounds // 3), warm_up=0, timer=held)
+    taken = take_turns(calls, 1 if quick else max(2, rounds // 3), warm_up=0)
     for name, times in taken.items():
         print(row(f"{len(lines)} lines, processes: {name}", times, "s"))
     found = ratios(taken["1"], taken["2"])

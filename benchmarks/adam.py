@@ -27,9 +27,9 @@ from fnlm.train._fused import clip_divisors
 
 BAR, PURE_BAR = 1.3, 3.0
 CLIPPING = (
-    "gradients are read once more, for their norms (the next row), those that are clipped are "
-    "written, and two milliseconds go through the leaves; tried: norms and step of a few leaves at "
-    "a time, which a cache holds, by more calls of the kernel, no faster"
+    "gradients are read once more, for their norms (the next row), and those that are clipped are "
+    "written; tried: norms and step of a few leaves at a time, which a cache holds, by more calls "
+    "of the kernel, no faster"
 )
 FRESH = "its memory is fresh, which the system hands out page by page, more slowly at times"
 PEER, OURS, PURE = "torch AdamW fused", "fnlm bert_adam, donated", "fnlm bert_adam, pure"

@@ -89,10 +89,9 @@ def judge_shares(name: str, step: Any, parts: Mapping[str, tuple[str, ...]]) -> 
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step()
     took = {each.key: each.self_cpu_time_total for each in found.key_averages()}
+    whole = sum(took.values())
     for part, keys in parts.items():
-        judge(
-            f"{name}: share of {part}", [sum(took.get(key, 0) for key in keys) / sum(took.values())]
-        )
+        judge(f"{name}: share of {part}", [sum(took.get(key, 0) for key in keys) / whole])
 
 
 def main() -> int:

@@ -98,13 +98,12 @@ def machine(about: dict[str, Any], found: Found) -> list[str]:
 def section(path: Path) -> list[str]:
     """Return what the page says of a file of results."""
     about, *found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    lines, subjects = machine(about, found), dict[str, Found]()
-    for each in (row for row in found if "state" in row):  # one that was run again stands last
-        subjects.setdefault(each["subject"], []).append(each)
-    for subject, scripts in subjects.items():
-        lines += ["", f"### {subject}"]
-        for each in sorted(scripts, key=lambda row: str(row["script"])):
-            lines += script(each, found)
+    lines, subject = machine(about, found), ""
+    for each in (row for row in found if "state" in row):
+        if each["subject"] != subject:
+            subject = each["subject"]
+            lines += ["", f"### {subject}"]
+        lines += script(each, found)
     return lines
 
 

@@ -159,6 +159,18 @@ def test_what_scripts_judge_is_recorded_and_becomes_a_page(
     assert "It was left out: a_peer is not installed." in page
 
 
+def test_scripts_that_are_run_again_keep_their_place(
+    runner: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runner, "RESULTS", tmp_path)
+    first, second, third = list(runner.scripts())[:3]
+    runner.keep([ABOUT, *({"script": name, "state": "met"} for name in (first, second, third))])
+    runner.keep([ABOUT, {"script": second, "state": "missed"}])
+    _, *found = runner.rows(runner.file_of(ABOUT))
+    expected = [(first, "met"), (second, "missed"), (third, "met")]
+    assert [(row["script"], row["state"]) for row in found] == expected
+
+
 def test_the_newest_results_of_a_machine_are_shown(renderer: ModuleType, tmp_path: Path) -> None:
     for name in ("2030-01-02-a-chip", "2030-02-01-a-chip", "2029-09-09-another"):
         about = ABOUT | {"date": name[:10], "processor": name[11:]}

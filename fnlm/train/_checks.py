@@ -94,10 +94,6 @@ def check_gradients(grads: Tree, params: Tree) -> None:
             the loss does not use.
         ValueError: paths, shapes or containers differ.
     """
-    if tree.structure(grads) == tree.structure(params):
-        pairs = zip(tree.leaves(grads), tree.leaves(params), strict=True)
-        if all(isinstance(g, Tensor) and g.shape == p.shape for g, p in pairs):
-            return
     actual: dict[str, Any] = {}
     for path, leaf in tree.named_leaves(grads):
         if not isinstance(leaf, Tensor):
@@ -112,6 +108,8 @@ def check_gradients(grads: Tree, params: Tree) -> None:
             "params must be those of optimizer.init, got None: update(grads, state, params)"
         )
     expected = {path: tuple(leaf.shape) for path, leaf in tree.named_leaves(params)}
+    if actual == expected and tree.structure(grads) == tree.structure(params):
+        return
     for path in expected.keys() | actual.keys():
         if expected.get(path) != actual.get(path):
             raise ValueError(
